@@ -1,0 +1,4 @@
+//! The `stridenet` command.
+#![forbid(unsafe_code)]
+
+fn main() {}

@@ -1,0 +1,18 @@
+//! The arithmetic of strided residual networks on CPUs.
+//!
+//! Activations are `f32` in NHWC order (`[batch, height, width, channels]`); convolution weights are HWIO
+//! (`[kernel_h, kernel_w, in_channels / groups, out_channels]`). Every kernel takes a [`Context`], which says with
+//! which instructions ([`Level`]) and on which threads ([`Pool`]) it runs. Results depend on the input and the
+//! level, never on the number of threads.
+//!
+//! This is the only crate of the workspace that contains `unsafe` code.
+
+mod context;
+pub mod conv;
+mod cpu;
+mod parallel;
+mod simd;
+
+pub use context::Context;
+pub use cpu::{Level, UnknownLevel};
+pub use parallel::Pool;

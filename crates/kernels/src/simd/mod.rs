@@ -1,0 +1,98 @@
+//! One small vector trait, implemented by each instruction set.
+//!
+//! An algorithm is written once, generic over [`Simd`], as a [`Task`]; [`Level::run`](crate::Level) instantiates it
+//! for a level inside a function that has the level's target features. Everything generic below that function must
+//! be `#[inline(always)]`, so that it is compiled with those features.
+
+/// Wraps an intrinsic inside an `impl Simd for TOKEN`.
+macro_rules! trusted {
+    ($operation:expr) => {{
+        // SAFETY: a value of the token exists only where the CPU was seen to have its instructions; the pointers of
+        // memory operations are guaranteed by the caller, as the trait's methods demand.
+        unsafe { $operation }
+    }};
+}
+
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::Neon;
+pub(crate) use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{Avx2, Avx512};
+
+/// Work that is compiled once for each instruction set.
+pub(crate) trait Task {
+    /// What the work returns.
+    type Output;
+
+    /// Does the work with `simd`'s instructions. Implementations are `#[inline(always)]`.
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// A vector of `f32` lanes and its arithmetic. A value of the type is proof that the CPU has the instructions.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Lanes of a vector.
+    const LANES: usize;
+
+    /// A vector.
+    type V: Copy;
+
+    /// All lanes `value`.
+    fn splat(self, value: f32) -> Self::V;
+
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a − b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a · b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a · b + c`, rounded once where the level has fused multiply-add.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// The larger of each lane; `b` where either is NaN, so that `max(0, x)` keeps a NaN visible.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `value` in the lanes where `condition > 0`, else 0.
+    fn keep_where_positive(self, condition: Self::V, value: Self::V) -> Self::V;
+
+    /// Reads a vector.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of [`LANES`](Self::LANES) values.
+    unsafe fn load(self, from: *const f32) -> Self::V;
+
+    /// Writes a vector.
+    ///
+    /// # Safety
+    /// `to` must be valid for writes of [`LANES`](Self::LANES) values.
+    unsafe fn store(self, to: *mut f32, value: Self::V);
+
+    /// Reads `count` lanes; the rest are 0.
+    ///
+    /// # Safety
+    /// `count <= LANES`, and `from` must be valid for reads of `count` values.
+    unsafe fn load_partial(self, from: *const f32, count: usize) -> Self::V;
+
+    /// Writes the first `count` lanes.
+    ///
+    /// # Safety
+    /// `count <= LANES`, and `to` must be valid for writes of `count` values.
+    unsafe fn store_partial(self, to: *mut f32, value: Self::V, count: usize);
+
+    /// Runs `task` inside a function that has this instruction set's target features.
+    fn run<T: Task>(self, task: T) -> T::Output;
+
+    /// All lanes 0.
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+}
