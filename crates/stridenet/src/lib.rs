@@ -1,2 +1,16 @@
 //! Residual networks that down-sample with stride 2 (He et al. 2015): train, evaluate and predict on CPUs.
 #![forbid(unsafe_code)]
+
+pub mod arch;
+pub mod data;
+mod error;
+pub mod file;
+pub mod image;
+pub mod random;
+pub mod report;
+mod tensor;
+pub mod weights;
+
+pub use error::Error;
+pub use stridenet_kernels as kernels;
+pub use tensor::{ShapeError, Tensor};

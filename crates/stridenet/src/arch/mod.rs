@@ -1,0 +1,1 @@
+//! What a network is: a table of stages, from which everything else is built.

@@ -1,0 +1,88 @@
+//! Writing files so that nobody ever sees half of one.
+
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// A file or folder cannot be read or written.
+#[derive(Debug, Error)]
+pub enum FileError {
+    /// Reading failed.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// Writing failed.
+    #[error("cannot write {}: {source}; free some space or choose another folder, nothing was lost", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl FileError {
+    /// Reading `path` failed.
+    pub fn read(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        FileError::Read { path: path.into(), source }
+    }
+
+    /// Writing `path` failed.
+    pub fn write(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        FileError::Write { path: path.into(), source }
+    }
+}
+
+/// Writes `path` through a temporary file beside it: write, sync, rename. A reader sees the old file or the new one;
+/// on any error the old one stays.
+///
+/// # Errors
+/// When the folder is not writable, the disk is full, or `fill` fails.
+pub fn write_atomically(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), FileError> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let write = || -> std::io::Result<()> {
+        let mut builder = tempfile::Builder::new();
+        // A private temporary would keep its 0600 mode after the rename and hide the model from other users.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let mut temporary = builder.prefix(".stridenet-").suffix(".tmp").tempfile_in(folder)?;
+        let mut writer = BufWriter::new(temporary.as_file_mut());
+        fill(&mut writer)?;
+        writer.flush()?;
+        drop(writer);
+        temporary.as_file().sync_all()?;
+        temporary.persist(path).map_err(|error| error.error)?;
+        Ok(())
+    };
+    write().map_err(|source| FileError::write(path, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_keeps_the_old_file_and_leaves_no_litter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model");
+        write_atomically(&path, |to| to.write_all(b"old")).unwrap();
+        let error = write_atomically(&path, |to| {
+            to.write_all(b"new")?;
+            Err(std::io::Error::from(std::io::ErrorKind::StorageFull))
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains("model"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,1 @@
+//! Model folders and safetensors files, and an account of what was loaded.
