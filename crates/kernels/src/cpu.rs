@@ -1,5 +1,6 @@
 //! Which instruction-set level this CPU has. A level is a value that can only be had where the CPU supports it.
 
+use crate::gemm::micro::{self, MicroKernels};
 use crate::simd::{Scalar, Simd, Task};
 use thiserror::Error;
 
@@ -82,6 +83,19 @@ impl Level {
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(_) => "avx512",
+        }
+    }
+
+    /// The micro-kernels compiled for this level.
+    pub(crate) fn micro_kernels(self) -> &'static MicroKernels {
+        match self.0 {
+            Isa::Scalar => &micro::SCALAR,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) => &micro::NEON,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2(_) => &micro::AVX2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) => &micro::AVX512,
         }
     }
 

@@ -10,8 +10,14 @@
 mod context;
 pub mod conv;
 mod cpu;
+pub mod gemm;
 mod parallel;
+#[cfg(test)]
+mod reference;
+pub mod roofline;
 mod simd;
+#[cfg(test)]
+mod testing;
 
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};

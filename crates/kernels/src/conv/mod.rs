@@ -1,5 +1,304 @@
 //! Convolution over NHWC activations: forward, gradient of the input, gradient of the weights.
 
 mod geometry;
+#[cfg(test)]
+mod tests;
 
 pub use geometry::{ConvGeometry, GeometryError, Window};
+
+use crate::gemm::gather::{Axis, Gather, Scatter};
+use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct};
+use crate::{Context, Level};
+
+/// Input channels below which the taps of a kernel row are read as one run of values.
+const NARROW: usize = 8;
+
+/// A convolution prepared for one input size and one instruction-set level.
+///
+/// All three passes are matrix products whose left side is gathered from the activations: the forward pass over the
+/// kernel's taps; the gradient of the input over the taps that reach a pixel, one product for each of the
+/// `stride_h · stride_w` phases of the input grid, so that no product with a stuffed zero is made; the gradient of the
+/// weights as the transposed product of the same gathered rows.
+#[derive(Debug, Clone)]
+pub struct Conv {
+    geometry: ConvGeometry,
+    level: Level,
+    input: [usize; 2],
+    output: [usize; 2],
+    /// Rows of the input for each output pixel.
+    gather: Gather,
+    /// Whether the input is copied between zero columns first, so that a kernel row is one run of values.
+    widened: bool,
+    scatter: Scatter,
+    phases: Vec<Phase>,
+}
+
+/// The input pixels whose coordinates leave the same remainders when divided by the stride.
+#[derive(Debug, Clone)]
+struct Phase {
+    /// Kernel taps (row-major index) that reach these pixels.
+    taps: Vec<usize>,
+    /// Rows of the output's gradient for each of these pixels.
+    gather: Gather,
+    scatter: Scatter,
+}
+
+/// Weights packed for [`Conv::forward`].
+#[derive(Debug, Clone)]
+pub struct ForwardWeights(Vec<PackedMatrix>);
+
+/// Weights packed for [`Conv::grad_input`]: for each phase, for each group.
+#[derive(Debug, Clone)]
+pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
+
+/// Memory that convolutions use while they run, reused from one to the next.
+#[derive(Debug, Default)]
+pub struct ConvScratch {
+    widened: Vec<f32>,
+    parts: Vec<f32>,
+}
+
+impl Conv {
+    /// Prepares the convolution for inputs of `[height, width]` pixels.
+    ///
+    /// # Errors
+    /// When the geometry is invalid or the input too small for it.
+    pub fn new(level: Level, geometry: ConvGeometry, input: [usize; 2]) -> Result<Self, GeometryError> {
+        let output = geometry.output_size(input)?;
+        let channels = geometry.in_channels;
+        let widened =
+            geometry.groups == 1 && channels < NARROW && geometry.kernel[1] > 1 && geometry.dilation[1] == 1;
+        let gather = if widened {
+            let width = input[1] + 2 * geometry.padding[1];
+            let vertical = Axis::window(&geometry.window(0), input[0], output[0], width * channels);
+            let horizontal = Axis::new(output[1], 1, geometry.stride[1] * channels, |x, _| Some(x));
+            Gather::new(vertical, horizontal, input[0] * width * channels, geometry.kernel[1] * channels)
+        } else {
+            let vertical = Axis::window(&geometry.window(0), input[0], output[0], input[1] * channels);
+            let horizontal = Axis::window(&geometry.window(1), input[1], output[1], channels);
+            Gather::new(vertical, horizontal, input[0] * input[1] * channels, geometry.group_in())
+        };
+        let scatter = Scatter::dense(output[0], output[1], geometry.out_channels);
+        let mut phases = Vec::new();
+        for y in 0..geometry.stride[0].min(input[0]) {
+            for x in 0..geometry.stride[1].min(input[1]) {
+                phases.push(Phase::new(&geometry, input, output, [y, x]));
+            }
+        }
+        Ok(Conv { geometry, level, input, output, gather, widened, scatter, phases })
+    }
+
+    /// The convolution's parameters.
+    pub fn geometry(&self) -> &ConvGeometry {
+        &self.geometry
+    }
+
+    /// Input size `[height, width]`.
+    pub fn input(&self) -> [usize; 2] {
+        self.input
+    }
+
+    /// Output size `[height, width]`.
+    pub fn output(&self) -> [usize; 2] {
+        self.output
+    }
+
+    fn input_len(&self) -> usize {
+        self.input[0] * self.input[1] * self.geometry.in_channels
+    }
+
+    fn output_len(&self) -> usize {
+        self.output[0] * self.output[1] * self.geometry.out_channels
+    }
+
+    /// Packs weights (HWIO, `[kernel_h, kernel_w, in / groups, out]`) for the forward pass.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn pack_forward(&self, weight: &[f32]) -> ForwardWeights {
+        let depth = self.geometry.taps() * self.geometry.group_in();
+        let empty = || PackedMatrix::new(self.level, depth, self.geometry.group_out(), |_, _| 0.0);
+        let mut packed = ForwardWeights((0..self.geometry.groups).map(|_| empty()).collect());
+        self.repack_forward(weight, &mut packed);
+        packed
+    }
+
+    /// As [`pack_forward`](Self::pack_forward), into memory that is there already.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn repack_forward(&self, weight: &[f32], packed: &mut ForwardWeights) {
+        assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
+        let (columns, out) = (self.geometry.group_out(), self.geometry.out_channels);
+        for (group, matrix) in packed.0.iter_mut().enumerate() {
+            matrix.refill(|k, j| weight[k * out + group * columns + j]);
+        }
+    }
+
+    /// Packs weights (HWIO) for the gradient of the input.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn pack_backward(&self, weight: &[f32]) -> BackwardWeights {
+        let g = &self.geometry;
+        let empty = |phase: &Phase| PackedMatrix::new(self.level, phase.depth(g), g.group_in(), |_, _| 0.0);
+        let groups = |phase| (0..g.groups).map(|_| empty(phase)).collect();
+        let mut packed = BackwardWeights(self.phases.iter().map(groups).collect());
+        self.repack_backward(weight, &mut packed);
+        packed
+    }
+
+    /// As [`pack_backward`](Self::pack_backward), into memory that is there already.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn repack_backward(&self, weight: &[f32], packed: &mut BackwardWeights) {
+        let g = &self.geometry;
+        assert_eq!(weight.len(), g.weight_len(), "number of weights");
+        for (phase, matrices) in self.phases.iter().zip(&mut packed.0) {
+            for (group, matrix) in matrices.iter_mut().enumerate() {
+                matrix.refill(|k, j| {
+                    let (tap, out) = (phase.taps[k / g.group_out()], k % g.group_out());
+                    weight[(tap * g.group_in() + j) * g.out_channels + group * g.group_out() + out]
+                });
+            }
+        }
+    }
+
+    /// `y = conv(x)`, then the epilogue. x is `[batch, height, width, in_channels]`, y
+    /// `[batch, out_height, out_width, out_channels]`.
+    ///
+    /// # Panics
+    /// When a slice's length is not its shape's, or the level is not the context's.
+    pub fn forward(
+        &self,
+        cx: &Context,
+        x: &[f32],
+        weights: &ForwardWeights,
+        epilogue: Epilogue,
+        scratch: &mut ConvScratch,
+        y: &mut [f32],
+    ) {
+        let images = self.images(x.len(), y.len());
+        let input = self.widen(cx, x, &mut scratch.widened);
+        for (group, b) in weights.0.iter().enumerate() {
+            let (offset, column) = (group * self.geometry.group_in(), group * self.geometry.group_out());
+            let (gather, scatter) = (&self.gather, &self.scatter);
+            Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, y);
+        }
+    }
+
+    /// `dx = Σ dy · w` over the outputs that each input pixel reaches, then the epilogue (its residual adds another
+    /// gradient of the same input).
+    ///
+    /// # Panics
+    /// When a slice's length is not its shape's, or the level is not the context's.
+    pub fn grad_input(
+        &self,
+        cx: &Context,
+        dy: &[f32],
+        weights: &BackwardWeights,
+        epilogue: Epilogue,
+        dx: &mut [f32],
+    ) {
+        let images = self.images(dx.len(), dy.len());
+        for (phase, matrices) in self.phases.iter().zip(&weights.0) {
+            for (group, b) in matrices.iter().enumerate() {
+                let (offset, column) = (group * self.geometry.group_out(), group * self.geometry.group_in());
+                let (gather, scatter) = (&phase.gather, &phase.scatter);
+                Product { images, input: dy, offset, gather, b, scatter, column, epilogue }.run(cx, dx);
+            }
+        }
+    }
+
+    /// `dw = Σ x · dy` over the batch's pixels, as HWIO.
+    ///
+    /// # Panics
+    /// When a slice's length is not its shape's.
+    pub fn grad_weight(
+        &self,
+        cx: &Context,
+        x: &[f32],
+        dy: &[f32],
+        scratch: &mut ConvScratch,
+        dw: &mut [f32],
+    ) {
+        let images = self.images(x.len(), dy.len());
+        let ConvScratch { widened, parts } = scratch;
+        let input = self.widen(cx, x, widened);
+        let (gather, groups, columns) = (&self.gather, self.geometry.groups, self.geometry.out_channels);
+        TransposedProduct { images, input, gather, groups, b: dy, columns }.run(cx, parts, dw);
+    }
+
+    /// Number of images in activations of these lengths.
+    fn images(&self, input: usize, output: usize) -> usize {
+        let images = input / self.input_len();
+        assert_eq!(input, images * self.input_len(), "values of the input");
+        assert_eq!(output, images * self.output_len(), "values of the output");
+        images
+    }
+
+    /// The input as the gather reads it: itself, or a copy with the horizontal padding written out.
+    fn widen<'a>(&self, cx: &Context, x: &'a [f32], widened: &'a mut Vec<f32>) -> &'a [f32] {
+        if !self.widened {
+            return x;
+        }
+        let (channels, margin) =
+            (self.geometry.in_channels, self.geometry.padding[1] * self.geometry.in_channels);
+        let width = self.input[1] * channels;
+        let rows = x.len() / width;
+        widened.resize(rows * (width + 2 * margin), 0.0);
+        let rows_a_task = rows.div_ceil(16).max(16);
+        cx.pool().pieces(widened, rows_a_task * (width + 2 * margin), |task, piece| {
+            let from = x[task * rows_a_task * width..].chunks_exact(width);
+            for (row, from) in piece.chunks_exact_mut(width + 2 * margin).zip(from) {
+                row[..margin].fill(0.0);
+                row[margin..margin + width].copy_from_slice(from);
+                row[margin + width..].fill(0.0);
+            }
+        });
+        widened
+    }
+}
+
+impl Phase {
+    fn new(g: &ConvGeometry, input: [usize; 2], output: [usize; 2], remainder: [usize; 2]) -> Self {
+        // Input pixel `i` is read by tap `t` of output `o` where `i + padding = o · stride + t · dilation`.
+        let reaching = |axis: usize| -> Vec<usize> {
+            let (window, first) = (g.window(axis), remainder[axis] + g.padding[axis]);
+            (0..window.kernel)
+                .filter(|tap| first % window.stride == tap * window.dilation % window.stride)
+                .collect()
+        };
+        let pixels = |axis: usize| (remainder[axis]..input[axis]).step_by(g.stride[axis]);
+        let taps = [reaching(0), reaching(1)];
+        let positions = [pixels(0).len(), pixels(1).len()];
+        let steps = [output[1] * g.out_channels, g.out_channels];
+        let axis = |axis: usize| {
+            let (window, taps) = (g.window(axis), &taps[axis]);
+            Axis::new(positions[axis], taps.len(), steps[axis], |position, tap| {
+                let pixel = remainder[axis] + position * window.stride + window.padding;
+                let output = pixel.checked_sub(taps[tap] * window.dilation).map(|at| at / window.stride);
+                output.filter(|&at| at < window.output(input[axis]).unwrap_or(0))
+            })
+        };
+        let image = output[0] * output[1] * g.out_channels;
+        let gather = if taps.iter().any(Vec::is_empty) {
+            Gather::empty(positions, image)
+        } else {
+            Gather::new(axis(0), axis(1), image, g.group_out())
+        };
+        let rows = pixels(0).map(|y| y * input[1] * g.in_channels).collect();
+        let columns = pixels(1).map(|x| x * g.in_channels).collect();
+        Phase {
+            taps: taps[0].iter().flat_map(|y| taps[1].iter().map(move |x| y * g.kernel[1] + x)).collect(),
+            gather,
+            scatter: Scatter::new(rows, columns, input[0] * input[1] * g.in_channels),
+        }
+    }
+
+    /// Rows of the packed weights.
+    fn depth(&self, g: &ConvGeometry) -> usize {
+        self.taps.len() * g.group_out()
+    }
+}

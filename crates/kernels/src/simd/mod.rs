@@ -42,6 +42,12 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// A vector.
     type V: Copy;
 
+    /// A token without a check.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set.
+    unsafe fn assume() -> Self;
+
     /// All lanes `value`.
     fn splat(self, value: f32) -> Self::V;
 

@@ -18,6 +18,11 @@ impl Simd for Scalar {
     type V = [f32; LANES];
 
     #[inline(always)]
+    unsafe fn assume() -> Self {
+        Scalar
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> Self::V {
         [value; LANES]
     }

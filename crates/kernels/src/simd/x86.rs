@@ -30,6 +30,11 @@ impl Simd for Avx2 {
     type V = __m256;
 
     #[inline(always)]
+    unsafe fn assume() -> Self {
+        Avx2(())
+    }
+
+    #[inline(always)]
     fn splat(self, value: f32) -> __m256 {
         trusted!(_mm256_set1_ps(value))
     }
@@ -114,6 +119,11 @@ fn avx512_mask(count: usize) -> __mmask16 {
 impl Simd for Avx512 {
     const LANES: usize = 16;
     type V = __m512;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Avx512(())
+    }
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {

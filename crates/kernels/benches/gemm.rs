@@ -1,0 +1,118 @@
+//! Matrix products and convolutions against the measured multiply-add peak.
+//!
+//! `cargo bench -p stridenet-kernels --bench gemm [-- THREADS [FILTER]]`, with `STRIDENET_LEVEL` to force a level. Each answer is checked
+//! before it is timed; peak and product are measured in turn, and the medians are compared.
+
+use std::time::Instant;
+use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch};
+use stridenet_kernels::gemm::{self, Epilogue, PackedMatrix};
+use stridenet_kernels::{Context, Level, roofline};
+
+const ROUNDS: usize = 9;
+
+/// Values in −1..1 that look random and are the same every time.
+fn values(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / 8_388_608.0 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Times `work` (of `macs` multiply-adds a call) and the peak in turn and prints a line.
+fn report(cx: &Context, name: &str, macs: f64, mut work: impl FnMut()) {
+    work();
+    let start = Instant::now();
+    work();
+    let calls = (0.05 / start.elapsed().as_secs_f64()).ceil().max(1.0) as usize;
+    let (mut rates, mut peaks) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        peaks.push(roofline::peak_flops(cx, 1));
+        let start = Instant::now();
+        (0..calls).for_each(|_| work());
+        rates.push(2.0 * macs * calls as f64 / start.elapsed().as_secs_f64());
+    }
+    let (rate, peak) = (median(rates), median(peaks));
+    println!("{name:<34} {:8.1} GFLOP/s  peak {:7.1}  {:5.1} %", rate / 1e9, peak / 1e9, 100.0 * rate / peak);
+}
+
+fn product(cx: &Context, [m, k, n]: [usize; 3]) {
+    let (a, b) = (values(m * k, 1), values(k * n, 2));
+    let packed = PackedMatrix::new(cx.level(), k, n, |row, column| b[row * n + column]);
+    let mut c = vec![0.0; m * n];
+    gemm::multiply(cx, m, &a, &packed, Epilogue::default(), &mut c);
+    for (i, j) in [(0, 0), (m / 2, n / 3), (m - 1, n - 1)] {
+        let exact: f64 = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[x * n + j])).sum();
+        assert!((f64::from(c[i * n + j]) - exact).abs() < 1e-4 * (k as f64).sqrt(), "wrong product");
+    }
+    report(cx, &format!("gemm M={m} K={k} N={n}"), (m * k * n) as f64, || {
+        gemm::multiply(cx, m, &a, &packed, Epilogue::default(), &mut c);
+    });
+}
+
+fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) {
+    let conv = Conv::new(cx.level(), geometry, [size; 2]).expect("a real layer's shape");
+    let [height, width] = conv.output();
+    let x = values(batch * size * size * geometry.in_channels, 3);
+    let mut y = values(batch * height * width * geometry.out_channels, 4);
+    let weight = values(geometry.weight_len(), 5);
+    let (forward, backward) = (conv.pack_forward(&weight), conv.pack_backward(&weight));
+    let mut scratch = ConvScratch::default();
+    let macs = (batch * height * width * geometry.weight_len()) as f64;
+    let name = format!(
+        "{}x{} s{} {}->{} @{size} [{batch}]",
+        geometry.kernel[0],
+        geometry.kernel[1],
+        geometry.stride[0],
+        geometry.in_channels,
+        geometry.out_channels
+    );
+    report(cx, &format!("{name} forward"), macs, || {
+        conv.forward(cx, &x, &forward, Epilogue::default(), &mut scratch, &mut y);
+    });
+    let mut dx = vec![0.0; x.len()];
+    report(cx, &format!("{name} grad_input"), macs, || {
+        conv.grad_input(cx, &y, &backward, Epilogue::default(), &mut dx);
+    });
+    let mut dw = vec![0.0; weight.len()];
+    report(cx, &format!("{name} grad_weight"), macs, || {
+        conv.grad_weight(cx, &x, &y, &mut scratch, &mut dw);
+    });
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let threads = arguments.first().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let filter = arguments.get(1).map_or("", String::as_str);
+    let level = Level::from_env().expect("a level of this CPU");
+    let cx = Context::new(level, threads);
+    println!("level {}, {threads} threads, medians of {ROUNDS} rounds", level.name());
+    if "gemm".contains(filter) {
+        product(&cx, [3136, 576, 64]);
+        product(&cx, [196, 2304, 256]);
+    }
+    if "conv".contains(filter) {
+        let stem = ConvGeometry { padding: [3; 2], ..ConvGeometry::square(3, 64, 7, 2) };
+        convolution(&cx, stem, 224, 4);
+        for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
+            convolution(&cx, ConvGeometry::square(channels, channels, 3, 1), size, 8);
+            convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 8);
+            convolution(&cx, ConvGeometry::square(channels, 4 * channels, 1, 1), size, 8);
+        }
+    }
+    if "cifar".contains(filter) {
+        convolution(&cx, ConvGeometry::square(3, 16, 3, 1), 32, 128);
+        for (channels, size) in [(16, 32), (32, 16), (64, 8)] {
+            convolution(&cx, ConvGeometry::square(channels, channels, 3, 1), size, 128);
+            convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 128);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Every pass at every level against the f64 oracle, on random shapes; every gradient against finite differences.
+
+use super::*;
+use crate::reference::conv as oracle;
+use crate::testing::Random;
+
+/// Shapes per run; each goes through all three passes at every level of this CPU.
+const SHAPES: usize = 240;
+
+/// A convolution, a batch and an input size that fit.
+fn random_shape(random: &mut Random) -> (ConvGeometry, usize, [usize; 2]) {
+    loop {
+        let groups = [1, 1, 1, 2, 3, 5][random.below(6)];
+        // Channels run over all tails of vectors and panels; some cases have one panel more than fits.
+        let channels = |random: &mut Random| match random.below(4) {
+            0 => 1 + random.below(4),
+            1 => 1 + random.below(20),
+            2 => 16 * (1 + random.below(5)),
+            _ => 1 + random.below(90),
+        };
+        let geometry = ConvGeometry {
+            in_channels: groups * channels(random).div_ceil(groups),
+            out_channels: groups * channels(random).div_ceil(groups),
+            kernel: [1 + random.below(4), 1 + random.below(5)],
+            stride: [1 + random.below(3), 1 + random.below(3)],
+            padding: [random.below(3), random.below(4)],
+            dilation: [1 + random.below(2), 1 + random.below(3)],
+            groups,
+        };
+        let (batch, input) = (1 + random.below(3), [1 + random.below(11), 1 + random.below(11)]);
+        if geometry.macs(input).is_ok_and(|macs| macs * batch as u64 <= 1_000_000) {
+            return (geometry, batch, input);
+        }
+    }
+}
+
+/// Asserts that each value is within the rounding that a sum of `terms` products can have in any order:
+/// `|error| ≤ γ·Σ|a·b|` with `γ = (terms + 2)·eps` (Higham, Accuracy and Stability of Numerical Algorithms, §3.1);
+/// `magnitude` holds the sums of absolute products.
+fn assert_close(found: &[f32], expected: &[f64], magnitude: &[f64], terms: usize, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let gamma = (terms as f64 + 2.0) * f64::from(f32::EPSILON);
+    for (index, (&found, (&expected, &magnitude))) in
+        found.iter().zip(expected.iter().zip(magnitude)).enumerate()
+    {
+        let error = (f64::from(found) - expected).abs();
+        assert!(error <= gamma * magnitude, "{what}: [{index}] is {found}, expected {expected}");
+    }
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+fn absolute(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|value| f64::from(value.abs())).collect()
+}
+
+#[test]
+fn all_passes_agree_with_the_oracle_at_every_level() {
+    let mut random = Random::new(1);
+    let contexts: Vec<Context> = Level::available().into_iter().map(|level| Context::new(level, 2)).collect();
+    // Depths beyond a block of the packed weights, sums long enough to be cut into parts, the ImageNet stem.
+    let long = [
+        (ConvGeometry::square(1200, 20, 1, 2), 2, [5, 5]),
+        (ConvGeometry::square(130, 17, 3, 1), 1, [5, 4]),
+        (ConvGeometry::square(5, 18, 3, 1), 2, [32, 30]),
+        (ConvGeometry { groups: 2, ..ConvGeometry::square(4, 6, 3, 2) }, 3, [40, 41]),
+        (ConvGeometry::square(3, 20, 7, 2), 2, [30, 33]),
+    ];
+    let short: Vec<_> = (0..SHAPES).map(|_| random_shape(&mut random)).collect();
+    for (g, batch, input) in long.into_iter().chain(short) {
+        let what = format!("{g:?} on {batch} x {input:?}");
+        let x = random.values(batch * input[0] * input[1] * g.in_channels);
+        let w = random.values(g.weight_len());
+        let dy = random.values(oracle::output_len(&g, batch, input));
+        let (x64, w64, dy64) = (wide(&x), wide(&w), wide(&dy));
+        let (ax, aw, ady) = (absolute(&x), absolute(&w), absolute(&dy));
+        let y_expected = oracle::forward(&g, batch, input, &x64, &w64);
+        let y_magnitude = oracle::forward(&g, batch, input, &ax, &aw);
+        let dx_expected = oracle::grad_input(&g, batch, input, &dy64, &w64);
+        let dx_magnitude = oracle::grad_input(&g, batch, input, &ady, &aw);
+        let dw_expected = oracle::grad_weight(&g, batch, input, &x64, &dy64);
+        let dw_magnitude = oracle::grad_weight(&g, batch, input, &ax, &ady);
+        for cx in &contexts {
+            let what = format!("{} {what}", cx.level().name());
+            let conv = Conv::new(cx.level(), g, input).unwrap();
+            let mut scratch = ConvScratch::default();
+            // NaN where nothing is written would be found.
+            let mut y = vec![f32::NAN; dy.len()];
+            conv.forward(cx, &x, &conv.pack_forward(&w), Epilogue::default(), &mut scratch, &mut y);
+            assert_close(&y, &y_expected, &y_magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
+            let mut dx = vec![f32::NAN; x.len()];
+            conv.grad_input(cx, &dy, &conv.pack_backward(&w), Epilogue::default(), &mut dx);
+            let terms = g.taps() * g.group_out();
+            assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
+            let mut dw = vec![f32::NAN; w.len()];
+            conv.grad_weight(cx, &x, &dy, &mut scratch, &mut dw);
+            let terms = dy.len() / g.out_channels;
+            assert_close(&dw, &dw_expected, &dw_magnitude, terms, &format!("grad_weight {what}"));
+        }
+    }
+}
+
+#[test]
+fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
+    let mut random = Random::new(2);
+    for level in Level::available() {
+        let cx = Context::new(level, 2);
+        for _ in 0..40 {
+            let (g, batch, input) = random_shape(&mut random);
+            let (x, w) =
+                (random.values(batch * input[0] * input[1] * g.in_channels), random.values(g.weight_len()));
+            let bias = random.values(g.out_channels);
+            let residual = random.values(oracle::output_len(&g, batch, input));
+            let conv = Conv::new(level, g, input).unwrap();
+            let weights = conv.pack_forward(&w);
+            let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
+            conv.forward(&cx, &x, &weights, Epilogue::default(), &mut ConvScratch::default(), &mut plain);
+            let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu: true };
+            conv.forward(&cx, &x, &weights, epilogue, &mut ConvScratch::default(), &mut y);
+            for (index, &found) in y.iter().enumerate() {
+                let expected = (plain[index] + bias[index % g.out_channels] + residual[index]).max(0.0);
+                assert_eq!(found, expected, "{} {g:?}", level.name());
+            }
+        }
+    }
+}
+
+/// The gradients are linear in the loss `Σ y·dy`, and the loss is linear in each x and w: central differences are
+/// exact up to the rounding of f64.
+#[test]
+fn the_oracles_gradients_are_finite_differences() {
+    let mut random = Random::new(3);
+    for _ in 0..30 {
+        let (g, batch, input) = random_shape(&mut random);
+        let mut x = wide(&random.values(batch * input[0] * input[1] * g.in_channels));
+        let mut w = wide(&random.values(g.weight_len()));
+        let dy = wide(&random.values(oracle::output_len(&g, batch, input)));
+        let dx = oracle::grad_input(&g, batch, input, &dy, &w);
+        let dw = oracle::grad_weight(&g, batch, input, &x, &dy);
+        let loss = |x: &[f64], w: &[f64]| -> f64 {
+            oracle::forward(&g, batch, input, x, w).iter().zip(&dy).map(|(y, dy)| y * dy).sum()
+        };
+        for _ in 0..4 {
+            let (i, k) = (random.below(x.len()), random.below(w.len()));
+            let (old_x, old_w) = (x[i], w[k]);
+            x[i] = old_x + 0.5;
+            let up = loss(&x, &w);
+            x[i] = old_x - 0.5;
+            assert!((up - loss(&x, &w) - dx[i]).abs() < 1e-9 * (1.0 + up.abs()), "dx {g:?}");
+            x[i] = old_x;
+            w[k] = old_w + 0.5;
+            let up = loss(&x, &w);
+            w[k] = old_w - 0.5;
+            assert!((up - loss(&x, &w) - dw[k]).abs() < 1e-9 * (1.0 + up.abs()), "dw {g:?}");
+            w[k] = old_w;
+        }
+    }
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(4);
+    let cases = [
+        (ConvGeometry::square(3, 16, 3, 1), 9, [32, 32]),
+        (ConvGeometry::square(16, 32, 3, 2), 9, [32, 31]),
+        (ConvGeometry { groups: 4, ..ConvGeometry::square(32, 32, 3, 2) }, 4, [14, 15]),
+        (ConvGeometry::square(130, 70, 3, 1), 2, [9, 9]),
+        (ConvGeometry::square(1200, 40, 1, 1), 3, [5, 5]),
+    ];
+    for level in Level::available() {
+        for (g, batch, input) in cases {
+            let x = random.values(batch * input[0] * input[1] * g.in_channels);
+            let w = random.values(g.weight_len());
+            let dy = random.values(oracle::output_len(&g, batch, input));
+            let mut first: Option<[Vec<f32>; 3]> = None;
+            for threads in [1, 2, 3, 8] {
+                let cx = Context::new(level, threads);
+                let conv = Conv::new(level, g, input).unwrap();
+                let mut scratch = ConvScratch::default();
+                let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
+                conv.forward(&cx, &x, &conv.pack_forward(&w), Epilogue::default(), &mut scratch, &mut y);
+                conv.grad_input(&cx, &dy, &conv.pack_backward(&w), Epilogue::default(), &mut dx);
+                conv.grad_weight(&cx, &x, &dy, &mut scratch, &mut dw);
+                let results = [y, dx, dw];
+                assert!(
+                    first.get_or_insert_with(|| results.clone()) == &results,
+                    "{g:?} with {threads} threads"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+    let mut random = Random::new(5);
+    let (g, input) = (ConvGeometry::square(24, 40, 3, 2), [13, 11]);
+    for level in Level::available() {
+        let cx = Context::new(level, 2);
+        let conv = Conv::new(level, g, input).unwrap();
+        let weights = conv.pack_forward(&random.values(g.weight_len()));
+        let x = random.values(7 * conv.input_len());
+        let mut batch = vec![0.0; 7 * conv.output_len()];
+        let mut scratch = ConvScratch::default();
+        conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut batch);
+        for (x, expected) in x.chunks_exact(conv.input_len()).zip(batch.chunks_exact(conv.output_len())) {
+            let mut alone = vec![0.0; conv.output_len()];
+            conv.forward(&cx, x, &weights, Epilogue::default(), &mut scratch, &mut alone);
+            assert_eq!(alone, expected);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "packed for another instruction-set level")]
+fn weights_of_another_level_are_refused() {
+    let levels = Level::available();
+    assert!(
+        levels.len() > 1,
+        "packed for another instruction-set level cannot be tried on a CPU with one level"
+    );
+    let conv = |level| Conv::new(level, ConvGeometry::square(4, 4, 3, 1), [4, 4]).unwrap();
+    let weights = conv(levels[0]).pack_forward(&[0.0; 144]);
+    let (cx, mut y) = (Context::new(levels[1], 1), [0.0; 64]);
+    conv(levels[1]).forward(
+        &cx,
+        &[0.0; 64],
+        &weights,
+        Epilogue::default(),
+        &mut ConvScratch::default(),
+        &mut y,
+    );
+}

@@ -1,0 +1,194 @@
+//! Which values a product's rows are made of: the map from output positions and kernel taps to input positions.
+
+use crate::conv::Window;
+
+/// Offset that stands for "in the padding"; sums of two of them do not overflow.
+const PADDING: usize = usize::MAX / 4;
+
+/// One axis of a gather: for each output position and each tap, the offset of the input position in values.
+#[derive(Debug, Clone)]
+pub(crate) struct Axis {
+    taps: usize,
+    offsets: Vec<usize>,
+}
+
+impl Axis {
+    /// An axis of `positions` outputs and `taps` taps, where `source` gives the input position or `None` for padding,
+    /// and neighbouring input positions are `step` values apart.
+    pub(crate) fn new(
+        positions: usize,
+        taps: usize,
+        step: usize,
+        source: impl Fn(usize, usize) -> Option<usize>,
+    ) -> Self {
+        let offset = |index: usize| source(index / taps, index % taps).map_or(PADDING, |at| at * step);
+        Axis { taps, offsets: (0..positions * taps).map(offset).collect() }
+    }
+
+    /// The axis of a sliding window over `input` positions.
+    pub(crate) fn window(window: &Window, input: usize, output: usize, step: usize) -> Self {
+        Axis::new(output, window.kernel, step, |position, tap| window.source(position, tap, input))
+    }
+
+    /// The largest offset that is not padding.
+    fn last(&self) -> Option<usize> {
+        self.offsets.iter().copied().filter(|&offset| offset < PADDING).max()
+    }
+
+    fn positions(&self) -> usize {
+        self.offsets.len().checked_div(self.taps).unwrap_or(0)
+    }
+}
+
+/// Rows that are gathered from a batch of NHWC images: row `(image, y, x)` holds, tap by tap, `depth` neighbouring
+/// values of the input.
+#[derive(Debug, Clone)]
+pub(crate) struct Gather {
+    vertical: Axis,
+    horizontal: Axis,
+    positions: [usize; 2],
+    image_step: usize,
+    depth: usize,
+    zeros: Vec<f32>,
+}
+
+impl Gather {
+    /// The gather over two axes for images of `image_step` values.
+    pub(crate) fn new(vertical: Axis, horizontal: Axis, image_step: usize, depth: usize) -> Self {
+        let positions = [vertical.positions(), horizontal.positions()];
+        Gather { vertical, horizontal, positions, image_step, depth, zeros: vec![0.0; depth] }
+    }
+
+    /// A gather without taps, all of whose `positions` rows are empty.
+    pub(crate) fn empty(positions: [usize; 2], image_step: usize) -> Self {
+        let axis = || Axis { taps: 0, offsets: Vec::new() };
+        Gather { vertical: axis(), horizontal: axis(), positions, image_step, depth: 1, zeros: vec![0.0] }
+    }
+
+    /// The rows of an ordinary matrix of `rows × depth` values.
+    pub(crate) fn matrix(rows: usize, depth: usize) -> Self {
+        let one = Axis::new(1, 1, 0, |_, _| Some(0));
+        Gather::new(Axis::new(rows, 1, depth, |row, _| Some(row)), one, rows * depth, depth)
+    }
+
+    /// Rows of one image.
+    pub(crate) fn rows_per_image(&self) -> usize {
+        self.positions[0] * self.positions[1]
+    }
+
+    /// Taps of a row.
+    pub(crate) fn taps(&self) -> usize {
+        self.vertical.taps * self.horizontal.taps
+    }
+
+    /// Values of a row that each tap contributes.
+    pub(crate) fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Values of one image.
+    pub(crate) fn image_step(&self) -> usize {
+        self.image_step
+    }
+
+    /// Values that an image must have for every pointer to be valid: one past the last value that a row reads.
+    pub(crate) fn reach(&self) -> usize {
+        self.vertical.last().zip(self.horizontal.last()).map_or(0, |(y, x)| y + x + self.depth)
+    }
+
+    /// Position of row `index`, counted through the batch.
+    pub(crate) fn position(&self, index: usize) -> Position {
+        let (image, rest) = (index / self.rows_per_image(), index % self.rows_per_image());
+        Position { image, y: rest / self.positions[1], x: rest % self.positions[1] }
+    }
+
+    /// Moves on to the next row.
+    #[inline(always)]
+    pub(crate) fn advance(&self, position: &mut Position) {
+        position.x += 1;
+        if position.x == self.positions[1] {
+            position.x = 0;
+            position.y += 1;
+            if position.y == self.positions[0] {
+                position.y = 0;
+                position.image += 1;
+            }
+        }
+    }
+
+    /// Writes the pointers of row `position` for taps `first .. first + count` through `put(tap − first, pointer)`.
+    ///
+    /// `input` is the first value of the batch (plus a channel offset). Each pointer is valid for reads of `depth`
+    /// values where `input` is valid for the batch; pointers into the padding lead to zeros.
+    #[inline(always)]
+    pub(crate) fn pointers(
+        &self,
+        input: *const f32,
+        position: &Position,
+        first: usize,
+        count: usize,
+        mut put: impl FnMut(usize, *const f32),
+    ) {
+        let image = input.wrapping_add(position.image * self.image_step);
+        let (columns, zeros) = (self.horizontal.taps, self.zeros.as_ptr());
+        if count == 0 {
+            return;
+        }
+        let vertical = &self.vertical.offsets[position.y * self.vertical.taps..][..self.vertical.taps];
+        let horizontal = &self.horizontal.offsets[position.x * columns..][..columns];
+        let (mut row, mut column) = (first / columns, first % columns);
+        for tap in 0..count {
+            let offset = vertical[row] + horizontal[column];
+            put(tap, if offset < PADDING { image.wrapping_add(offset) } else { zeros });
+            column += 1;
+            if column == columns {
+                column = 0;
+                row += 1;
+            }
+        }
+    }
+}
+
+/// A row of a gather: which image, and where in the output.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Position {
+    pub(crate) image: usize,
+    pub(crate) y: usize,
+    pub(crate) x: usize,
+}
+
+/// Where the rows of a product go: an offset for each axis's positions.
+#[derive(Debug, Clone)]
+pub(crate) struct Scatter {
+    vertical: Vec<usize>,
+    horizontal: Vec<usize>,
+    image_step: usize,
+}
+
+impl Scatter {
+    /// Rows `(y, x)` of each image go to `vertical[y] + horizontal[x]`, images are `image_step` values apart.
+    pub(crate) fn new(vertical: Vec<usize>, horizontal: Vec<usize>, image_step: usize) -> Self {
+        Scatter { vertical, horizontal, image_step }
+    }
+
+    /// Rows of `width` values one after the other, `[rows, columns]` an image.
+    pub(crate) fn dense(rows: usize, columns: usize, width: usize) -> Self {
+        let vertical = (0..rows).map(|y| y * columns * width).collect();
+        Scatter::new(vertical, (0..columns).map(|x| x * width).collect(), rows * columns * width)
+    }
+
+    /// Offset of the row at `position`.
+    #[inline(always)]
+    pub(crate) fn offset(&self, position: &Position) -> usize {
+        position.image * self.image_step + self.vertical[position.y] + self.horizontal[position.x]
+    }
+
+    /// One past the largest offset for `images` images, plus `width` values.
+    pub(crate) fn end(&self, images: usize, width: usize) -> usize {
+        let last = |offsets: &[usize]| offsets.iter().max().copied().unwrap_or(0);
+        if images == 0 || self.vertical.is_empty() || self.horizontal.is_empty() {
+            return 0;
+        }
+        (images - 1) * self.image_step + last(&self.vertical) + last(&self.horizontal) + width
+    }
+}

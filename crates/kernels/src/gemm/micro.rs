@@ -1,0 +1,291 @@
+//! The innermost loops: a block of a few rows by one panel of columns, held in registers.
+//!
+//! Two loops serve every matrix product and convolution of this crate. [`Gathered`] multiplies rows that are read
+//! through pointers (one set of pointers a kernel tap, so a convolution needs no copy of its input) by a packed panel.
+//! [`Transposed`] multiplies the transposed rows by unpacked rows of another matrix and is the gradient of the
+//! weights. Both exist for every height from 1 to what the level's registers hold.
+
+use crate::simd::{Scalar, Simd, Task};
+
+/// Largest number of rows of a block, over all levels.
+pub(crate) const MAX_ROWS: usize = 14;
+
+/// `C = A·B` for a block: C is `rows × columns`, A is read through pointers, B is one packed panel.
+pub(crate) struct Gathered {
+    /// Pointers to the rows of A, `[tap][row]`; each is valid for reads at `skip .. skip + depth`.
+    pub(crate) a: *const *const f32,
+    /// Number of taps.
+    pub(crate) taps: usize,
+    /// First value of a row that is used.
+    pub(crate) skip: usize,
+    /// Values of a row that are used by each tap.
+    pub(crate) depth: usize,
+    /// The panel's values, `[tap][depth][vectors · lanes]`.
+    pub(crate) b: *const f32,
+    /// Pointers to the rows of C; each is valid for reads and writes of `columns` values.
+    pub(crate) c: *const *mut f32,
+    /// Columns that exist; the panel's others are padding.
+    pub(crate) columns: usize,
+    /// Whether to add to C instead of overwriting it.
+    pub(crate) accumulate: bool,
+    /// A value a column that is added, or null.
+    pub(crate) bias: *const f32,
+    /// Pointers to rows of `columns` values that are added, or null.
+    pub(crate) residual: *const *const f32,
+    /// Whether negative results become 0.
+    pub(crate) relu: bool,
+}
+
+/// `C += Aᵀ·B` for a block: C is `rows × columns`; both A and B are read row by row.
+pub(crate) struct Transposed {
+    /// Pointers to the rows of A; each is valid for reads of the block's `rows` values at `skip`.
+    pub(crate) a: *const *const f32,
+    /// First value of a row of A that is used.
+    pub(crate) skip: usize,
+    /// Number of rows of A and B.
+    pub(crate) length: usize,
+    /// First row of B; each row is valid for reads of `columns` values.
+    pub(crate) b: *const f32,
+    /// Values between two rows of B.
+    pub(crate) b_step: usize,
+    /// First row of C; each is valid for reads and writes of `columns` values.
+    pub(crate) c: *mut f32,
+    /// Values between two rows of C.
+    pub(crate) c_step: usize,
+    /// Columns that exist.
+    pub(crate) columns: usize,
+}
+
+/// The micro-kernels of one level. Tables are indexed by `[vectors − 1][rows − 1]`.
+pub(crate) struct MicroKernels {
+    /// Lanes of a vector.
+    pub(crate) lanes: usize,
+    gathered: &'static [&'static [unsafe fn(&Gathered)]],
+    transposed: &'static [&'static [unsafe fn(&Transposed)]],
+}
+
+impl MicroKernels {
+    /// Most vectors that a panel may have.
+    pub(crate) fn max_vectors(&self) -> usize {
+        self.gathered.len()
+    }
+
+    /// Most rows of a block whose panel has `vectors` vectors.
+    pub(crate) fn max_rows(&self, vectors: usize) -> usize {
+        self.gathered[vectors - 1].len()
+    }
+
+    /// Multiplies one block.
+    ///
+    /// # Safety
+    /// The pointers must be valid as [`Gathered`] says, for `rows` rows and a panel of `vectors` vectors.
+    pub(crate) unsafe fn gathered(&self, vectors: usize, rows: usize, block: &Gathered) {
+        debug_assert!(block.columns <= vectors * self.lanes);
+        // SAFETY: the table is only reachable through a level that this CPU has; the rest is the caller's promise.
+        unsafe { self.gathered[vectors - 1][rows - 1](block) }
+    }
+
+    /// Multiplies one transposed block.
+    ///
+    /// # Safety
+    /// The pointers must be valid as [`Transposed`] says, for `rows` rows.
+    pub(crate) unsafe fn transposed(&self, vectors: usize, rows: usize, block: &Transposed) {
+        debug_assert!(block.columns <= vectors * self.lanes);
+        // SAFETY: the table is only reachable through a level that this CPU has; the rest is the caller's promise.
+        unsafe { self.transposed[vectors - 1][rows - 1](block) }
+    }
+}
+
+struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Gathered);
+
+impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let block = self.0;
+        let mut sums = [[simd.zero(); VECTORS]; ROWS];
+        let mut b = block.b;
+        for tap in 0..block.taps {
+            // SAFETY: `a` holds `taps · ROWS` pointers, each valid for reads at `skip .. skip + depth`; the panel holds
+            // `taps · depth` rows of `VECTORS · LANES` values (all promised by the caller of `MicroKernels::gathered`).
+            unsafe {
+                let rows: [*const f32; ROWS] =
+                    std::array::from_fn(|row| (*block.a.add(tap * ROWS + row)).add(block.skip));
+                for k in 0..block.depth {
+                    let columns: [S::V; VECTORS] = std::array::from_fn(|v| simd.load(b.add(v * S::LANES)));
+                    for row in 0..ROWS {
+                        let value = simd.splat(*rows[row].add(k));
+                        for v in 0..VECTORS {
+                            sums[row][v] = simd.mul_add(value, columns[v], sums[row][v]);
+                        }
+                    }
+                    b = b.add(VECTORS * S::LANES);
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            // SAFETY: `c`, and `residual` where it is not null, hold ROWS pointers.
+            let (c, residual) = unsafe {
+                let residual =
+                    if block.residual.is_null() { std::ptr::null() } else { *block.residual.add(row) };
+                (*block.c.add(row), residual)
+            };
+            for (v, &sum) in sums.iter().enumerate() {
+                let from = v * S::LANES;
+                let count = block.columns.saturating_sub(from).min(S::LANES);
+                // SAFETY: `count` values exist at `from` in each of these rows, as `from + count <= columns`.
+                unsafe {
+                    finish(simd, block, sum, c.wrapping_add(from), residual.wrapping_add(from), from, count)
+                };
+            }
+        }
+    }
+}
+
+/// Applies the epilogue to one vector and stores its first `count` lanes.
+///
+/// # Safety
+/// `c` must be valid for `count` values, as must be `residual` and `block.bias + from` unless they are null in `block`.
+#[inline(always)]
+unsafe fn finish<S: Simd>(
+    simd: S,
+    block: &Gathered,
+    mut sum: S::V,
+    c: *mut f32,
+    residual: *const f32,
+    from: usize,
+    count: usize,
+) {
+    // SAFETY: the caller promises `count` values at each of the pointers.
+    let load = |at: *const f32| unsafe {
+        if count == S::LANES { simd.load(at) } else { simd.load_partial(at, count) }
+    };
+    if block.accumulate {
+        sum = simd.add(load(c), sum);
+    }
+    if !block.bias.is_null() {
+        sum = simd.add(sum, load(block.bias.wrapping_add(from)));
+    }
+    if !block.residual.is_null() {
+        sum = simd.add(sum, load(residual));
+    }
+    if block.relu {
+        sum = simd.max(simd.zero(), sum);
+    }
+    // SAFETY: the caller promises `count` values at `c`.
+    unsafe { if count == S::LANES { simd.store(c, sum) } else { simd.store_partial(c, sum, count) } }
+}
+
+struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Transposed);
+
+impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> {
+    /// # Safety
+    /// As [`MicroKernels::transposed`]; without `TAIL`, all `VECTORS · LANES` columns exist.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const TAIL: bool>(&self, simd: S) {
+        let block = self.0;
+        let count = |v: usize| block.columns.saturating_sub(v * S::LANES).min(S::LANES);
+        // SAFETY: `count` lanes exist where TAIL is set, all of them otherwise.
+        let load = |at: *const f32, v: usize| unsafe {
+            if TAIL {
+                simd.load_partial(at.wrapping_add(v * S::LANES), count(v))
+            } else {
+                simd.load(at.add(v * S::LANES))
+            }
+        };
+        let mut sums = [[simd.zero(); VECTORS]; ROWS];
+        let mut b = block.b;
+        for k in 0..block.length {
+            let columns: [S::V; VECTORS] = std::array::from_fn(|v| load(b, v));
+            // SAFETY: `a` holds `length` pointers, each valid for ROWS values at `skip`.
+            let a = unsafe { (*block.a.add(k)).add(block.skip) };
+            for row in 0..ROWS {
+                // SAFETY: as above.
+                let value = simd.splat(unsafe { *a.add(row) });
+                for v in 0..VECTORS {
+                    sums[row][v] = simd.mul_add(value, columns[v], sums[row][v]);
+                }
+            }
+            b = b.wrapping_add(block.b_step);
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            let c = block.c.wrapping_add(row * block.c_step);
+            for (v, &sum) in sums.iter().enumerate() {
+                let sum = simd.add(load(c, v), sum);
+                let c = c.wrapping_add(v * S::LANES);
+                // SAFETY: as for the loads; C's rows are valid for writes.
+                unsafe { if TAIL { simd.store_partial(c, sum, count(v)) } else { simd.store(c, sum) } }
+            }
+        }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize> Task for TransposedTask<'_, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        // SAFETY: promised by the caller of `MicroKernels::transposed`; TAIL is set exactly when columns are missing.
+        unsafe {
+            if self.0.columns == VECTORS * S::LANES {
+                self.multiply::<S, false>(simd)
+            } else {
+                self.multiply::<S, true>(simd)
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has `S`'s instructions, and the block is as [`MicroKernels::gathered`] demands.
+unsafe fn gathered<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &Gathered) {
+    // SAFETY: the caller promises that the CPU has the instructions.
+    unsafe { S::assume() }.run(GatheredTask::<ROWS, VECTORS>(block))
+}
+
+/// # Safety
+/// The CPU has `S`'s instructions, and the block is as [`MicroKernels::transposed`] demands.
+unsafe fn transposed<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &Transposed) {
+    // SAFETY: the caller promises that the CPU has the instructions.
+    unsafe { S::assume() }.run(TransposedTask::<ROWS, VECTORS>(block))
+}
+
+/// The tables of one level: for each number of vectors of a panel, the heights that its registers hold.
+macro_rules! micro_kernels {
+    ($simd:ty: $($vectors:literal => [$($rows:literal)*]),* $(,)?) => {
+        MicroKernels {
+            lanes: <$simd as Simd>::LANES,
+            gathered: &[$(&[$(gathered::<$simd, $rows, $vectors>),*]),*],
+            transposed: &[$(&[$(transposed::<$simd, $rows, $vectors>),*]),*],
+        }
+    };
+}
+
+/// The portable level's kernels.
+pub(crate) static SCALAR: MicroKernels = micro_kernels!(Scalar: 1 => [1 2 3 4 5 6], 2 => [1 2 3 4]);
+
+/// 16 registers: 6 rows by 2 vectors and 10 rows by 1 leave room for the operands.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX2: MicroKernels = micro_kernels!(crate::simd::Avx2:
+    1 => [1 2 3 4 5 6 7 8 9 10],
+    2 => [1 2 3 4 5 6],
+);
+
+/// 32 registers.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512: MicroKernels = micro_kernels!(crate::simd::Avx512:
+    1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    2 => [1 2 3 4 5 6 7 8 9 10 11 12],
+    3 => [1 2 3 4 5 6 7 8],
+    4 => [1 2 3 4 5 6],
+);
+
+/// 32 registers of four lanes.
+#[cfg(target_arch = "aarch64")]
+pub(crate) static NEON: MicroKernels = micro_kernels!(crate::simd::Neon:
+    1 => [1 2 3 4 5 6 7 8 9 10 11 12],
+    2 => [1 2 3 4 5 6 7 8 9 10 11 12],
+    3 => [1 2 3 4 5 6 7 8],
+    4 => [1 2 3 4 5 6],
+);

@@ -1,0 +1,47 @@
+//! Matrix products: packing, blocking, threads, epilogue.
+//!
+//! A product's left side is gathered through pointers ([`gather`]), so that a plain matrix, a strided 1×1 convolution
+//! and a padded 3×3 convolution are the same loop. The right side is packed into panels ([`pack`]). Work is cut into
+//! tasks by the shape alone, and each result is one sum in one order, whatever the number of threads.
+
+mod driver;
+pub(crate) mod gather;
+pub(crate) mod micro;
+pub(crate) mod pack;
+
+pub use driver::Epilogue;
+pub(crate) use driver::{Product, TransposedProduct};
+pub use pack::PackedMatrix;
+
+use crate::Context;
+use gather::{Gather, Scatter};
+
+/// `C = A·B` with an epilogue: A is `rows × B.depth()`, C is `rows × B.columns()`, both row-major.
+///
+/// # Panics
+/// When a slice's length does not fit, or `b` was packed for another level than the context's.
+pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue: Epilogue, c: &mut [f32]) {
+    let gather = Gather::matrix(rows, b.depth());
+    let scatter = Scatter::dense(rows, 1, b.columns());
+    Product { images: 1, input: a, offset: 0, gather: &gather, b, scatter: &scatter, column: 0, epilogue }
+        .run(cx, c);
+}
+
+/// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`, all row-major.
+///
+/// Long products are summed in a fixed number of parts, which need `parts.len()` to be at least
+/// [`transposed_parts`]` · rows · columns` values.
+///
+/// # Panics
+/// When a slice's length does not fit.
+pub fn multiply_transposed(
+    cx: &Context,
+    [length, rows, columns]: [usize; 3],
+    a: &[f32],
+    b: &[f32],
+    parts: &mut Vec<f32>,
+    c: &mut [f32],
+) {
+    let gather = Gather::matrix(length, rows);
+    TransposedProduct { images: 1, input: a, gather: &gather, groups: 1, b, columns }.run(cx, parts, c);
+}

@@ -1,0 +1,129 @@
+//! Matrices rearranged into the panels that the micro-kernels read.
+
+use crate::Level;
+
+/// A cache line of values; a vector of these is aligned for the widest vectors.
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[expect(dead_code, reason = "read through pointers to the values")] [f32; 16]);
+
+/// A `depth × columns` matrix cut into panels of a few vectors of columns each, for the level that packed it.
+///
+/// Panel by panel, its values stand in the order `[depth][vectors · lanes]`; missing columns of the last vector are 0.
+#[derive(Debug, Clone)]
+pub struct PackedMatrix {
+    level: Level,
+    depth: usize,
+    columns: usize,
+    lines: Vec<Line>,
+}
+
+/// One panel of a [`PackedMatrix`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Panel {
+    /// First column.
+    pub(crate) column: usize,
+    /// Columns that exist.
+    pub(crate) columns: usize,
+    /// Vectors of columns, the last one possibly partial.
+    pub(crate) vectors: usize,
+    /// Vectors of columns in the panels before.
+    first_vector: usize,
+}
+
+/// The panels of `columns` columns at `level`: as wide as the micro-kernels take, the rest in the last one.
+pub(crate) fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
+    let kernels = level.micro_kernels();
+    let (lanes, widest) = (kernels.lanes, kernels.max_vectors());
+    let vectors = columns.div_ceil(lanes);
+    (0..vectors.div_ceil(widest)).map(move |panel| {
+        let first_vector = panel * widest;
+        let column = first_vector * lanes;
+        let vectors = widest.min(vectors - first_vector);
+        Panel { column, columns: (vectors * lanes).min(columns - column), vectors, first_vector }
+    })
+}
+
+impl PackedMatrix {
+    /// Packs the matrix whose value at row `k`, column `j` is `value(k, j)`.
+    pub fn new(level: Level, depth: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
+        let mut packed = PackedMatrix { level, depth, columns, lines: Vec::new() };
+        packed.refill(value);
+        packed
+    }
+
+    /// Replaces the values, keeping the memory.
+    pub fn refill(&mut self, value: impl Fn(usize, usize) -> f32) {
+        let lanes = self.level.micro_kernels().lanes;
+        let length = self.depth * self.columns.next_multiple_of(lanes);
+        self.lines.resize(length.div_ceil(16), Line([0.0; 16]));
+        let (depth, panels) = (self.depth, panels(self.level, self.columns));
+        let mut rest = self.values_mut();
+        for panel in panels {
+            let width = panel.vectors * lanes;
+            let (values, tail) = rest.split_at_mut(depth * width);
+            for (k, row) in values.chunks_exact_mut(width).enumerate() {
+                for (j, to) in row[..panel.columns].iter_mut().enumerate() {
+                    *to = value(k, panel.column + j);
+                }
+            }
+            rest = tail;
+        }
+    }
+
+    /// The level that packed the matrix.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Number of rows.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn values_mut(&mut self) -> &mut [f32] {
+        let length = self.lines.len() * 16;
+        // SAFETY: a `Line` is exactly 16 values (64 bytes, aligned to 64, no padding).
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), length) }
+    }
+
+    /// Pointer to row `k` of a panel, valid for reads to the panel's last row.
+    pub(crate) fn panel_row(&self, panel: &Panel, k: usize) -> *const f32 {
+        let lanes = self.level.micro_kernels().lanes;
+        let at = (panel.first_vector * self.depth + panel.vectors * k) * lanes;
+        debug_assert!(at <= self.lines.len() * 16);
+        self.lines.as_ptr().cast::<f32>().wrapping_add(at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_stands_in_its_panel() {
+        for level in Level::available() {
+            let lanes = level.micro_kernels().lanes;
+            for columns in [1, lanes - 1, lanes, 3 * lanes + 1, 9 * lanes] {
+                let value = |k: usize, j: usize| (k * 1000 + j + 1) as f32;
+                let packed = PackedMatrix::new(level, 5, columns, value);
+                assert_eq!(panels(level, columns).map(|panel| panel.columns).sum::<usize>(), columns);
+                for panel in panels(level, columns) {
+                    for k in 0..5 {
+                        for j in 0..panel.vectors * lanes {
+                            // SAFETY: row `k` of the panel holds `vectors · lanes` values.
+                            let found = unsafe { *packed.panel_row(&panel, k).add(j) };
+                            let expected = if j < panel.columns { value(k, panel.column + j) } else { 0.0 };
+                            assert_eq!(found, expected);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Oracles: the same mathematics in plain loops and f64, for tests to compare with.
+
+pub(crate) mod conv;
