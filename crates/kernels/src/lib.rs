@@ -11,7 +11,11 @@ mod context;
 pub mod conv;
 mod cpu;
 pub mod gemm;
+pub mod loss;
+pub mod norm;
 mod parallel;
+pub mod pointwise;
+pub mod pool;
 #[cfg(test)]
 mod reference;
 pub mod roofline;

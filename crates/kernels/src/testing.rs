@@ -25,3 +25,13 @@ impl Random {
         (0..count).map(|_| (self.next() >> 40) as f32 / 8_388_608.0 - 1.0).collect()
     }
 }
+
+/// The values in `f64`.
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().copied().map(f64::from).collect()
+}
+
+/// The sum of the values' magnitudes, which bounds the rounding of their sum.
+pub(crate) fn absolute_sum(values: &[f64]) -> f64 {
+    values.iter().map(|value| value.abs()).sum()
+}

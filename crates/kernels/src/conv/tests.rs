@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::reference::conv as oracle;
-use crate::testing::Random;
+use crate::testing::{Random, wide};
 
 /// Shapes per run; each goes through all three passes at every level of this CPU.
 const SHAPES: usize = 240;
@@ -46,10 +46,6 @@ fn assert_close(found: &[f32], expected: &[f64], magnitude: &[f64], terms: usize
         let error = (f64::from(found) - expected).abs();
         assert!(error <= gamma * magnitude, "{what}: [{index}] is {found}, expected {expected}");
     }
-}
-
-fn wide(values: &[f32]) -> Vec<f64> {
-    values.iter().copied().map(f64::from).collect()
 }
 
 fn absolute(values: &[f32]) -> Vec<f64> {

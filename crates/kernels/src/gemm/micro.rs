@@ -200,11 +200,11 @@ impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> 
             let columns: [S::V; VECTORS] = std::array::from_fn(|v| load(b, v));
             // SAFETY: `a` holds `length` pointers, each valid for ROWS values at `skip`.
             let a = unsafe { (*block.a.add(k)).add(block.skip) };
-            for row in 0..ROWS {
+            for (row, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: as above.
                 let value = simd.splat(unsafe { *a.add(row) });
-                for v in 0..VECTORS {
-                    sums[row][v] = simd.mul_add(value, columns[v], sums[row][v]);
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = simd.mul_add(value, column, *sum);
                 }
             }
             b = b.wrapping_add(block.b_step);

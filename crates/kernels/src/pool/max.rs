@@ -1,0 +1,143 @@
+//! Max pooling.
+
+use super::Plain;
+use crate::Context;
+use crate::conv::{GeometryError, Window};
+use crate::parallel::SharedMut;
+
+/// A max pool prepared for one input size.
+#[derive(Debug, Clone)]
+pub struct MaxPool {
+    windows: [Window; 2],
+    input: [usize; 2],
+    output: [usize; 2],
+}
+
+impl MaxPool {
+    /// A max pool of `windows` `[vertical, horizontal]` over `[height, width]` pixels.
+    ///
+    /// # Errors
+    /// When the input is too small, a window would lie wholly in the padding, or has more than 256 taps.
+    pub fn new(windows: [Window; 2], input: [usize; 2]) -> Result<Self, GeometryError> {
+        let output = [windows[0].output(input[0])?, windows[1].output(input[1])?];
+        if windows[0].kernel.saturating_mul(windows[1].kernel) > 256 {
+            return Err(GeometryError::Overflow { what: "more than 256 taps in a max pool" });
+        }
+        for (axis, window) in windows.iter().enumerate() {
+            let sees = |place| (0..window.kernel).any(|tap| window.source(place, tap, input[axis]).is_some());
+            if !(0..output[axis]).all(sees) {
+                let (input, padding, reach) = (input[axis], window.padding, window.reach());
+                return Err(GeometryError::TooSmall { input, padding, reach });
+            }
+        }
+        Ok(MaxPool { windows, input, output })
+    }
+
+    /// Output size `[height, width]`.
+    pub fn output(&self) -> [usize; 2] {
+        self.output
+    }
+
+    /// `y = max over the window of x`, and for each output the tap (row-major) that won: the first of equals, as in
+    /// PyTorch; a NaN always wins. The padding never does.
+    ///
+    /// # Panics
+    /// When lengths do not fit.
+    pub fn forward(&self, cx: &Context, channels: usize, x: &[f32], y: &mut [f32], winners: &mut [u8]) {
+        let ([height, width], [out_height, out_width]) = (self.input, self.output);
+        let row = out_width * channels;
+        assert_eq!(y.len(), winners.len(), "a winner for each output");
+        assert!(channels > 0 && y.len().is_multiple_of(out_height * row), "whole images");
+        assert_eq!(x.len(), y.len() / (out_height * row) * height * width * channels, "values of the input");
+        let winners = SharedMut(winners.as_mut_ptr());
+        cx.pool().pieces(y, row, |index, y| {
+            // SAFETY: `winners` has y's length; each task takes the row that its piece of y has.
+            let winners = unsafe { std::slice::from_raw_parts_mut(winners.get().add(index * row), row) };
+            let (image, oy) = (index / out_height, index % out_height);
+            let x = &x[image * height * width * channels..][..height * width * channels];
+            cx.level().run(Plain(
+                #[inline(always)]
+                || self.forward_row(channels, x, oy, y, winners),
+            ));
+        });
+    }
+
+    #[inline(always)]
+    fn forward_row(&self, channels: usize, x: &[f32], oy: usize, y: &mut [f32], winners: &mut [u8]) {
+        let [vertical, horizontal] = &self.windows;
+        for (ox, (y, winners)) in
+            y.chunks_exact_mut(channels).zip(winners.chunks_exact_mut(channels)).enumerate()
+        {
+            let mut first = true;
+            for ky in 0..vertical.kernel {
+                let Some(iy) = vertical.source(oy, ky, self.input[0]) else { continue };
+                for kx in 0..horizontal.kernel {
+                    let Some(ix) = horizontal.source(ox, kx, self.input[1]) else { continue };
+                    let x = &x[(iy * self.input[1] + ix) * channels..][..channels];
+                    let tap = (ky * horizontal.kernel + kx) as u8;
+                    if first {
+                        y.copy_from_slice(x);
+                        winners.fill(tap);
+                        first = false;
+                        continue;
+                    }
+                    for ((y, winner), &x) in y.iter_mut().zip(winners.iter_mut()).zip(x) {
+                        let wins = x > *y || x.is_nan();
+                        *y = if wins { x } else { *y };
+                        *winner = if wins { tap } else { *winner };
+                    }
+                }
+            }
+        }
+    }
+
+    /// `dx`: each output's gradient goes to its winner.
+    ///
+    /// # Panics
+    /// When lengths do not fit.
+    pub fn backward(&self, cx: &Context, channels: usize, dy: &[f32], winners: &[u8], dx: &mut [f32]) {
+        let ([height, width], [out_height, out_width]) = (self.input, self.output);
+        let row = width * channels;
+        assert_eq!(dy.len(), winners.len(), "a winner for each output");
+        assert!(channels > 0 && dx.len().is_multiple_of(height * row), "whole images");
+        let image_len = out_height * out_width * channels;
+        assert_eq!(dy.len(), dx.len() / (height * row) * image_len, "values of the output");
+        cx.pool().pieces(dx, row, |index, dx| {
+            let (image, iy) = (index / height, index % height);
+            let dy = &dy[image * image_len..][..image_len];
+            let winners = &winners[image * image_len..][..image_len];
+            cx.level().run(Plain(
+                #[inline(always)]
+                || self.backward_row(channels, dy, winners, iy, dx),
+            ));
+        });
+    }
+
+    #[inline(always)]
+    fn backward_row(&self, channels: usize, dy: &[f32], winners: &[u8], iy: usize, dx: &mut [f32]) {
+        let [vertical, horizontal] = &self.windows;
+        for (ix, dx) in dx.chunks_exact_mut(channels).enumerate() {
+            dx.fill(0.0);
+            for (ky, oy) in readers(vertical, iy, self.output[0]) {
+                for (kx, ox) in readers(horizontal, ix, self.output[1]) {
+                    let (tap, at) =
+                        ((ky * horizontal.kernel + kx) as u8, (oy * self.output[1] + ox) * channels);
+                    let outputs = dy[at..at + channels].iter().zip(&winners[at..at + channels]);
+                    for (dx, (&dy, &winner)) in dx.iter_mut().zip(outputs) {
+                        *dx += if winner == tap { dy } else { 0.0 };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The taps that read input position `input`, each with the output that it belongs to.
+#[inline(always)]
+fn readers(window: &Window, input: usize, outputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    let Window { kernel, stride, padding, dilation } = *window;
+    (0..kernel).filter_map(move |tap| {
+        let offset = (input + padding).checked_sub(tap * dilation)?;
+        (offset.is_multiple_of(stride) && offset / stride < outputs).then_some((tap, offset / stride))
+    })
+}
