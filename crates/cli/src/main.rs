@@ -1,4 +1,43 @@
-//! The `stridenet` command.
+//! The `stridenet` command: arguments become typed options, options become library calls, results are rendered.
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod arguments;
+mod commands;
+mod console;
+mod failure;
+mod interrupt;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use console::Console;
+use failure::Failure;
+use interrupt::Interrupt;
+use std::process::ExitCode;
+use stridenet::kernels::{Context, Level};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<(), Failure> {
+    let Arguments { common, command } = arguments;
+    let console = Console::new(common);
+    let level = Level::from_env().map_err(|error| Failure::usage(format!("{}: {error}", Level::VARIABLE)))?;
+    let threads = match common.threads {
+        Some(threads) => threads.get(),
+        None => std::thread::available_parallelism().map_or(1, |threads| threads.get()),
+    };
+    let cx = Context::new(level, threads);
+    console.detail(format_args!("{} instructions, {threads} threads", level.name()));
+    Interrupt::listen()?;
+    match command {
+        Command::Train(flags) => commands::train::run(&cx, &console, common, flags),
+        Command::Evaluate(flags) => commands::evaluate::run(&cx, &console, common, flags),
+        Command::Predict(flags) => commands::predict::run(&cx, &console, flags),
+        Command::Inspect(flags) => commands::inspect::run(&cx, &console, flags),
+    }
+}

@@ -26,14 +26,13 @@ pub struct Sgd {
 pub fn sgd_step(cx: &Context, sgd: Sgd, value: &mut [f32], grad: &[f32], velocity: &mut [f32], first: bool) {
     assert!(value.len() == grad.len() && value.len() == velocity.len(), "one gradient and velocity a value");
     let Sgd { lr, momentum, nesterov, weight_decay } = sgd;
-    let kept = if first { 0.0 } else { momentum };
     let vectors = value.chunks_mut(PIECE).zip(grad.chunks(PIECE)).zip(velocity.chunks_mut(PIECE));
     let mut pieces: Vec<_> = vectors.collect();
     cx.pool().pieces(&mut pieces, 1, |_, piece| {
         for ((value, grad), velocity) in piece {
             for ((value, &grad), velocity) in value.iter_mut().zip(*grad).zip(velocity.iter_mut()) {
                 let gradient = grad + weight_decay * *value;
-                *velocity = kept * *velocity + gradient;
+                *velocity = if first { gradient } else { momentum * *velocity + gradient };
                 let step = if nesterov { gradient + momentum * *velocity } else { *velocity };
                 *value -= lr * step;
             }
@@ -55,7 +54,7 @@ mod tests {
         for nesterov in [false, true] {
             let sgd = Sgd { lr: 0.1, momentum: 0.9, nesterov, weight_decay: 0.01 };
             let mut value = random.values(40_000);
-            let mut velocity = vec![f32::MAX; value.len()];
+            let mut velocity = vec![f32::NAN; value.len()];
             let mut expected: Vec<(f64, f64)> = value.iter().map(|&value| (f64::from(value), 0.0)).collect();
             for step in 0..3 {
                 let grad = random.values(value.len());

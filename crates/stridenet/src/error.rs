@@ -9,7 +9,22 @@ pub enum Error {
     /// A tensor's shape does not fit.
     #[error(transparent)]
     Shape(#[from] crate::ShapeError),
-    /// A file cannot be written.
+    /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] crate::file::FileError),
+    /// A network's description is wrong.
+    #[error(transparent)]
+    Arch(#[from] crate::arch::ArchError),
+    /// Weights or a model folder are wrong.
+    #[error(transparent)]
+    Weights(#[from] crate::weights::WeightsError),
+    /// An image or its preprocessing is wrong.
+    #[error(transparent)]
+    Image(#[from] crate::image::ImageError),
+    /// A data set is wrong.
+    #[error(transparent)]
+    Data(#[from] crate::data::DataError),
+    /// Training cannot start or go on.
+    #[error(transparent)]
+    Train(#[from] crate::train::TrainError),
 }

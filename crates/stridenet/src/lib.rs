@@ -4,11 +4,16 @@
 pub mod arch;
 pub mod data;
 mod error;
+pub mod evaluate;
 pub mod file;
 pub mod image;
+pub mod layer;
+pub mod model;
+pub mod network;
 pub mod random;
 pub mod report;
 mod tensor;
+pub mod train;
 pub mod weights;
 
 pub use error::Error;

@@ -45,6 +45,38 @@ impl Tensor {
         Ok(Tensor { shape, data })
     }
 
+    /// A tensor from values in NCHW order, `[N, C, H, W]`, in which the ecosystem stores images.
+    ///
+    /// # Errors
+    /// When the number of values is not the product of the sizes.
+    pub fn from_nchw(
+        [batch, channels, height, width]: [usize; 4],
+        values: &[f32],
+    ) -> Result<Self, ShapeError> {
+        let shape = [batch, height, width, channels];
+        let mut tensor = Tensor::new(shape, vec![0.0; values.len()])?;
+        let pixels = height * width;
+        for (index, value) in tensor.data.iter_mut().enumerate() {
+            let (pixel, channel) = (index / channels, index % channels);
+            *value = values[(pixel / pixels * channels + channel) * pixels + pixel % pixels];
+        }
+        Ok(tensor)
+    }
+
+    /// The values in NCHW order.
+    pub fn to_nchw(&self) -> Vec<f32> {
+        let [batch, height, width, channels] = self.shape;
+        let pixels = height * width;
+        let mut values = Vec::with_capacity(self.data.len());
+        for image in 0..batch {
+            for channel in 0..channels {
+                let first = image * pixels * channels + channel;
+                values.extend((0..pixels).map(|pixel| self.data[first + pixel * channels]));
+            }
+        }
+        values
+    }
+
     /// A tensor of zeros.
     pub fn zeros(shape: [usize; 4]) -> Self {
         Tensor { shape, data: vec![0.0; shape.iter().product()] }
@@ -96,5 +128,14 @@ mod tests {
         let error = Tensor::new([1, 2, 2, 3], vec![0.0; 11]).unwrap_err();
         assert_eq!(error.to_string(), "11 values do not fill the shape [1, 2, 2, 3]");
         assert!(Tensor::new([usize::MAX, 2, 1, 1], vec![]).is_err());
+    }
+
+    #[test]
+    fn channels_move_last_and_back() {
+        let nchw: Vec<f32> = (0..2 * 3 * 2 * 2).map(|value| value as f32).collect();
+        let tensor = Tensor::from_nchw([2, 3, 2, 2], &nchw).unwrap();
+        assert_eq!(tensor.shape(), [2, 2, 2, 3]);
+        assert_eq!(tensor.data()[..6], [0.0, 4.0, 8.0, 1.0, 5.0, 9.0]);
+        assert_eq!(tensor.to_nchw(), nchw);
     }
 }

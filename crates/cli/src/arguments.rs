@@ -1,0 +1,315 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use stridenet::arch::{BlockKind, Downsample, Overrides, Shortcut, Stem, StrideOn};
+
+/// Train, evaluate and run residual networks that down-sample with stride 2, on the CPU.
+#[derive(Debug, Parser)]
+#[command(name = "stridenet", version, propagate_version = true, subcommand_required = true)]
+#[command(after_help = "Example: stridenet train --epochs 5 --out runs/first
+         trains resnet20 on the embedded images and writes runs/first/report.html")]
+pub(crate) struct Arguments {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Threads that compute [default: the processors this process may use]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) threads: Option<NonZeroUsize>,
+    /// Seed of everything random: weights, order, augmentation, split [default: 42]
+    #[arg(long, global = true, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Print results alone on stdout, as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Print no messages and no progress
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub(crate) quiet: bool,
+    /// Print more messages
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Train a network on images
+    Train(Box<TrainFlags>),
+    /// Measure a model's accuracy on labelled images
+    Evaluate(EvaluateFlags),
+    /// Predict the classes of images
+    Predict(PredictFlags),
+    /// Show a network's layers, shapes, receptive fields, parameters and multiply-accumulates
+    Inspect(InspectFlags),
+}
+
+/// Height and width from `224` or `160x224`.
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let parse = |text: &str| text.parse::<usize>().ok().filter(|&size| size > 0);
+    let sides = match text.split_once('x') {
+        Some((height, width)) => parse(height).zip(parse(width)),
+        None => parse(text).map(|side| (side, side)),
+    };
+    sides
+        .map(|(height, width)| [height, width])
+        .ok_or_else(|| "expected N or HEIGHTxWIDTH, in pixels".to_owned())
+}
+
+/// Changes to an architecture.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Architecture")]
+pub(crate) struct ArchFlags {
+    /// Blocks of each stage, for example 2,2,2,2
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub(crate) depths: Option<Vec<usize>>,
+    /// Width of each stage, for example 64,128,256,512
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub(crate) widths: Option<Vec<usize>>,
+    /// Stride of each stage's first block, for example 1,2,2,2
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub(crate) strides: Option<Vec<usize>>,
+    /// Block: basic or bottleneck
+    #[arg(long, value_name = "KIND")]
+    pub(crate) block: Option<BlockKind>,
+    /// Stem: imagenet (7×7 stride 2 and a max pool) or cifar (3×3)
+    #[arg(long, value_name = "KIND")]
+    pub(crate) stem: Option<Stem>,
+    /// Channels of the stem
+    #[arg(long, value_name = "N")]
+    pub(crate) stem_width: Option<usize>,
+    /// Groups of a bottleneck's 3×3 convolution (ResNeXt)
+    #[arg(long, value_name = "N")]
+    pub(crate) groups: Option<usize>,
+    /// Base width of a bottleneck's inner convolutions, in 64ths of the stage's width
+    #[arg(long, value_name = "N")]
+    pub(crate) base_width: Option<usize>,
+    /// Which convolution of a bottleneck has the stride: v1.5 (the 3×3) or v1 (the first 1×1)
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) stride_on: Option<StrideOn>,
+    /// Shortcut where the shape changes: projection (1×1) or zero-pad (the paper's option A)
+    #[arg(long, value_name = "KIND")]
+    pub(crate) shortcut: Option<Shortcut>,
+    /// What down-samples: strided, max-pool, avg-pool or blur-pool
+    #[arg(long, value_name = "KIND")]
+    pub(crate) downsample: Option<Downsample>,
+    /// Channels of the images that the network sees: 1 (grey) or 3 (RGB)
+    #[arg(long, value_name = "N")]
+    pub(crate) in_chans: Option<usize>,
+    /// Size of the images that the network sees: N or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) img_size: Option<[usize; 2]>,
+}
+
+impl ArchFlags {
+    /// The changes that the flags ask for.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let flags = self.clone();
+        Overrides {
+            depths: flags.depths,
+            widths: flags.widths,
+            strides: flags.strides,
+            block: flags.block,
+            stem: flags.stem,
+            stem_width: flags.stem_width,
+            groups: flags.groups,
+            base_width: flags.base_width,
+            stride_on: flags.stride_on,
+            shortcut: flags.shortcut,
+            downsample: flags.downsample,
+            num_classes: None,
+            in_channels: flags.in_chans,
+            img_size: flags.img_size,
+        }
+    }
+}
+
+/// How training images are cropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CropChoice {
+    /// Not at all
+    None,
+    /// A random crop after padding with black
+    Pad,
+    /// A random part of 8 to 100 % of the area, resized
+    Resized,
+}
+
+/// What happens to images that cannot be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnErrorChoice {
+    /// End with an error that names the image
+    Fail,
+    /// Leave the image out and say so
+    Skip,
+}
+
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Sched {
+    /// Half a cosine down to 0
+    Cosine,
+    /// Not at all
+    Constant,
+}
+
+/// Flags of `train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet train --epochs 5 --out runs/first
+  stridenet train photos/ --arch resnet18 --img-size 128 --epochs 30 -b 32 --lr 0.05
+  stridenet train fashion-mnist/ --downsample blur-pool --out runs/blur
+  stridenet train --resume --out runs/first")]
+pub(crate) struct TrainFlags {
+    /// Data set: `sample` (embedded), a folder of class folders, or a folder of IDX files [default: sample]
+    pub(crate) data: Option<String>,
+    /// Architecture: a preset's name or a JSON file [default: resnet20]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) arch: Option<String>,
+    #[command(flatten)]
+    pub(crate) shape: ArchFlags,
+    /// Folder of the run [default: runs/ARCH-DATA, numbered where it exists]
+    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    pub(crate) out: Option<PathBuf>,
+    /// Replace the run in the folder
+    #[arg(long, help_heading = "Run", conflicts_with = "resume")]
+    pub(crate) overwrite: bool,
+    /// Go on with the run in the folder, to the same bits as if it had not been interrupted
+    #[arg(long, help_heading = "Run", requires = "out")]
+    pub(crate) resume: bool,
+    #[command(flatten)]
+    pub(crate) recipe: RecipeFlags,
+}
+
+/// The part of `train`'s flags that is the recipe.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Recipe")]
+pub(crate) struct RecipeFlags {
+    /// Passes over the training images [default: 10]
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<usize>,
+    /// Images a step [default: 128]
+    #[arg(short, long, value_name = "N")]
+    pub(crate) batch_size: Option<usize>,
+    /// Highest learning rate [default: 0.1]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub(crate) lr: Option<f64>,
+    /// Momentum of SGD [default: 0.9]
+    #[arg(long, value_name = "M", allow_negative_numbers = true)]
+    pub(crate) momentum: Option<f32>,
+    /// Use classical momentum instead of Nesterov's
+    #[arg(long)]
+    pub(crate) no_nesterov: bool,
+    /// L2 penalty [default: 5e-4]
+    #[arg(long, value_name = "W", allow_negative_numbers = true)]
+    pub(crate) weight_decay: Option<f32>,
+    /// Apply the L2 penalty to norms and biases too
+    #[arg(long)]
+    pub(crate) decay_norm_and_bias: bool,
+    /// How the learning rate falls [default: cosine]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) sched: Option<Sched>,
+    /// Epochs of linear warm-up; may be a fraction [default: 0.5]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) warmup_epochs: Option<f64>,
+    /// Label smoothing [default: 0]
+    #[arg(long, value_name = "E", allow_negative_numbers = true)]
+    pub(crate) smoothing: Option<f32>,
+    /// Begin the last batch norm of each block with gain 1 instead of 0
+    #[arg(long)]
+    pub(crate) no_zero_init_last: bool,
+    /// Crop of training images [default: pad for images up to 64 pixels, resized for larger ones]
+    #[arg(long, value_name = "KIND")]
+    pub(crate) crop: Option<CropChoice>,
+    /// Pixels of padding for `--crop pad` [default: an eighth of the image, at least 2]
+    #[arg(long, value_name = "N")]
+    pub(crate) crop_padding: Option<usize>,
+    /// Do not mirror training images
+    #[arg(long)]
+    pub(crate) no_flip: bool,
+    /// Threads that decode and augment images [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) workers: Option<usize>,
+    /// Share of the images held out for validation where the data set has no split of its own [default: 0.1]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub(crate) val_fraction: Option<f64>,
+    /// What happens to images that cannot be decoded [default: fail]
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) on_error: Option<OnErrorChoice>,
+}
+
+/// Flags of `evaluate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: stridenet evaluate runs/first sample --json")]
+pub(crate) struct EvaluateFlags {
+    /// A run folder, a model folder or a .safetensors file with a config.json beside it
+    pub(crate) model: PathBuf,
+    /// Data set: `sample`, a folder of class folders, or a folder of IDX files
+    #[arg(default_value = "sample")]
+    pub(crate) data: String,
+    /// Images at once
+    #[arg(short, long, default_value = "64", value_name = "N")]
+    pub(crate) batch_size: NonZeroUsize,
+    /// Size of the images instead of the model's own: N or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) img_size: Option<[usize; 2]>,
+    /// Threads that decode images
+    #[arg(long, default_value = "1", value_name = "N")]
+    pub(crate) workers: NonZeroUsize,
+    /// What happens to images that cannot be decoded
+    #[arg(long, value_name = "WHAT", default_value = "fail")]
+    pub(crate) on_error: OnErrorChoice,
+}
+
+/// Flags of `predict`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet predict runs/first photo.jpg 'more/*.png'
+  find . -name '*.jpg' | stridenet predict runs/first - --json
+  stridenet predict runs/first --tensor x.npy --logits y.npy")]
+pub(crate) struct PredictFlags {
+    /// A run folder, a model folder or a .safetensors file with a config.json beside it
+    pub(crate) model: PathBuf,
+    /// Image files, folders of them, globs, or - for paths on stdin
+    #[arg(value_name = "INPUT", required_unless_present = "tensor")]
+    pub(crate) inputs: Vec<String>,
+    /// Classes to print for each image
+    #[arg(long, default_value = "5", value_name = "N")]
+    pub(crate) topk: NonZeroUsize,
+    /// Size of the images instead of the model's own: N or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) img_size: Option<[usize; 2]>,
+    /// Predict a float32 array [N, C, H, W] of normalised images instead of files
+    #[arg(long, value_name = "FILE.npy", conflicts_with = "inputs", requires = "logits")]
+    pub(crate) tensor: Option<PathBuf>,
+    /// Where the logits [N, classes] of --tensor go
+    #[arg(long, value_name = "FILE.npy", requires = "tensor")]
+    pub(crate) logits: Option<PathBuf>,
+    /// Also write each stage's output for --tensor, as stageK.npy [N, C, H, W]
+    #[arg(long, value_name = "DIR", requires = "tensor")]
+    pub(crate) features: Option<PathBuf>,
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet inspect resnet50
+  stridenet inspect resnet20 --downsample blur-pool --svg network.svg
+  stridenet inspect runs/first --json")]
+pub(crate) struct InspectFlags {
+    /// A preset's name, a JSON file that describes an architecture, or a model
+    pub(crate) network: String,
+    #[command(flatten)]
+    pub(crate) shape: ArchFlags,
+    /// Write a drawing of the network
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+}

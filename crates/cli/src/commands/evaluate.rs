@@ -1,0 +1,152 @@
+//! `stridenet evaluate`.
+
+use super::{open_model, verify};
+use crate::arguments::{Common, EvaluateFlags};
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use anyhow::anyhow;
+use serde::Serialize;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::sync::Arc;
+use stridenet::data::{Dataset, Loader, LoaderOptions, OpenOptions, open_evaluation};
+use stridenet::evaluate::{Evaluation, evaluate};
+use stridenet::image::{CropMode, Interpolation};
+use stridenet::kernels::Context;
+use stridenet::layer::Workspace;
+use stridenet::model::Model;
+
+/// What `evaluate --json` prints.
+#[derive(Debug, Serialize)]
+struct Outcome<'a> {
+    model: String,
+    data: &'a str,
+    count: usize,
+    loss: f64,
+    top1: f64,
+    top1_err: f64,
+    top5: f64,
+    top5_err: f64,
+    top1_ci95: [f64; 2],
+    param_count: u64,
+    img_size: Value,
+    crop_pct: f64,
+    crop_mode: CropMode,
+    interpolation: Interpolation,
+    level: &'static str,
+    threads: usize,
+}
+
+/// Percentages as timm writes them: four decimals.
+fn rounded(percent: f64) -> f64 {
+    (percent * 1e4).round() / 1e4
+}
+
+/// Measures a model's accuracy.
+pub(crate) fn run(
+    cx: &Context,
+    console: &Console,
+    common: &Common,
+    flags: &EvaluateFlags,
+) -> Result<(), Failure> {
+    let model = open_model(cx, console, &flags.model, flags.img_size)?;
+    let options = OpenOptions { seed: common.seed.unwrap_or(42), ..OpenOptions::default() };
+    let mut dataset = open_evaluation(&flags.data, &options)?;
+    verify(console, cx, &mut dataset, flags.on_error.into())?;
+    let dataset = Arc::new(dataset);
+    check_classes(&model, &dataset, &flags.data)?;
+    let evaluation = measure(cx, console, &model, &dataset, [flags.batch_size.get(), flags.workers.get()])?;
+    let outcome = outcome(cx, &model, flags, &evaluation);
+    if console.json {
+        console.json(&outcome)?;
+        return Ok(());
+    }
+    let mut text = String::new();
+    let [low, high] = outcome.top1_ci95;
+    let Outcome { count, loss, top1, top5, .. } = outcome;
+    // Writing to a string cannot fail.
+    let _ = writeln!(text, "top-1 {top1:.2} % (95 % interval {low:.2} to {high:.2})");
+    let _ = writeln!(text, "top-5 {top5:.2} %");
+    let _ = writeln!(text, "loss  {loss:.4}");
+    let _ = writeln!(text, "on {count} images of {}", flags.data);
+    console.result(&text)?;
+    Ok(())
+}
+
+fn outcome<'a>(
+    cx: &Context,
+    model: &Model,
+    flags: &'a EvaluateFlags,
+    evaluation: &Evaluation,
+) -> Outcome<'a> {
+    let preprocess = &model.preprocess;
+    let [height, width] = preprocess.input_size;
+    Outcome {
+        model: flags.model.display().to_string(),
+        data: &flags.data,
+        count: evaluation.count,
+        loss: evaluation.loss,
+        top1: rounded(evaluation.top1),
+        top1_err: rounded(100.0 - evaluation.top1),
+        top5: rounded(evaluation.top5),
+        top5_err: rounded(100.0 - evaluation.top5),
+        top1_ci95: evaluation.top1_ci95.map(rounded),
+        param_count: model.network.parameters().map(|parameter| parameter.value.len() as u64).sum(),
+        img_size: if height == width { json!(width) } else { json!([height, width]) },
+        crop_pct: preprocess.crop_pct,
+        crop_mode: preprocess.crop_mode,
+        interpolation: preprocess.interpolation,
+        level: cx.level().name(),
+        threads: cx.threads(),
+    }
+}
+
+/// Runs a model over all images of a data set; Ctrl-C is a failure here, since part of an accuracy is none.
+pub(super) fn measure(
+    cx: &Context,
+    console: &Console,
+    model: &Model,
+    dataset: &Arc<Dataset>,
+    [batch_size, workers]: [usize; 2],
+) -> Result<Evaluation, Failure> {
+    let total = dataset.len();
+    let options = LoaderOptions { batch_size, workers };
+    let loader = Loader::evaluate(Arc::clone(dataset), model.preprocess.clone(), options)?;
+    let progress = console.progress(total, "evaluating");
+    let evaluation = evaluate(cx, &mut Workspace::default(), &model.network, loader, |done| {
+        progress.update(done, String::new);
+        !Interrupt::pressed()
+    })?;
+    progress.finish();
+    if evaluation.count < total {
+        return Err(
+            anyhow!("interrupted after {} of {total} images; nothing was written", evaluation.count).into()
+        );
+    }
+    Ok(evaluation)
+}
+
+/// A model and a data set must have the same classes; names that only count (0, 1, 2, …) match any names.
+fn check_classes(model: &Model, dataset: &Dataset, data: &str) -> Result<(), Failure> {
+    let (own, theirs) = (&model.classes, dataset.classes());
+    if own.len() != theirs.len() {
+        let message = format!(
+            "the model has {} classes, {data} has {}; evaluate on the data it was trained for, or train on {data}",
+            own.len(),
+            theirs.len()
+        );
+        return Err(anyhow!(message).into());
+    }
+    let counts = |names: &[String]| names.iter().enumerate().all(|(index, name)| *name == index.to_string());
+    if own == theirs || counts(own) || counts(theirs) {
+        return Ok(());
+    }
+    let difference = own.iter().zip(theirs).position(|(own, theirs)| own != theirs).unwrap_or(0);
+    Err(anyhow!(
+        "class {difference} of the model is {:?}, of {data} it is {:?}; evaluate on the data it was trained for",
+        own[difference],
+        theirs[difference]
+    )
+    .into())
+}

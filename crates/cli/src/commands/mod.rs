@@ -1,0 +1,75 @@
+//! One file a command.
+
+pub(crate) mod evaluate;
+pub(crate) mod inspect;
+pub(crate) mod predict;
+mod report;
+pub(crate) mod train;
+
+use crate::arguments::{ArchFlags, OnErrorChoice};
+use crate::console::Console;
+use crate::failure::Failure;
+use anyhow::Context as _;
+use std::path::Path;
+use stridenet::arch::{Arch, ArchError};
+use stridenet::data::{Dataset, OnError, Skipped};
+use stridenet::kernels::Context;
+use stridenet::model::{Model, Opened};
+
+impl From<OnErrorChoice> for OnError {
+    fn from(choice: OnErrorChoice) -> Self {
+        match choice {
+            OnErrorChoice::Fail => OnError::Fail,
+            OnErrorChoice::Skip => OnError::Skip,
+        }
+    }
+}
+
+/// The architecture that flags describe: a preset or a JSON file, with changes.
+fn architecture(name: &str, changes: &ArchFlags) -> Result<Arch, Failure> {
+    let base = if Path::new(name).extension().is_some_and(|extension| extension == "json") {
+        let text = std::fs::read_to_string(name).with_context(|| format!("cannot read {name}"))?;
+        Arch::from_json(&text).with_context(|| name.to_owned())?
+    } else {
+        Arch::preset(name).map_err(Failure::usage)?
+    };
+    base.with(&changes.overrides()).map_err(|error: ArchError| Failure::usage(error))
+}
+
+/// Opens a model and says so to those who asked for more.
+fn open_model(
+    cx: &Context,
+    console: &Console,
+    path: &Path,
+    img_size: Option<[usize; 2]>,
+) -> Result<Model, Failure> {
+    let Opened { model, account, weights } = Model::open(path, cx, img_size)?;
+    let arch = model.network.arch();
+    console.detail(format_args!(
+        "{}: {} with {} classes, {} tensors applied",
+        weights.display(),
+        arch.name,
+        arch.num_classes,
+        account.applied.len()
+    ));
+    Ok(model)
+}
+
+/// Decodes every image once, so that a damaged one is found now, and says which ones were left out.
+fn verify(console: &Console, cx: &Context, dataset: &mut Dataset, on_error: OnError) -> Result<(), Failure> {
+    let progress = console.progress(dataset.len(), "reading images");
+    let skipped =
+        dataset.verify(on_error, cx.threads(), &mut |done, _| progress.update(done, String::new))?;
+    progress.finish();
+    for Skipped { error, .. } in &skipped {
+        console.detail(format_args!("left out: {error}"));
+    }
+    if !skipped.is_empty() {
+        console.message(format_args!(
+            "left out {} of {} images that cannot be decoded",
+            skipped.len(),
+            skipped.len() + dataset.len()
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,189 @@
+//! `stridenet predict`.
+
+use super::open_model;
+use crate::arguments::PredictFlags;
+use crate::console::Console;
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use anyhow::{Context as _, anyhow};
+use serde::Serialize;
+use std::fmt::Write;
+use std::io::BufRead;
+use std::path::{Path, PathBuf};
+use stridenet::kernels::Context;
+use stridenet::layer::Workspace;
+use stridenet::model::{Model, Prediction};
+use stridenet::weights::{read_npy, write_npy};
+use stridenet::{Tensor, image};
+
+/// Extensions of the files that are taken from a folder.
+const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "jfif"];
+
+/// What `predict --json` prints for a file.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    file: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    predictions: Option<Vec<Prediction>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Predicts the classes of images, or the logits of a tensor.
+pub(crate) fn run(cx: &Context, console: &Console, flags: &PredictFlags) -> Result<(), Failure> {
+    let model = open_model(cx, console, &flags.model, flags.img_size)?;
+    if let (Some(tensor), Some(logits)) = (&flags.tensor, &flags.logits) {
+        return predict_tensor(cx, console, &model, tensor, logits, flags.features.as_deref());
+    }
+    let mut workspace = Workspace::default();
+    let mut failed = false;
+    let mut predict = |file: &Path| -> Result<(), Failure> {
+        let classified = image::open(file)
+            .map_err(stridenet::Error::from)
+            .and_then(|picture| model.classify(cx, &mut workspace, &picture, flags.topk.get()));
+        let file = file.display().to_string();
+        match classified {
+            Ok(predictions) if console.json => {
+                console.json(&Outcome { file, predictions: Some(predictions), error: None })?;
+            }
+            Ok(predictions) => console.result(&render(&file, &predictions))?,
+            Err(error) => {
+                failed = true;
+                if console.json {
+                    console.json(&Outcome { file, predictions: None, error: Some(error.to_string()) })?;
+                } else {
+                    console.error(format_args!("{error}"));
+                }
+            }
+        }
+        Ok(())
+    };
+    for input in &flags.inputs {
+        for_each_file(input, &mut predict)?;
+    }
+    if failed { Err(Failure::Partial) } else { Ok(()) }
+}
+
+fn render(file: &str, predictions: &[Prediction]) -> String {
+    let mut text = format!("{file}\n");
+    for Prediction { label, probability, .. } in predictions {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "  {:6.2} %  {label}", 100.0 * probability);
+    }
+    text
+}
+
+/// Calls `predict` for each file that an input stands for.
+fn for_each_file(input: &str, predict: &mut impl FnMut(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut predict = |file: &Path| {
+        if Interrupt::pressed() {
+            return Err(anyhow!("interrupted; the predictions so far are printed").into());
+        }
+        predict(file)
+    };
+    if input == "-" {
+        for line in std::io::stdin().lock().lines() {
+            let line = line.context("cannot read paths from stdin")?;
+            if !line.trim().is_empty() {
+                predict(Path::new(line.trim_end_matches('\r')))?;
+            }
+        }
+        return Ok(());
+    }
+    let path = Path::new(input);
+    if path.is_dir() {
+        let files = files_of(path)?;
+        if files.is_empty() {
+            return Err(anyhow!(
+                "{input} holds no images ({}); name a folder that does",
+                EXTENSIONS.join(", ")
+            )
+            .into());
+        }
+        return files.iter().try_for_each(|file| predict(file));
+    }
+    if path.exists() || !input.contains(['*', '?', '[']) {
+        return predict(path);
+    }
+    let matches =
+        glob::glob(input).map_err(|error| Failure::usage(format!("the pattern {input}: {error}")))?;
+    let mut files: Vec<PathBuf> = matches.flatten().filter(|file| file.is_file()).collect();
+    files.sort();
+    if files.is_empty() {
+        return Err(anyhow!("no file matches {input}; check the pattern").into());
+    }
+    files.iter().try_for_each(|file| predict(file))
+}
+
+/// The images of a folder and the folders in it, by name. Links to folders are not followed.
+fn files_of(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let unreadable = || format!("cannot read {}", folder.display());
+    let mut files = Vec::new();
+    for entry in folder.read_dir().with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        let (path, kind) = (entry.path(), entry.file_type().with_context(unreadable)?);
+        if kind.is_dir() {
+            files.extend(files_of(&path)?);
+        } else if path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| {
+            EXTENSIONS.contains(&extension.to_lowercase().as_str()) && path.is_file()
+        }) {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Images of a tensor that are predicted at once.
+const BATCH: usize = 32;
+
+/// Logits, and on request each stage's output, of normalised images `[N, C, H, W]`.
+fn predict_tensor(
+    cx: &Context,
+    console: &Console,
+    model: &Model,
+    tensor: &Path,
+    logits_path: &Path,
+    features: Option<&Path>,
+) -> Result<(), Failure> {
+    let (shape, values) = read_npy(tensor).map_err(stridenet::Error::from)?;
+    let ([height, width], channels) = (model.preprocess.input_size, model.preprocess.channels);
+    let [images, found @ ..] = shape;
+    if found != [channels, height, width] {
+        let message = format!(
+            "{} has the shape {shape:?}, expected [N, {channels}, {height}, {width}]; pass --img-size for another size",
+            tensor.display()
+        );
+        return Err(anyhow!(message).into());
+    }
+    let (mut logits, mut workspace) = (Vec::new(), Workspace::default());
+    let mut stages: Vec<(Vec<usize>, Vec<f32>)> =
+        vec![(Vec::new(), Vec::new()); model.network.arch().stages.len()];
+    for images in values.chunks(BATCH * channels * height * width) {
+        let count = images.len() / (channels * height * width);
+        let x =
+            Tensor::from_nchw([count, channels, height, width], images).map_err(stridenet::Error::from)?;
+        let y = model.network.infer_stages(cx, &mut workspace, &x, |index, output| {
+            if features.is_some() {
+                let [_, height, width, channels] = output.shape();
+                stages[index].0 = vec![channels, height, width];
+                stages[index].1.extend(output.to_nchw());
+            }
+        })?;
+        logits.extend_from_slice(y.data());
+    }
+    let write = |path: &Path, shape: &[usize], values: &[f32]| -> Result<(), Failure> {
+        write_npy(path, shape, values).map_err(stridenet::Error::from)?;
+        console.message(format_args!("wrote {} {shape:?}", path.display()));
+        Ok(())
+    };
+    write(logits_path, &[images, model.classes.len()], &logits)?;
+    if let Some(folder) = features {
+        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+        for (index, (shape, values)) in stages.iter().enumerate() {
+            let shape: Vec<usize> = std::iter::once(images).chain(shape.iter().copied()).collect();
+            write(&folder.join(format!("stage{}.npy", index + 1)), &shape, values)?;
+        }
+    }
+    Ok(())
+}

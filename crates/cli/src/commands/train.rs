@@ -1,0 +1,332 @@
+//! `stridenet train`.
+
+use super::evaluate::measure;
+use super::report::write_report;
+use super::{architecture, verify};
+use crate::arguments::{Common, CropChoice, RecipeFlags, Sched, TrainFlags};
+use crate::console::{Console, Progress};
+use crate::failure::Failure;
+use crate::interrupt::Interrupt;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+use stridenet::arch::{Arch, Overrides};
+use stridenet::data::{Augment, Crop, Dataset, OpenOptions, Splits};
+use stridenet::image::{Normalisation, Preprocess};
+use stridenet::kernels::Context;
+use stridenet::model::{Model, Opened};
+use stridenet::network::Network;
+use stridenet::train::{
+    Checkpoint, Control, Decline, EpochRow, Event, Existing, Finished, RunFolder, TrainOptions, Trainer,
+};
+
+/// Trains a network and writes the run's folder.
+pub(crate) fn run(
+    cx: &Context,
+    console: &Console,
+    common: &Common,
+    flags: &TrainFlags,
+) -> Result<(), Failure> {
+    let start = Instant::now();
+    let (mut trainer, folder) = match flags.resume {
+        true => resume(cx, console, common, flags)?,
+        false => begin(cx, console, common, flags)?,
+    };
+    let finished = train(console, &mut trainer)?;
+    let summary = match finished.best_epoch {
+        Some(best) => {
+            let best_model = Model::open(&folder.best(), cx, None)?.model;
+            let (val, options) = (trainer.validation(), trainer.options());
+            let evaluation = measure(cx, console, &best_model, val, [options.batch_size, options.workers])?;
+            let seconds = start.elapsed().as_secs_f64();
+            write_report(cx, &best_model, trainer.options(), val, &finished, &evaluation, seconds, &folder)?;
+            Some((best, evaluation))
+        }
+        None => None,
+    };
+    if console.json {
+        console.json(&json!({
+            "out": folder.path(),
+            "complete": finished.complete,
+            "epochs": finished.rows.len(),
+            "best_epoch": finished.best_epoch,
+            "top1": summary.as_ref().map(|(_, evaluation)| evaluation.top1),
+            "top5": summary.as_ref().map(|(_, evaluation)| evaluation.top5),
+            "loss": summary.as_ref().map(|(_, evaluation)| evaluation.loss),
+            "top1_ci95": summary.as_ref().map(|(_, evaluation)| evaluation.top1_ci95),
+            "seconds": start.elapsed().as_secs_f64(),
+            "report": summary.is_some().then(|| folder.report()),
+        }))?;
+        return Ok(());
+    }
+    let path = folder.path().display();
+    let mut text = String::new();
+    if let Some((best, evaluation)) = summary {
+        let [low, high] = evaluation.top1_ci95;
+        let report = folder.report();
+        text += &format!(
+            "top-1 {:.2} % (95 % interval {low:.2} to {high:.2}) on {} images, best of epoch {best}\n",
+            evaluation.top1, evaluation.count
+        );
+        text += &format!("model  {}\nreport {}\n", folder.best().display(), report.display());
+    }
+    if !finished.complete {
+        text += &format!("stopped and saved; go on with: stridenet train --resume --out {path}\n");
+    }
+    console.result(&text)?;
+    Ok(())
+}
+
+/// A new run.
+fn begin<'a>(
+    cx: &'a Context,
+    console: &Console,
+    common: &Common,
+    flags: &TrainFlags,
+) -> Result<(Trainer<'a>, RunFolder), Failure> {
+    let mut options = recipe(&flags.recipe, TrainOptions::default());
+    options.data = flags.data.clone().unwrap_or(options.data);
+    options.seed = common.seed.unwrap_or(options.seed);
+    options.validate().map_err(stridenet::Error::from)?;
+    let name = flags.arch.as_deref().unwrap_or("resnet20");
+    // The architecture's flags are checked before the data is read.
+    let arch = architecture(name, &flags.shape)?;
+    let [train, val] = open_data(cx, console, &options)?;
+    let img_size = flags.shape.img_size.or(train.picture_size()).unwrap_or(arch.img_size);
+    let changes = Overrides {
+        num_classes: Some(train.classes().len()),
+        in_channels: Some(flags.shape.in_chans.unwrap_or(train.channels())),
+        img_size: Some(img_size),
+        ..Overrides::default()
+    };
+    let arch = arch.with(&changes).map_err(Failure::usage)?;
+    options.augment = augmentation(&flags.recipe, img_size);
+    options.augment.check()?;
+    let preprocess = preprocessing(&arch, &train)?;
+    let network = Network::new(&arch, img_size, cx.level(), options.initialise())?;
+    let classes = train.classes().to_vec();
+    let existing = if flags.overwrite { Existing::Overwrite } else { Existing::Refuse };
+    let out = flags.out.clone().unwrap_or_else(|| free_folder(&arch.name, &options.data));
+    let folder = RunFolder::open(&out, existing)?;
+    folder.write_options(&resolved(cx, &arch, &options))?;
+    announce(console, &arch, &options, [&train, &val], &folder);
+    let model = Model { network, preprocess, classes };
+    Ok((Trainer::new(cx, model, options, [train, val], folder.clone()), folder))
+}
+
+/// The run in the folder, as it was when it was saved.
+fn resume<'a>(
+    cx: &'a Context,
+    console: &Console,
+    common: &Common,
+    flags: &TrainFlags,
+) -> Result<(Trainer<'a>, RunFolder), Failure> {
+    let out = flags.out.clone().unwrap_or_default();
+    let folder = RunFolder::open(&out, Existing::Resume)?;
+    let checkpoint = Checkpoint::read(&folder.state_file())?;
+    let stored = checkpoint.options.clone();
+    let mut options = recipe(&flags.recipe, stored.clone());
+    options.data = flags.data.clone().unwrap_or(options.data);
+    options.seed = common.seed.unwrap_or(options.seed);
+    if flags.recipe.crop.is_some() || flags.recipe.crop_padding.is_some() || flags.recipe.no_flip {
+        return Err(Failure::usage(
+            "--crop, --crop-padding and --no-flip cannot change when a run is resumed",
+        ));
+    }
+    refuse_changes(&stored, &options)?;
+    options.validate().map_err(stridenet::Error::from)?;
+    let Opened { model, .. } = Model::open(&folder.last(), cx, None)?;
+    let arch = model.network.arch().clone();
+    if flags.arch.as_ref().is_some_and(|name| *name != arch.name)
+        || arch.with(&flags.shape.overrides()).ok().as_ref() != Some(&arch)
+    {
+        return Err(Failure::usage(
+            "the architecture cannot change when a run is resumed; leave its flags out",
+        ));
+    }
+    let [train, val] = open_data(cx, console, &options)?;
+    folder.write_options(&resolved(cx, &arch, &options))?;
+    let done = checkpoint.progress.epoch;
+    let mut trainer = Trainer::new(cx, model, options, [train, val], folder.clone());
+    trainer.resume(checkpoint)?;
+    console.message(format_args!("resuming {} after {done} epochs", folder.path().display()));
+    Ok((trainer, folder))
+}
+
+/// A resumed run keeps its recipe; only the number of epochs and of workers may change.
+fn refuse_changes(stored: &TrainOptions, wanted: &TrainOptions) -> Result<(), Failure> {
+    let kept = TrainOptions { epochs: stored.epochs, workers: stored.workers, ..wanted.clone() };
+    let (Ok(Value::Object(stored)), Ok(Value::Object(kept))) =
+        (serde_json::to_value(stored), serde_json::to_value(&kept))
+    else {
+        return Ok(());
+    };
+    match stored.iter().find(|(key, value)| kept.get(*key) != Some(*value)) {
+        None => Ok(()),
+        Some((key, value)) => Err(Failure::usage(format!(
+            "{key} of the run is {value}, {} was asked for; leave it out, or start a new run",
+            kept[key]
+        ))),
+    }
+}
+
+/// The recipe that flags describe, over `base`.
+fn recipe(flags: &RecipeFlags, base: TrainOptions) -> TrainOptions {
+    let sched = flags.sched.map(|sched| match sched {
+        Sched::Cosine => Decline::Cosine,
+        Sched::Constant => Decline::Constant,
+    });
+    TrainOptions {
+        epochs: flags.epochs.unwrap_or(base.epochs),
+        batch_size: flags.batch_size.unwrap_or(base.batch_size),
+        lr: flags.lr.unwrap_or(base.lr),
+        momentum: flags.momentum.unwrap_or(base.momentum),
+        nesterov: base.nesterov && !flags.no_nesterov,
+        weight_decay: flags.weight_decay.unwrap_or(base.weight_decay),
+        decay_norm_and_bias: base.decay_norm_and_bias || flags.decay_norm_and_bias,
+        sched: sched.unwrap_or(base.sched),
+        warmup_epochs: flags.warmup_epochs.unwrap_or(base.warmup_epochs),
+        smoothing: flags.smoothing.unwrap_or(base.smoothing),
+        zero_init_last: base.zero_init_last && !flags.no_zero_init_last,
+        workers: flags.workers.unwrap_or(base.workers),
+        val_fraction: flags.val_fraction.unwrap_or(base.val_fraction),
+        on_error: flags.on_error.map_or(base.on_error, Into::into),
+        ..base
+    }
+}
+
+/// What is done to training images of `[height, width]` pixels.
+fn augmentation(flags: &RecipeFlags, img_size: [usize; 2]) -> Augment {
+    let side = img_size[0].min(img_size[1]);
+    let padding = flags.crop_padding.unwrap_or((side / 8).max(2));
+    let resized = Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] };
+    let crop = match flags.crop {
+        Some(CropChoice::None) => Crop::None,
+        Some(CropChoice::Pad) => Crop::Pad(padding),
+        Some(CropChoice::Resized) => resized,
+        None if side <= 64 || flags.crop_padding.is_some() => Crop::Pad(padding),
+        None => resized,
+    };
+    Augment { crop, flip: !flags.no_flip }
+}
+
+/// How the images of a data set are prepared for a network.
+fn preprocessing(arch: &Arch, train: &Dataset) -> Result<Preprocess, Failure> {
+    let mut normalisation = train.default_normalisation()?;
+    if normalisation.mean.len() != arch.in_channels {
+        normalisation = match arch.in_channels {
+            3 => Normalisation::imagenet(),
+            _ => stridenet::data::channel_statistics(train, arch.in_channels, 10_000)?,
+        };
+    }
+    let exact = Preprocess::exact(arch.img_size, normalisation);
+    let large = arch.img_size.iter().all(|&side| side > 64);
+    let preprocess = if large { Preprocess { crop_pct: 0.875, ..exact } } else { exact };
+    preprocess.check().map_err(stridenet::Error::from)?;
+    Ok(preprocess)
+}
+
+fn open_data(cx: &Context, console: &Console, options: &TrainOptions) -> Result<[Arc<Dataset>; 2], Failure> {
+    let open =
+        OpenOptions { val_fraction: options.val_fraction, seed: options.seed, ..OpenOptions::default() };
+    let Splits { mut train, mut val } = stridenet::data::open(&options.data, &open)?;
+    verify(console, cx, &mut train, options.on_error)?;
+    verify(console, cx, &mut val, options.on_error)?;
+    Ok([Arc::new(train), Arc::new(val)])
+}
+
+/// `runs/ARCH-DATA`, with a number where that exists.
+fn free_folder(arch: &str, data: &str) -> PathBuf {
+    let data = Path::new(data).file_name().map_or("data".into(), |name| name.to_string_lossy());
+    let base = Path::new("runs").join(format!("{arch}-{data}"));
+    let numbered = (2..).map(|number| base.with_file_name(format!("{arch}-{data}-{number}")));
+    std::iter::once(base.clone()).chain(numbered).find(|path| !path.exists()).unwrap_or(base)
+}
+
+/// All resolved options, for `args.yaml`.
+fn resolved(cx: &Context, arch: &Arch, options: &TrainOptions) -> Map<String, Value> {
+    let mut all = Map::new();
+    all.insert("stridenet_version".into(), env!("CARGO_PKG_VERSION").into());
+    if let Ok(Value::Object(options)) = serde_json::to_value(options) {
+        all.extend(options);
+    }
+    if let Ok(arch) = serde_json::to_value(arch) {
+        all.insert("arch".into(), arch);
+    }
+    all.insert("level".into(), cx.level().name().into());
+    all.insert("threads".into(), cx.threads().into());
+    all
+}
+
+fn announce(
+    console: &Console,
+    arch: &Arch,
+    options: &TrainOptions,
+    [train, val]: [&Dataset; 2],
+    folder: &RunFolder,
+) {
+    let [height, width] = arch.img_size;
+    console.message(format_args!(
+        "training {} on {} ({} + {} images, {} classes, {height}x{width}), {} epochs, into {}",
+        arch.name,
+        options.data,
+        train.len(),
+        val.len(),
+        train.classes().len(),
+        options.epochs,
+        folder.path().display()
+    ));
+    for (class, count) in train.classes().iter().zip(train.class_counts()) {
+        console.detail(format_args!("  {count:6} images of {class}"));
+    }
+}
+
+/// Runs the trainer and shows its progress.
+fn train(console: &Console, trainer: &mut Trainer) -> Result<Finished, Failure> {
+    let epochs = trainer.options().epochs;
+    let mut progress: Option<(usize, Progress)> = None;
+    let finished = trainer.run(|event| {
+        match event {
+            Event::Step { epoch, step, steps, loss, lr, images_per_second, waiting } => {
+                if progress.as_ref().is_none_or(|(shown, _)| shown != epoch) {
+                    progress = Some((*epoch, console.progress(*steps, &format!("epoch {epoch}/{epochs}"))));
+                }
+                if let Some((_, bar)) = &progress {
+                    bar.update(*step, || {
+                        let waiting = 100.0 * waiting;
+                        format!("loss {loss:.4} lr {lr:.4} {images_per_second:.0} img/s data {waiting:.0} %")
+                    });
+                }
+            }
+            Event::Validated { done, total, .. } => {
+                if let Some((_, bar)) = &progress {
+                    bar.note(|| format!("validating {done}/{total}"));
+                }
+            }
+            Event::Epoch { row, best } => {
+                if let Some((_, bar)) = progress.take() {
+                    bar.finish();
+                }
+                console.message(format_args!("{}", epoch_line(row, epochs, *best)));
+            }
+            Event::Stopped { epoch, step } => {
+                if let Some((_, bar)) = progress.take() {
+                    bar.finish();
+                }
+                console.message(format_args!("stopped after {epoch} epochs and {step} steps; saved"));
+            }
+        }
+        if Interrupt::pressed() { Control::Stop } else { Control::Continue }
+    })?;
+    Ok(finished)
+}
+
+fn epoch_line(row: &EpochRow, epochs: usize, best: bool) -> String {
+    let EpochRow { epoch, train_loss, train_top1, val_loss, val_top1, seconds, images_per_second, .. } = row;
+    format!(
+        "epoch {epoch}/{epochs}: train loss {train_loss:.4} top-1 {train_top1:.2} %, validation loss {val_loss:.4} top-1 \
+         {val_top1:.2} %{}, {seconds:.1} s, {images_per_second:.0} img/s",
+        if best { " (best)" } else { "" }
+    )
+}

@@ -1,0 +1,257 @@
+//! Random crops and flips for training, on `u8` pixels.
+
+use super::DataError;
+use crate::image::{ImageError, Picture, Preprocess, crop, resize};
+use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
+
+/// Which part of a picture is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Crop {
+    /// The evaluation's: no randomness.
+    None,
+    /// The evaluation's, with this many black pixels added on each side, from which a window of the input's size is cut
+    /// (He et al. 2015, section 4.2).
+    Pad(usize),
+    /// A region of random area and proportions, scaled to the input's size (Szegedy et al. 2014, section 6; torchvision's
+    /// `RandomResizedCrop`).
+    Resized {
+        /// Smallest and largest share of the picture's area.
+        scale: [f64; 2],
+        /// Smallest and largest ratio of width to height.
+        ratio: [f64; 2],
+    },
+}
+
+/// What is done to a picture at random, between its decoding and its normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Augment {
+    /// Which part is shown.
+    pub crop: Crop,
+    /// Whether every second picture is mirrored left to right.
+    pub flip: bool,
+}
+
+impl Augment {
+    /// Pictures as they are evaluated.
+    pub const NONE: Augment = Augment { crop: Crop::None, flip: false };
+
+    /// The usual choice for an input of `[height, width]`: up to 64 pixels the crops of CIFAR (4 pixels of padding),
+    /// above those of ImageNet (8 % to 100 % of the area, 3:4 to 4:3); mirrored both.
+    pub fn standard(input_size: [usize; 2]) -> Self {
+        let small = input_size.iter().all(|&side| side <= 64);
+        let crop = if small {
+            Crop::Pad(4)
+        } else {
+            Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }
+        };
+        Augment { crop, flip: true }
+    }
+
+    /// Checks every setting's range.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn check(&self) -> Result<(), DataError> {
+        let wrong =
+            |what, found, expected: &str| Err(DataError::Setting { what, found, expected: expected.into() });
+        match self.crop {
+            Crop::Pad(padding) if padding > 1024 => {
+                wrong("the crop's padding", padding.to_string(), "at most 1024 pixels")
+            }
+            Crop::Resized { scale: [low, high], .. } if !(low > 0.0 && low <= high && high <= 1.0) => wrong(
+                "the crop's scale",
+                format!("{low} to {high}"),
+                "shares above 0 and at most 1, the smaller first",
+            ),
+            Crop::Resized { ratio: [low, high], .. } if !(low > 0.0 && low <= high && high.is_finite()) => {
+                wrong("the crop's ratio", format!("{low} to {high}"), "ratios above 0, the smaller first")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The part of `picture` to train on, of the preprocessing's `input_size` and `channels`.
+    ///
+    /// # Errors
+    /// As for [`Preprocess::fit`].
+    ///
+    /// The settings must have passed [`check`](Augment::check).
+    pub(super) fn apply<'a>(
+        &self,
+        preprocess: &Preprocess,
+        picture: &'a Picture<'_>,
+        random: &mut impl Rng,
+    ) -> Result<Picture<'a>, ImageError> {
+        let mut result = match self.crop {
+            Crop::None => preprocess.fit(picture)?,
+            Crop::Pad(padding) => {
+                let shift = [0, 1].map(|_| random.random_range(0..=2 * padding as u32) as usize);
+                shifted(&preprocess.fit(picture)?, padding, shift)?
+            }
+            Crop::Resized { scale, ratio } => {
+                preprocess.check()?;
+                let (origin, size) = random_region(picture.size(), scale, ratio, random);
+                let part = crop(picture.view(), origin, size)?.with_channels(preprocess.channels);
+                resize(part, preprocess.input_size, preprocess.interpolation)?
+            }
+        };
+        if self.flip && random.random_bool(0.5) {
+            mirror(&mut result);
+        }
+        Ok(result)
+    }
+}
+
+/// The window at `shift` `[row, column]` of the picture with `padding` black pixels on each side.
+fn shifted<'a>(picture: &Picture<'_>, padding: usize, shift: [usize; 2]) -> Result<Picture<'a>, ImageError> {
+    let ([height, width], channels) = (picture.size(), picture.channels());
+    let mut pixels = vec![0; picture.pixels().len()];
+    // The columns of the window that show the picture, and the first column they show.
+    let first = padding.saturating_sub(shift[1]);
+    let from = shift[1].saturating_sub(padding);
+    let count = width.saturating_sub(first.max(from));
+    for row in 0..height {
+        let source = (row + shift[0]).checked_sub(padding).filter(|&source| source < height);
+        if let (Some(source), true) = (source, count > 0) {
+            pixels[(row * width + first) * channels..][..count * channels]
+                .copy_from_slice(&picture.pixels()[(source * width + from) * channels..][..count * channels]);
+        }
+    }
+    Picture::new(height, width, channels, pixels)
+}
+
+/// Row and column, height and width of a region as torchvision's `RandomResizedCrop` draws it.
+fn random_region(
+    [height, width]: [usize; 2],
+    scale: [f64; 2],
+    ratio: [f64; 2],
+    random: &mut impl Rng,
+) -> ([usize; 2], [usize; 2]) {
+    let mut uniform = |[low, high]: [f64; 2]| low + (high - low) * random.random::<f64>();
+    let area = (height * width) as f64;
+    let mut found = None;
+    for _ in 0..10 {
+        let target = area * uniform(scale);
+        let aspect = uniform(ratio.map(f64::ln)).exp();
+        let size =
+            [(target / aspect).sqrt(), (target * aspect).sqrt()].map(|side| side.round_ties_even() as usize);
+        if (1..=height).contains(&size[0]) && (1..=width).contains(&size[1]) {
+            found = Some(size);
+            break;
+        }
+    }
+    let Some(size) = found else {
+        // The largest centred region with proportions in range.
+        let proportion = (width as f64 / height as f64).clamp(ratio[0], ratio[1]);
+        let fitted_height = ((width as f64 / proportion).round() as usize).clamp(1, height);
+        let fitted_width = ((height as f64 * proportion).round() as usize).clamp(1, width);
+        return ([(height - fitted_height) / 2, (width - fitted_width) / 2], [fitted_height, fitted_width]);
+    };
+    let mut place = |room: usize| random.random_range(0..=room as u64) as usize;
+    ([place(height - size[0]), place(width - size[1])], size)
+}
+
+/// Mirrors left to right.
+fn mirror(picture: &mut Picture<'_>) {
+    let (width, channels) = (picture.width(), picture.channels());
+    for row in picture.pixels_mut().chunks_exact_mut(width * channels) {
+        // Reversing the samples reverses the pixels and the channels in each; the channels are put right again.
+        row.reverse();
+        row.chunks_exact_mut(channels).for_each(<[u8]>::reverse);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::testing::gradient;
+    use crate::image::Normalisation;
+    use crate::random::{Use, generator};
+
+    #[test]
+    fn a_shifted_window_agrees_with_padding_and_cutting() {
+        let picture = gradient(3, 4, 3);
+        for padding in [0, 1, 2, 6] {
+            for row in 0..=2 * padding {
+                for column in 0..=2 * padding {
+                    let found = shifted(&picture, padding, [row, column]).unwrap();
+                    let sample = |y: usize, x: usize, c: usize| {
+                        let (y, x) = ((y + row).wrapping_sub(padding), (x + column).wrapping_sub(padding));
+                        if y < 3 && x < 4 { picture.pixels()[(y * 4 + x) * 3 + c] } else { 0 }
+                    };
+                    for (at, &value) in found.pixels().iter().enumerate() {
+                        assert_eq!(
+                            value,
+                            sample(at / 12, at / 3 % 4, at % 3),
+                            "{padding} {row} {column} {at}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn mirroring_keeps_the_channels() {
+        let mut picture = Picture::new(2, 2, 3, (0..12).collect::<Vec<u8>>()).unwrap();
+        mirror(&mut picture);
+        assert_eq!(picture.pixels(), [3, 4, 5, 0, 1, 2, 9, 10, 11, 6, 7, 8]);
+    }
+
+    #[test]
+    fn regions_lie_inside_and_have_the_area_and_proportions_asked_for() {
+        let (scale, ratio) = ([0.08, 1.0], [3.0 / 4.0, 4.0 / 3.0]);
+        let mut random = generator(1, Use::Augment, [0, 0]);
+        let mut shares = Vec::new();
+        for _ in 0..2000 {
+            let (origin, size) = random_region([300, 400], scale, ratio, &mut random);
+            assert!(origin[0] + size[0] <= 300 && origin[1] + size[1] <= 400);
+            let proportion = size[1] as f64 / size[0] as f64;
+            assert!(proportion > ratio[0] - 0.02 && proportion < ratio[1] + 0.02, "{size:?}");
+            shares.push((size[0] * size[1]) as f64 / 120_000.0);
+        }
+        let smallest = shares.iter().copied().fold(1.0, f64::min);
+        let largest = shares.iter().copied().fold(0.0, f64::max);
+        assert!(smallest > 0.075 && smallest < 0.1 && largest > 0.9, "{smallest} {largest}");
+    }
+
+    #[test]
+    fn a_picture_too_narrow_for_any_region_gives_its_centre() {
+        let mut random = generator(1, Use::Augment, [0, 0]);
+        let ratio = [3.0 / 4.0, 4.0 / 3.0];
+        assert_eq!(random_region([1000, 2], [0.9, 1.0], ratio, &mut random), ([498, 0], [3, 2]));
+        assert_eq!(random_region([2, 1000], [0.9, 1.0], ratio, &mut random), ([0, 498], [2, 3]));
+    }
+
+    #[test]
+    fn each_kind_fills_the_input() {
+        let picture = gradient(20, 30, 3);
+        let preprocess = Preprocess::exact([8, 6], Normalisation { mean: vec![0.5], std: vec![0.5] });
+        let kinds = [Crop::None, Crop::Pad(2), Crop::Resized { scale: [0.2, 1.0], ratio: [0.5, 2.0] }];
+        for crop in kinds {
+            let augment = Augment { crop, flip: true };
+            let draw = |place| {
+                let mut random = generator(3, Use::Augment, [0, place]);
+                augment.apply(&preprocess, &picture, &mut random).unwrap().into_owned()
+            };
+            assert_eq!((draw(0).size(), draw(0).channels()), ([8, 6], 1), "{crop:?}");
+            assert_eq!(draw(1), draw(1));
+            assert!((2..20).any(|place| draw(place) != draw(1)), "{crop:?}");
+        }
+        let mut random = generator(3, Use::Augment, [0, 0]);
+        let plain = Augment::NONE.apply(&preprocess, &picture, &mut random).unwrap();
+        assert_eq!(plain, preprocess.fit(&picture).unwrap());
+    }
+
+    #[test]
+    fn small_inputs_get_cifar_s_crops_and_large_ones_imagenet_s() {
+        assert_eq!(Augment::standard([32, 32]).crop, Crop::Pad(4));
+        assert!(matches!(Augment::standard([224, 224]).crop, Crop::Resized { .. }));
+        Augment::standard([224, 224]).check().unwrap();
+        let bad = Augment { crop: Crop::Resized { scale: [0.1, 1.0], ratio: [f64::NAN, 1.0] }, flip: false };
+        assert!(bad.check().unwrap_err().to_string().contains("ratio"));
+        assert!(Augment { crop: Crop::Pad(usize::MAX), flip: false }.check().is_err());
+    }
+}

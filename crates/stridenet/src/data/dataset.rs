@@ -1,0 +1,258 @@
+//! Labelled images, in memory or on disk.
+
+use super::DataError;
+use crate::image::{self, Picture};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Pictures above this many bytes are not worth keeping: few would fit, and their decoding is dear anyway.
+const LARGEST_KEPT: usize = 1 << 20;
+
+/// Labelled images. Pictures of IDX files live in memory; pictures of folders are decoded when asked for, and small
+/// ones are kept as `u8` up to a budget. What [`picture`](Dataset::picture) returns never depends on that.
+#[derive(Debug)]
+pub struct Dataset {
+    name: String,
+    classes: Vec<String>,
+    labels: Vec<usize>,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Packed { images: Arc<Packed>, rows: Vec<usize> },
+    Files { files: Vec<ImageFile>, budget: Arc<Budget> },
+}
+
+/// Grey pictures of one size in one buffer.
+#[derive(Debug)]
+pub(super) struct Packed {
+    pub(super) height: usize,
+    pub(super) width: usize,
+    /// Picture after picture, `[N, height, width]`.
+    pub(super) pixels: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct ImageFile {
+    path: PathBuf,
+    decoded: OnceLock<Picture<'static>>,
+}
+
+/// How many bytes of decoded pictures may still be kept, over all splits of a data set.
+#[derive(Debug)]
+pub(super) struct Budget(AtomicU64);
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Arc<Self> {
+        Arc::new(Budget(AtomicU64::new(bytes)))
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let rest = |left: u64| left.checked_sub(bytes);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).is_ok()
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Dataset {
+    /// Pictures in memory, with one label each below `classes.len()`.
+    pub(super) fn packed(name: &str, classes: Vec<String>, labels: Vec<usize>, images: Arc<Packed>) -> Self {
+        let rows = (0..labels.len()).collect();
+        Dataset { name: name.into(), classes, labels, source: Source::Packed { images, rows } }
+    }
+
+    /// Image files, each with its label below `classes.len()`.
+    pub(super) fn files(
+        name: String,
+        classes: Vec<String>,
+        images: Vec<(PathBuf, usize)>,
+        budget: Arc<Budget>,
+    ) -> Self {
+        let (files, labels) = images
+            .into_iter()
+            .map(|(path, label)| (ImageFile { path, decoded: OnceLock::new() }, label))
+            .unzip();
+        Dataset { name, classes, labels, source: Source::Files { files, budget } }
+    }
+
+    /// What the data set is called in messages: the folder, or the split of an IDX folder.
+    pub fn title(&self) -> &str {
+        &self.name
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no images.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Names of the classes; a label is an index into them.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// The label of every image.
+    pub fn labels(&self) -> &[usize] {
+        &self.labels
+    }
+
+    /// The label of image `index`, which must be below [`len`](Dataset::len).
+    pub fn label(&self, index: usize) -> usize {
+        self.labels[index]
+    }
+
+    /// What image `index` is called: its path, or `train[17]` for the row of an IDX file. `index` must be below
+    /// [`len`](Dataset::len).
+    pub fn name(&self, index: usize) -> String {
+        match &self.source {
+            Source::Packed { rows, .. } => format!("{}[{}]", self.name, rows[index]),
+            Source::Files { files, .. } => files[index].path.display().to_string(),
+        }
+    }
+
+    /// The path of image `index` if it is a file of its own. `index` must be below [`len`](Dataset::len).
+    pub fn path(&self, index: usize) -> Option<&std::path::Path> {
+        match &self.source {
+            Source::Packed { .. } => None,
+            Source::Files { files, .. } => Some(&files[index].path),
+        }
+    }
+
+    /// The size all pictures share, if it is known without decoding: that of IDX files.
+    pub fn picture_size(&self) -> Option<[usize; 2]> {
+        match &self.source {
+            Source::Packed { images, .. } => Some([images.height, images.width]),
+            Source::Files { .. } => None,
+        }
+    }
+
+    /// The channels a network for these pictures should have: 1 for IDX files, 3 for image files.
+    pub fn channels(&self) -> usize {
+        match &self.source {
+            Source::Packed { .. } => 1,
+            Source::Files { .. } => 3,
+        }
+    }
+
+    /// The decoded picture of image `index`, which must be below [`len`](Dataset::len).
+    ///
+    /// # Errors
+    /// When the image's file cannot be read or decoded.
+    pub fn picture(&self, index: usize) -> Result<Picture<'_>, DataError> {
+        match &self.source {
+            Source::Packed { images, rows } => {
+                let size = images.height * images.width;
+                let pixels = &images.pixels[rows[index] * size..][..size];
+                Ok(Picture::new(images.height, images.width, 1, pixels)?)
+            }
+            Source::Files { files, budget } => Ok(files[index].picture(budget)?),
+        }
+    }
+
+    /// Numbers the classes as `names` does, so that labels mean a model's outputs. The data set may lack some of the
+    /// model's classes.
+    ///
+    /// # Errors
+    /// When the data set has a class that `names` lacks; nothing is changed then.
+    pub fn match_classes(&mut self, names: &[String]) -> Result<(), DataError> {
+        let places: Vec<Option<usize>> =
+            self.classes.iter().map(|class| names.iter().position(|name| name == class)).collect();
+        let known: Vec<usize> = places.iter().copied().flatten().collect();
+        if known.len() < places.len() {
+            let missing = self.classes.iter().zip(&places).filter(|(_, place)| place.is_none());
+            let unknown = missing.map(|(class, _)| class.clone()).collect();
+            return Err(DataError::UnknownClasses {
+                name: self.name.clone(),
+                unknown,
+                known: names.to_vec(),
+            });
+        }
+        self.labels.iter_mut().for_each(|label| *label = known[*label]);
+        self.classes = names.to_vec();
+        Ok(())
+    }
+
+    /// The number of images of each class.
+    pub fn class_counts(&self) -> Vec<usize> {
+        let mut counts = vec![0; self.classes.len()];
+        self.labels.iter().for_each(|&label| counts[label] += 1);
+        counts
+    }
+
+    /// Splits the images in two: those for which `second` says so, and the others. Order is kept.
+    pub(super) fn split(self, second: impl Fn(usize) -> bool) -> (Dataset, Dataset) {
+        let Dataset { name, classes, labels, source } = self;
+        let (sources, labels) = match source {
+            Source::Packed { images, rows } => {
+                let rows = divide(rows, &second);
+                let packed = |rows| Source::Packed { images: images.clone(), rows };
+                ((packed(rows.0), packed(rows.1)), divide(labels, &second))
+            }
+            Source::Files { files, budget } => {
+                let files = divide(files, &second);
+                let of = |files| Source::Files { files, budget: budget.clone() };
+                ((of(files.0), of(files.1)), divide(labels, &second))
+            }
+        };
+        (
+            Dataset { name: name.clone(), classes: classes.clone(), labels: labels.0, source: sources.0 },
+            Dataset { name, classes, labels: labels.1, source: sources.1 },
+        )
+    }
+
+    /// Removes the images for which `keep` is false.
+    pub(super) fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        fn filter<T>(items: &mut Vec<T>, keep: &impl Fn(usize) -> bool) {
+            let mut index = 0;
+            items.retain(|_| {
+                index += 1;
+                keep(index - 1)
+            });
+        }
+        filter(&mut self.labels, &keep);
+        match &mut self.source {
+            Source::Packed { rows, .. } => filter(rows, &keep),
+            Source::Files { files, .. } => filter(files, &keep),
+        }
+    }
+}
+
+fn divide<T>(items: Vec<T>, second: &impl Fn(usize) -> bool) -> (Vec<T>, Vec<T>) {
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for (index, item) in items.into_iter().enumerate() {
+        if second(index) { right.push(item) } else { left.push(item) }
+    }
+    (left, right)
+}
+
+impl ImageFile {
+    fn picture(&self, budget: &Budget) -> Result<Picture<'_>, image::ImageError> {
+        if let Some(kept) = self.decoded.get() {
+            return Ok(kept.view());
+        }
+        let picture = image::open(&self.path)?;
+        let bytes = picture.pixels().len();
+        if bytes > LARGEST_KEPT || !budget.take(bytes as u64) {
+            return Ok(picture);
+        }
+        let mut stored = false;
+        let kept = self.decoded.get_or_init(|| {
+            stored = true;
+            picture
+        });
+        if !stored {
+            // Another thread decoded the same image meanwhile and paid for it.
+            budget.give_back(bytes as u64);
+        }
+        Ok(kept.view())
+    }
+}

@@ -1,0 +1,329 @@
+//! What a model wants to see: the input's size and the scale of its values.
+
+use super::{ImageError, Interpolation, Picture, crop, resize};
+use serde::{Deserialize, Serialize};
+
+/// How a picture is brought to the input's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropMode {
+    /// Keep the proportions: scale until the picture covers `input_size / crop_pct`, cut out the centre.
+    Center,
+    /// Scale both sides to `input_size / crop_pct` whatever the proportions, cut out the centre.
+    Squash,
+}
+
+/// Mean and standard deviation of each channel, on the scale where white is 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Normalisation {
+    /// Subtracted from each channel.
+    pub mean: Vec<f32>,
+    /// Each channel is divided by it afterwards.
+    pub std: Vec<f32>,
+}
+
+impl Normalisation {
+    /// The constants of ImageNet that torchvision and timm use, for RGB.
+    pub fn imagenet() -> Self {
+        Normalisation { mean: vec![0.485, 0.456, 0.406], std: vec![0.229, 0.224, 0.225] }
+    }
+}
+
+/// The preprocessing of a model, as timm's `pretrained_cfg` describes it. The one path of training (which augments
+/// between [`fit`](Preprocess::fit) and [`normalise`](Preprocess::normalise)), evaluation and prediction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preprocess {
+    /// Height and width of the network's input, in pixels.
+    pub input_size: [usize; 2],
+    /// Channels of the network's input: 1 (grey) or 3 (RGB).
+    pub channels: usize,
+    /// Mean of each channel, on the scale where white is 1.
+    pub mean: Vec<f32>,
+    /// Standard deviation of each channel, on the scale where white is 1.
+    pub std: Vec<f32>,
+    /// The filter used for scaling.
+    pub interpolation: Interpolation,
+    /// The share of the scaled picture's side that the crop keeps, above 0 and at most 1.
+    pub crop_pct: f64,
+    /// How the picture is brought to the input's shape.
+    pub crop_mode: CropMode,
+}
+
+impl Preprocess {
+    /// Pictures of any size scaled to `input_size` without a margin (`crop_pct` 1), bilinear; as many channels as the
+    /// normalisation has. Pictures that already have that size keep their pixels.
+    pub fn exact(input_size: [usize; 2], normalisation: Normalisation) -> Self {
+        Preprocess {
+            input_size,
+            channels: normalisation.mean.len(),
+            mean: normalisation.mean,
+            std: normalisation.std,
+            interpolation: Interpolation::Bilinear,
+            crop_pct: 1.0,
+            crop_mode: CropMode::Center,
+        }
+    }
+
+    /// The usual preprocessing of ImageNet models: bilinear, `crop_pct` 0.875, ImageNet's constants.
+    pub fn imagenet(input_size: [usize; 2]) -> Self {
+        Preprocess { crop_pct: 0.875, ..Preprocess::exact(input_size, Normalisation::imagenet()) }
+    }
+
+    /// Checks every setting's range.
+    ///
+    /// # Errors
+    /// Names the setting that is out of range.
+    pub fn check(&self) -> Result<(), ImageError> {
+        let wrong = |what, found: String, expected: &str| {
+            Err(ImageError::Setting { what, found, expected: expected.into() })
+        };
+        if !self.input_size.iter().all(|size| (1..=10_000).contains(size)) {
+            return wrong(
+                "input_size",
+                format!("{:?}", self.input_size),
+                "[height, width], each from 1 to 10000",
+            );
+        }
+        if !matches!(self.channels, 1 | 3) {
+            return wrong("number of channels", self.channels.to_string(), "1 or 3");
+        }
+        for (what, values) in [("mean", &self.mean), ("std", &self.std)] {
+            if values.len() != self.channels || values.iter().any(|value| !value.is_finite()) {
+                let expected = format!("{} finite numbers, one a channel", self.channels);
+                return wrong(what, format!("{values:?}"), &expected);
+            }
+        }
+        // Below this the scale itself would not be finite.
+        if self.std.iter().any(|&value| value < 1e-6) {
+            return wrong("std", format!("{:?}", self.std), "numbers above 0");
+        }
+        if !(self.crop_pct > 0.01 && self.crop_pct <= 1.0) {
+            return wrong("crop_pct", self.crop_pct.to_string(), "a number above 0.01 and at most 1");
+        }
+        Ok(())
+    }
+
+    /// The geometric part, on `u8`: channels, scaling, centre crop. The result has `input_size` and `channels`; a
+    /// picture that already has the size it would be scaled to is not resampled.
+    ///
+    /// # Errors
+    /// When a setting is out of range, or scaling so narrow a picture would need too much memory.
+    pub fn fit<'a>(&self, picture: &'a Picture<'_>) -> Result<Picture<'a>, ImageError> {
+        self.check()?;
+        let scaled_size = self.scaled_size(picture.size());
+        let scaled = resize(picture.view().with_channels(self.channels), scaled_size, self.interpolation)?;
+        let origin = [0, 1].map(|axis| half((scaled_size[axis] - self.input_size[axis]) as f64));
+        crop(scaled, origin, self.input_size)
+    }
+
+    /// The float part: the samples of a picture of `input_size` to `(sample / 255 - mean) / std`, written to `out` in
+    /// HWC order.
+    ///
+    /// # Errors
+    /// When a setting is out of range, the picture does not have `input_size` and `channels`, or `out` does not have
+    /// height x width x channels values.
+    pub fn normalise(&self, picture: &Picture<'_>, out: &mut [f32]) -> Result<(), ImageError> {
+        self.check()?;
+        let [height, width] = self.input_size;
+        let shape =
+            |[height, width]: [usize; 2], channels| format!("{height}x{width} with {channels} channels");
+        if picture.size() != self.input_size || picture.channels() != self.channels {
+            return Err(ImageError::Unfit {
+                what: "the picture",
+                found: shape(picture.size(), picture.channels()),
+                expected: shape(self.input_size, self.channels),
+            });
+        }
+        let expected = height * width * self.channels;
+        if out.len() != expected {
+            let (found, expected) = (format!("{} values", out.len()), expected.to_string());
+            return Err(ImageError::Unfit { what: "the output", found, expected });
+        }
+        if self.channels == 1 {
+            scale_samples::<1>(picture.pixels(), out, self);
+        } else {
+            scale_samples::<3>(picture.pixels(), out, self);
+        }
+        Ok(())
+    }
+
+    /// [`fit`](Preprocess::fit) and [`normalise`](Preprocess::normalise): a picture of any size to the
+    /// `input_size` x `channels` values of the network's input, in HWC order.
+    ///
+    /// # Errors
+    /// As for the two parts.
+    pub fn apply(&self, picture: &Picture<'_>, out: &mut [f32]) -> Result<(), ImageError> {
+        self.normalise(&self.fit(picture)?, out)
+    }
+
+    /// The size before the crop, by the rules of timm's evaluation transform: a square target scales the shorter
+    /// side and rounds the longer down (torchvision's `Resize`), any other target covers both sides and rounds to the
+    /// nearest (timm's `ResizeKeepRatio`).
+    fn scaled_size(&self, size: [usize; 2]) -> [usize; 2] {
+        let target = self.input_size.map(|side| (side as f64 / self.crop_pct).floor() as usize);
+        let [height, width] = size;
+        match self.crop_mode {
+            CropMode::Squash => target,
+            CropMode::Center if target[0] == target[1] => {
+                let longer =
+                    |long: usize, short: usize| (target[0] as f64 * long as f64 / short as f64) as usize;
+                if width <= height {
+                    [longer(height, width), target[1]]
+                } else {
+                    [target[0], longer(width, height)]
+                }
+            }
+            CropMode::Center => {
+                let ratio = (height as f64 / target[0] as f64).min(width as f64 / target[1] as f64);
+                let scale = |side: usize| (side as f64 / ratio).round_ties_even() as usize;
+                // Rounding must not leave a side one pixel short of the crop.
+                [scale(height).max(target[0]), scale(width).max(target[1])]
+            }
+        }
+    }
+}
+
+/// Half of a margin, rounded as Python rounds: torchvision's `CenterCrop`.
+fn half(margin: f64) -> usize {
+    (margin / 2.0).round_ties_even() as usize
+}
+
+fn scale_samples<const CHANNELS: usize>(pixels: &[u8], out: &mut [f32], preprocess: &Preprocess) {
+    let mut scale = [0.0f32; CHANNELS];
+    let mut shift = [0.0f32; CHANNELS];
+    for channel in 0..CHANNELS {
+        let (mean, std) = (f64::from(preprocess.mean[channel]), f64::from(preprocess.std[channel]));
+        scale[channel] = (1.0 / (255.0 * std)) as f32;
+        shift[channel] = (-mean / std) as f32;
+    }
+    for (pixel, values) in pixels.chunks_exact(CHANNELS).zip(out.chunks_exact_mut(CHANNELS)) {
+        for channel in 0..CHANNELS {
+            values[channel] = f32::from(pixel[channel]) * scale[channel] + shift[channel];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern() -> Picture<'static> {
+        let sample = |y: usize, x: usize| ((x * 37 + y * 91 + x * y * 7) % 256) as u8;
+        let pixels: Vec<u8> = (0..13).flat_map(|y| (0..20).map(move |x| sample(y, x))).collect();
+        Picture::new(13, 20, 1, pixels).unwrap()
+    }
+
+    fn grey(input_size: [usize; 2]) -> Preprocess {
+        Preprocess::exact(input_size, Normalisation { mean: vec![0.25], std: vec![0.5] })
+    }
+
+    #[test]
+    fn the_geometry_agrees_with_torchvision() {
+        // Pillow 13, grey, 13 high and 20 wide, bilinear. Centre: resize((10, 7)), crop((2, 0, 8, 6)).
+        // Squash: resize((7, 7)), crop((0, 0, 6, 6)).
+        #[rustfmt::skip]
+        let cases = [
+            (CropMode::Center, [
+                122, 118, 114, 111, 147, 121, 138, 132, 125, 136, 100, 138, 144, 138, 123, 144, 129, 151,
+                134, 148, 131, 135, 126, 139, 123, 116, 118, 130, 139, 134, 113, 116, 145, 119, 152, 126,
+            ]),
+            (CropMode::Squash, [
+                97, 123, 117, 113, 137, 110, 129, 135, 130, 130, 111, 142, 125, 145, 132, 136, 135, 147,
+                109, 126, 142, 134, 128, 129, 140, 137, 117, 121, 138, 125, 162, 128, 122, 131, 143, 123u8,
+            ]),
+        ];
+        for (crop_mode, expected) in cases {
+            let preprocess = Preprocess { crop_mode, crop_pct: 0.857, ..grey([6, 6]) };
+            let picture = pattern();
+            let fitted = preprocess.fit(&picture).unwrap();
+            for (at, (&found, &expected)) in fitted.pixels().iter().zip(&expected).enumerate() {
+                assert!(found.abs_diff(expected) <= 1, "{crop_mode:?} {at}: {found}, expected {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_scaled_size_follows_timm() {
+        // Sizes that timm 1.0's evaluation transform computes: Resize for squares, ResizeKeepRatio otherwise.
+        let scaled =
+            |input_size, crop_pct, size| Preprocess { crop_pct, ..grey(input_size) }.scaled_size(size);
+        assert_eq!(scaled([224, 224], 0.875, [375, 500]), [256, 341]);
+        assert_eq!(scaled([224, 224], 0.875, [500, 333]), [384, 256]);
+        assert_eq!(scaled([224, 224], 0.95, [100, 100]), [235, 235]);
+        assert_eq!(scaled([224, 224], 0.8, [280, 999]), [280, 999]);
+        assert_eq!(scaled([4, 6], 1.0, [13, 20]), [4, 6]);
+        assert_eq!(scaled([192, 256], 1.0, [375, 500]), [192, 256]);
+        assert_eq!(scaled([192, 256], 1.0, [500, 375]), [341, 256]);
+    }
+
+    #[test]
+    fn a_picture_of_the_right_size_keeps_its_pixels() {
+        let picture = pattern();
+        assert_eq!(grey([13, 20]).fit(&picture).unwrap(), picture);
+        let cropped = Preprocess { crop_pct: 0.5, ..grey([6, 6]) };
+        let square = crop(picture.view(), [0, 0], [12, 12]).unwrap();
+        assert_eq!(cropped.fit(&square).unwrap(), crop(square.view(), [3, 3], [6, 6]).unwrap());
+    }
+
+    #[test]
+    fn samples_are_normalised_in_the_model_s_channels() {
+        let picture = Picture::new(1, 2, 1, vec![0, 255]).unwrap();
+        let mut out = [0.0; 2];
+        grey([1, 2]).apply(&picture, &mut out).unwrap();
+        assert_eq!(out, [-0.5, 1.5]);
+
+        let mut out = [0.0; 6];
+        Preprocess::exact([1, 2], Normalisation::imagenet()).apply(&picture, &mut out).unwrap();
+        // (1 - mean) / std of each channel.
+        for (found, expected) in out[3..].iter().zip([2.248_908_3, 2.428_571_4, 2.64]) {
+            assert!((found - expected).abs() < 1e-6, "{found}, expected {expected}");
+        }
+
+        let colour = Picture::new(1, 1, 3, vec![255, 0, 0]).unwrap();
+        let mut out = [0.0; 1];
+        grey([1, 1]).apply(&colour, &mut out).unwrap();
+        assert!((out[0] - (76.0 / 255.0 - 0.25) / 0.5).abs() < 1e-6);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_named() {
+        let good = Preprocess::imagenet([224, 224]);
+        good.check().unwrap();
+        let cases = [
+            (Preprocess { input_size: [0, 4], ..good.clone() }, "input_size"),
+            (Preprocess { channels: 4, ..good.clone() }, "number of channels"),
+            (Preprocess { mean: vec![0.5], ..good.clone() }, "mean"),
+            (Preprocess { std: vec![0.5, 0.0, 0.5], ..good.clone() }, "std"),
+            (Preprocess { std: vec![0.5, f32::NAN, 0.5], ..good.clone() }, "std"),
+            (Preprocess { crop_pct: 1.5, ..good.clone() }, "crop_pct"),
+            (Preprocess { crop_pct: f64::NAN, ..good.clone() }, "crop_pct"),
+        ];
+        for (preprocess, what) in cases {
+            let error = preprocess.apply(&pattern(), &mut []).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("the preprocessing's {what} is")), "{error}");
+        }
+        assert!(
+            good.normalise(&pattern(), &mut []).unwrap_err().to_string().starts_with("the picture is 13x20")
+        );
+        let error = grey([13, 20]).normalise(&pattern(), &mut [0.0; 7]).unwrap_err().to_string();
+        assert!(error.starts_with("the output is 7 values, expected 260"), "{error}");
+    }
+
+    #[test]
+    fn a_thread_of_pixels_is_refused_before_it_fills_the_memory() {
+        let thread = Picture::new(1, 1_000_000, 1, vec![0; 1_000_000]).unwrap();
+        let error = Preprocess::imagenet([224, 224]).fit(&thread).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("256x256000000"), "{error}");
+    }
+
+    #[test]
+    fn settings_survive_json() {
+        let good = Preprocess::imagenet([224, 192]);
+        let json = serde_json::to_string(&good).unwrap();
+        assert!(
+            json.contains(r#""interpolation":"bilinear","crop_pct":0.875,"crop_mode":"center""#),
+            "{json}"
+        );
+        assert_eq!(serde_json::from_str::<Preprocess>(&json).unwrap(), good);
+    }
+}

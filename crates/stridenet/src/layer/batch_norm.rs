@@ -1,0 +1,153 @@
+//! Batch normalisation (Ioffe & Szegedy 2015), with the residual's addition and the ReLU that follow it.
+
+use super::{Parameter, Workspace};
+use crate::Tensor;
+use crate::kernels::{Context, norm};
+
+/// Added to the variance, as in PyTorch.
+const EPSILON: f32 = 1e-5;
+
+/// Weight of the newest batch in the running statistics, as in PyTorch.
+const MOMENTUM: f32 = 0.1;
+
+/// Batch norm over the channels of NHWC activations.
+#[derive(Debug)]
+pub struct BatchNorm {
+    /// Torch's name, for example `bn1`.
+    pub name: String,
+    /// The gain, `weight`.
+    pub gamma: Parameter,
+    /// The bias.
+    pub beta: Parameter,
+    /// Running mean of the batches' means.
+    pub running_mean: Vec<f32>,
+    /// Running mean of the batches' unbiased variances.
+    pub running_var: Vec<f32>,
+    /// Batches that the running statistics have seen.
+    pub batches: i64,
+}
+
+/// What the backward pass needs besides the input and the output.
+#[derive(Debug)]
+pub struct NormSaved {
+    /// Mean of each channel over the batch.
+    mean: Vec<f32>,
+    /// 1 / √(variance + ε) of each channel over the batch.
+    inv_std: Vec<f32>,
+}
+
+impl BatchNorm {
+    /// A batch norm of `channels` with bias 0 and the given gain.
+    pub fn new(name: &str, channels: usize, gain: f32) -> Self {
+        BatchNorm {
+            name: name.to_owned(),
+            gamma: Parameter::vector(format!("{name}.weight"), vec![gain; channels]),
+            beta: Parameter::vector(format!("{name}.bias"), vec![0.0; channels]),
+            running_mean: vec![0.0; channels],
+            running_var: vec![1.0; channels],
+            batches: 0,
+        }
+    }
+
+    /// Training: `y = relu?(γ·x̂ + β + residual)` with the batch's statistics, which also move the running ones.
+    pub fn forward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+    ) -> (Tensor, NormSaved) {
+        let channels = x.channels();
+        let (mut mean, mut var) = (vec![0.0; channels], vec![0.0; channels]);
+        norm::statistics(cx, x.data(), &mut mean, &mut var);
+        let rows = (x.data().len() / channels.max(1)) as f32;
+        // With one value a channel the unbiased variance does not exist; the biased one (0) is the honest answer.
+        let unbias = if rows > 1.0 { rows / (rows - 1.0) } else { 1.0 };
+        for c in 0..channels {
+            self.running_mean[c] += MOMENTUM * (mean[c] - self.running_mean[c]);
+            self.running_var[c] += MOMENTUM * (var[c] * unbias - self.running_var[c]);
+        }
+        self.batches += 1;
+        let inv_std: Vec<f32> = var.iter().map(|var| 1.0 / (var + EPSILON).sqrt()).collect();
+        let y = self.apply(cx, workspace, x, &mean, &inv_std, residual, relu);
+        (y, NormSaved { mean, inv_std })
+    }
+
+    /// Gradients of γ and β, of the input, and, where there was one, of the residual. `y` is the forward's output.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the forward's arguments and its results, each a tensor of its own"
+    )]
+    pub fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        y: &Tensor,
+        saved: &NormSaved,
+        dy: &Tensor,
+        [residual, relu]: [bool; 2],
+    ) -> (Tensor, Option<Tensor>) {
+        let mut dx = workspace.tensor(x.shape());
+        let mut dresidual = residual.then(|| workspace.tensor(x.shape()));
+        let inputs = norm::Backward {
+            x: x.data(),
+            dy: dy.data(),
+            y: relu.then(|| y.data()),
+            mean: &saved.mean,
+            inv_std: &saved.inv_std,
+            gamma: &self.gamma.value,
+        };
+        let outputs = norm::Gradients {
+            dx: dx.data_mut(),
+            dgamma: &mut self.gamma.grad,
+            dbeta: &mut self.beta.grad,
+            residual: dresidual.as_mut().map(Tensor::data_mut),
+        };
+        norm::backward(cx, inputs, outputs);
+        (dx, dresidual)
+    }
+
+    /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.
+    pub fn infer(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+    ) -> Tensor {
+        let inv_std: Vec<f32> = self.running_var.iter().map(|var| 1.0 / (var + EPSILON).sqrt()).collect();
+        self.apply(cx, workspace, x, &self.running_mean, &inv_std, residual, relu)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "two callers that differ in the statistics alone")]
+    fn apply(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        mean: &[f32],
+        inv_std: &[f32],
+        residual: Option<&Tensor>,
+        relu: bool,
+    ) -> Tensor {
+        let scale: Vec<f32> = self.gamma.value.iter().zip(inv_std).map(|(gamma, inv)| gamma * inv).collect();
+        let shift: Vec<f32> = self
+            .beta
+            .value
+            .iter()
+            .zip(mean.iter().zip(&scale))
+            .map(|(beta, (mean, s))| beta - mean * s)
+            .collect();
+        let mut y = workspace.tensor(x.shape());
+        let residual = residual.map(Tensor::data);
+        norm::apply(
+            cx,
+            norm::Apply { x: x.data(), scale: &scale, shift: &shift, residual, relu },
+            y.data_mut(),
+        );
+        y
+    }
+}

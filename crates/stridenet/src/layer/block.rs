@@ -1,0 +1,174 @@
+//! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone.
+
+use super::{Unit, UnitSaved, Workspace};
+use crate::Tensor;
+use crate::kernels::Context;
+use crate::kernels::pool::LinearPool;
+
+/// A residual block.
+#[derive(Debug)]
+pub struct Block {
+    /// The units of F, in order.
+    pub units: Vec<Unit>,
+    /// What happens to x beside F.
+    pub shortcut: Shortcut,
+}
+
+/// The path beside F.
+#[derive(Debug)]
+pub enum Shortcut {
+    /// x itself.
+    Identity,
+    /// A 1×1 convolution with the block's stride, and a batch norm.
+    Projection(Box<Unit>),
+    /// Every `stride`-th pixel, with zero channels around (option A of He et al. 2015).
+    ZeroPad {
+        /// Keeps the pixels.
+        pool: LinearPool,
+        /// Channels of the output.
+        out_channels: usize,
+    },
+}
+
+/// What the backward pass needs of a block besides its input.
+#[derive(Debug)]
+pub struct BlockSaved {
+    units: Vec<UnitSaved>,
+    projection: Option<UnitSaved>,
+}
+
+impl BlockSaved {
+    /// The block's output.
+    pub fn output(&self) -> &Tensor {
+        self.units[self.units.len() - 1].output()
+    }
+}
+
+impl Block {
+    /// All units: those of F, then the projection.
+    pub fn all_units(&self) -> impl Iterator<Item = &Unit> {
+        let projection = match &self.shortcut {
+            Shortcut::Projection(unit) => Some(&**unit),
+            Shortcut::Identity | Shortcut::ZeroPad { .. } => None,
+        };
+        self.units.iter().chain(projection)
+    }
+
+    /// All units: those of F, then the projection.
+    pub fn all_units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
+        let projection = match &mut self.shortcut {
+            Shortcut::Projection(unit) => Some(&mut **unit),
+            Shortcut::Identity | Shortcut::ZeroPad { .. } => None,
+        };
+        self.units.iter_mut().chain(projection)
+    }
+
+    /// Training.
+    pub fn forward(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> BlockSaved {
+        let (last, first) = self.units.split_last_mut().expect("a block has units");
+        let mut units: Vec<UnitSaved> = Vec::with_capacity(first.len() + 1);
+        for unit in first {
+            let saved = unit.forward(cx, workspace, units.last().map_or(x, UnitSaved::output), None);
+            units.push(saved);
+        }
+        let input = units.last().map_or(x, UnitSaved::output);
+        let (saved, projection) = match &mut self.shortcut {
+            Shortcut::Identity => (last.forward(cx, workspace, input, Some(x)), None),
+            Shortcut::Projection(unit) => {
+                let projection = unit.forward(cx, workspace, x, None);
+                (last.forward(cx, workspace, input, Some(projection.output())), Some(projection))
+            }
+            Shortcut::ZeroPad { pool, out_channels } => {
+                let padded = zero_pad(cx, workspace, x, pool, *out_channels);
+                let saved = last.forward(cx, workspace, input, Some(&padded));
+                workspace.give(padded);
+                (saved, None)
+            }
+        };
+        units.push(saved);
+        BlockSaved { units, projection }
+    }
+
+    /// The parameters' gradients; returns the input's.
+    pub fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        saved: BlockSaved,
+        dy: Tensor,
+    ) -> Tensor {
+        let BlockSaved { mut units, projection } = saved;
+        let (last, first) = self.units.split_last_mut().expect("a block has units");
+        let pop = |units: &mut Vec<UnitSaved>| units.pop().expect("one for each unit");
+        let saved = pop(&mut units);
+        let input = units.last().map_or(x, UnitSaved::output);
+        let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
+        let dresidual = dresidual.expect("the last unit adds the shortcut");
+        let dshortcut = self.shortcut.backward(cx, workspace, x, projection, dresidual);
+        for (index, unit) in first.iter_mut().enumerate().rev() {
+            let saved = pop(&mut units);
+            let input = units.last().map_or(x, UnitSaved::output);
+            let also = (index == 0).then_some(&dshortcut);
+            dy = unit.backward(cx, workspace, input, saved, dy, also).0;
+        }
+        workspace.give(dshortcut);
+        dy
+    }
+
+    /// Inference, keeping nothing.
+    pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+        let (last, first) = self.units.split_last().expect("a block has units");
+        let mut y: Option<Tensor> = None;
+        for unit in first {
+            let next = unit.infer(cx, workspace, y.as_ref().unwrap_or(x), None);
+            y.replace(next).into_iter().for_each(|old| workspace.give(old));
+        }
+        let residual = match &self.shortcut {
+            Shortcut::Identity => None,
+            Shortcut::Projection(unit) => Some(unit.infer(cx, workspace, x, None)),
+            Shortcut::ZeroPad { pool, out_channels } => Some(zero_pad(cx, workspace, x, pool, *out_channels)),
+        };
+        let input = y.as_ref().unwrap_or(x);
+        let output = last.infer(cx, workspace, input, Some(residual.as_ref().unwrap_or(x)));
+        y.into_iter().chain(residual).for_each(|old| workspace.give(old));
+        output
+    }
+}
+
+/// The zero-padded shortcut of x.
+fn zero_pad(
+    cx: &Context,
+    workspace: &mut Workspace,
+    x: &Tensor,
+    pool: &LinearPool,
+    out_channels: usize,
+) -> Tensor {
+    let [height, width] = pool.output();
+    let mut y = workspace.tensor([x.batch(), height, width, out_channels]);
+    pool.forward(cx, x.data(), y.data_mut());
+    y
+}
+
+impl Shortcut {
+    /// The gradient of x by way of the shortcut; `dy` is given up.
+    fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        projection: Option<UnitSaved>,
+        dy: Tensor,
+    ) -> Tensor {
+        match (self, projection) {
+            (Shortcut::Projection(unit), Some(saved)) => unit.backward(cx, workspace, x, saved, dy, None).0,
+            (Shortcut::ZeroPad { pool, .. }, _) => {
+                let mut dx = workspace.tensor(x.shape());
+                pool.backward(cx, dy.data(), dx.data_mut());
+                workspace.give(dy);
+                dx
+            }
+            _ => dy,
+        }
+    }
+}

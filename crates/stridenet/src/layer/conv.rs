@@ -1,0 +1,84 @@
+//! A convolution without bias: a batch norm always follows.
+
+use super::{Parameter, Workspace};
+use crate::Tensor;
+use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, ForwardWeights, GeometryError};
+use crate::kernels::gemm::Epilogue;
+use crate::kernels::{Context, Level};
+
+/// A convolution for one input size, with its weights packed for both passes.
+#[derive(Debug)]
+pub struct Conv {
+    kernel: conv::Conv,
+    /// The weights.
+    pub weight: Parameter,
+    forward: ForwardWeights,
+    backward: BackwardWeights,
+}
+
+impl Conv {
+    /// A convolution named `name` for inputs of `[height, width]`, with weights in HWIO order.
+    ///
+    /// # Errors
+    /// When the input is too small for the geometry.
+    pub fn new(
+        level: Level,
+        name: &str,
+        geometry: ConvGeometry,
+        input: [usize; 2],
+        weight: Vec<f32>,
+    ) -> Result<Self, GeometryError> {
+        let kernel = conv::Conv::new(level, geometry, input)?;
+        let shape = vec![geometry.out_channels, geometry.group_in(), geometry.kernel[0], geometry.kernel[1]];
+        let (forward, backward) = (kernel.pack_forward(&weight), kernel.pack_backward(&weight));
+        let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
+        Ok(Conv { kernel, weight, forward, backward })
+    }
+
+    /// Output size `[height, width]`.
+    pub fn output(&self) -> [usize; 2] {
+        self.kernel.output()
+    }
+
+    /// Packs the weights again after they have changed.
+    pub fn refresh(&mut self) {
+        self.kernel.repack_forward(&self.weight.value, &mut self.forward);
+        self.kernel.repack_backward(&self.weight.value, &mut self.backward);
+    }
+
+    /// `[N, H, W, in]` → `[N, H/s, W/s, out]`.
+    pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+        let [height, width] = self.kernel.output();
+        let mut y = workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels]);
+        self.kernel.forward(
+            cx,
+            x.data(),
+            &self.forward,
+            Epilogue::default(),
+            &mut workspace.conv,
+            y.data_mut(),
+        );
+        y
+    }
+
+    /// The weights' gradient, and the input's, to which `also` is added: another gradient of the same input.
+    pub fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        dy: &Tensor,
+        also: Option<&Tensor>,
+    ) -> Tensor {
+        self.grad_weight(cx, workspace, x, dy);
+        let mut dx = workspace.tensor(x.shape());
+        let epilogue = Epilogue { residual: also.map(Tensor::data), ..Epilogue::default() };
+        self.kernel.grad_input(cx, dy.data(), &self.backward, epilogue, dx.data_mut());
+        dx
+    }
+
+    /// The weights' gradient alone, for the first convolution of a network.
+    pub fn grad_weight(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) {
+        self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, &mut self.weight.grad);
+    }
+}

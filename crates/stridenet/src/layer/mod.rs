@@ -1,0 +1,20 @@
+//! The layers of a residual network. Each layer's `backward` stands directly under its `forward` and reads as the
+//! forward reversed; what it needs is kept in a struct with named fields.
+
+mod batch_norm;
+mod block;
+mod conv;
+mod linear;
+mod parameter;
+mod pool;
+mod unit;
+mod workspace;
+
+pub use batch_norm::{BatchNorm, NormSaved};
+pub use block::{Block, BlockSaved, Shortcut};
+pub use conv::Conv;
+pub use linear::{Head, HeadSaved};
+pub use parameter::{Decay, Parameter};
+pub use pool::{Pool, Pooled};
+pub use unit::{Unit, UnitSaved};
+pub use workspace::Workspace;

@@ -1,0 +1,162 @@
+//! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
+
+use super::pool::{Pool, Pooled};
+use super::{BatchNorm, Conv, NormSaved, Parameter, Workspace};
+use crate::Tensor;
+use crate::arch;
+use crate::kernels::conv::GeometryError;
+use crate::kernels::{Context, Level};
+
+/// A convolution, its batch norm, and what follows them.
+#[derive(Debug)]
+pub struct Unit {
+    /// The convolution.
+    pub conv: Conv,
+    /// The batch norm.
+    pub norm: BatchNorm,
+    relu: bool,
+    pool: Option<Pool>,
+}
+
+/// What the backward pass needs of a unit besides its input.
+#[derive(Debug)]
+pub struct UnitSaved {
+    /// The convolution's output, `[N, H/s, W/s, C]`.
+    raw: Tensor,
+    /// The batch's statistics.
+    norm: NormSaved,
+    /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`.
+    activated: Tensor,
+    /// After the pool.
+    pooled: Option<Pooled>,
+    /// Whether a residual was added.
+    residual: bool,
+}
+
+impl UnitSaved {
+    /// The unit's output.
+    pub fn output(&self) -> &Tensor {
+        self.pooled.as_ref().map_or(&self.activated, |pooled| &pooled.output)
+    }
+}
+
+impl Unit {
+    /// The unit that `description` describes, for inputs of `[height, width]`, with weights in HWIO order and the given
+    /// gain of the batch norm.
+    ///
+    /// # Errors
+    /// When the input is too small.
+    pub fn new(
+        level: Level,
+        description: &arch::Unit,
+        input: [usize; 2],
+        weight: Vec<f32>,
+        gain: f32,
+    ) -> Result<Self, GeometryError> {
+        let conv = Conv::new(level, &description.conv, description.geometry, input, weight)?;
+        let channels = description.geometry.out_channels;
+        let pool = description.pool.map(|kind| Pool::new(kind, conv.output(), channels)).transpose()?;
+        let norm = BatchNorm::new(&description.norm, channels, gain);
+        Ok(Unit { conv, norm, relu: description.relu, pool })
+    }
+
+    /// The unit's parameters, in torch's order.
+    pub fn parameters_mut(&mut self) -> [&mut Parameter; 3] {
+        [&mut self.conv.weight, &mut self.norm.gamma, &mut self.norm.beta]
+    }
+
+    /// The unit's parameters, in torch's order.
+    pub fn parameters(&self) -> [&Parameter; 3] {
+        [&self.conv.weight, &self.norm.gamma, &self.norm.beta]
+    }
+
+    /// Training. With a residual, the ReLU comes after the addition.
+    pub fn forward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> UnitSaved {
+        let raw = self.conv.forward(cx, workspace, x);
+        let relu = self.relu || residual.is_some();
+        let (activated, norm) = self.norm.forward(cx, workspace, &raw, residual, relu);
+        let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, &activated));
+        UnitSaved { raw, norm, activated, pooled, residual: residual.is_some() }
+    }
+
+    /// The parameters' gradients; returns the gradient of the convolution's output, and the residual's where there was
+    /// one. `dy` is given up.
+    fn backward_to_conv(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        saved: UnitSaved,
+        dy: Tensor,
+    ) -> (Tensor, Option<Tensor>) {
+        let UnitSaved { raw, norm, activated, pooled, residual } = saved;
+        let dy = match (&self.pool, pooled) {
+            (Some(pool), Some(pooled)) => {
+                let dactivated = pool.backward(cx, workspace, activated.shape(), pooled, &dy);
+                workspace.give(dy);
+                dactivated
+            }
+            _ => dy,
+        };
+        let relu = self.relu || residual;
+        let (draw, dresidual) =
+            self.norm.backward(cx, workspace, &raw, &activated, &norm, &dy, [residual, relu]);
+        for tensor in [raw, activated, dy] {
+            workspace.give(tensor);
+        }
+        (draw, dresidual)
+    }
+
+    /// The parameters' gradients, the input's, and the residual's where there was one. `also` is another gradient of
+    /// the same input, added to the first; it may be the residual's own.
+    pub fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        saved: UnitSaved,
+        dy: Tensor,
+        also: Option<&Tensor>,
+    ) -> (Tensor, Option<Tensor>) {
+        let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy);
+        let dx = self.conv.backward(cx, workspace, x, &draw, also);
+        workspace.give(draw);
+        (dx, dresidual)
+    }
+
+    /// The parameters' gradients alone, for the first unit of a network.
+    pub fn backward_first(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        saved: UnitSaved,
+        dy: Tensor,
+    ) {
+        let (draw, _) = self.backward_to_conv(cx, workspace, saved, dy);
+        self.conv.grad_weight(cx, workspace, x, &draw);
+        workspace.give(draw);
+    }
+
+    /// Inference with the running statistics, keeping nothing.
+    pub fn infer(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
+        let raw = self.conv.forward(cx, workspace, x);
+        let y = self.norm.infer(cx, workspace, &raw, residual, self.relu || residual.is_some());
+        workspace.give(raw);
+        let Some(pool) = &self.pool else { return y };
+        let pooled = pool.forward(cx, workspace, &y);
+        workspace.give(y);
+        pooled.discard(workspace)
+    }
+}

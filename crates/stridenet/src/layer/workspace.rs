@@ -1,0 +1,40 @@
+//! Memory that is handed from layer to layer instead of being freed and allocated again.
+
+use crate::Tensor;
+use std::collections::HashMap;
+use stridenet_kernels::conv::ConvScratch;
+
+/// Buffers that are not in use, by length, and the convolutions' scratch memory.
+///
+/// The shapes of a training step are the same every time, so that after the first step nothing is allocated.
+#[derive(Debug, Default)]
+pub struct Workspace {
+    free: HashMap<usize, Vec<Vec<f32>>>,
+    bytes: HashMap<usize, Vec<Vec<u8>>>,
+    pub(crate) conv: ConvScratch,
+}
+
+impl Workspace {
+    /// A tensor of `shape` whose values are whatever was there before.
+    pub(crate) fn tensor(&mut self, shape: [usize; 4]) -> Tensor {
+        let length = shape.iter().product();
+        let data = self.free.get_mut(&length).and_then(Vec::pop).unwrap_or_else(|| vec![0.0; length]);
+        Tensor::new(shape, data).expect("buffers are kept by their length")
+    }
+
+    /// Takes a tensor back.
+    pub(crate) fn give(&mut self, tensor: Tensor) {
+        let data = tensor.into_data();
+        self.free.entry(data.len()).or_default().push(data);
+    }
+
+    /// A byte buffer whose values are whatever was there before.
+    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
+        self.bytes.get_mut(&length).and_then(Vec::pop).unwrap_or_else(|| vec![0; length])
+    }
+
+    /// Takes a byte buffer back.
+    pub(crate) fn give_bytes(&mut self, bytes: Vec<u8>) {
+        self.bytes.entry(bytes.len()).or_default().push(bytes);
+    }
+}

@@ -1,0 +1,73 @@
+//! Training: the loop, the optimizer, the schedule, and what is kept of a run.
+
+mod checkpoint;
+mod optimizer;
+mod options;
+mod run_folder;
+mod schedule;
+mod trainer;
+
+pub use checkpoint::{Checkpoint, EpochRow, Progress};
+pub use optimizer::{Sgd, SgdOptions};
+pub use options::TrainOptions;
+pub use run_folder::{Existing, RunFolder};
+pub use schedule::{Decline, Schedule};
+pub use trainer::{Control, Event, Finished, Trainer};
+
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// Training cannot start or go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// An option has a value that cannot be used.
+    #[error("{option} is {found}, expected {expected}")]
+    Option {
+        /// The option's flag.
+        option: &'static str,
+        /// The value found.
+        found: String,
+        /// What values there are.
+        expected: &'static str,
+    },
+    /// The loss is no longer a number.
+    #[error(
+        "the loss became {loss} in epoch {epoch}, step {step}, at learning rate {lr}; the last good checkpoint is kept \
+         in {}: train again with a lower --lr or a longer --warmup-epochs", kept.display()
+    )]
+    Diverged {
+        /// The loss found.
+        loss: f64,
+        /// Epoch, counted from 1.
+        epoch: usize,
+        /// Step of the epoch, counted from 1.
+        step: usize,
+        /// Learning rate of the step.
+        lr: f32,
+        /// The run's folder.
+        kept: PathBuf,
+    },
+    /// The output folder is there already.
+    #[error("the output folder {} exists already; pass --overwrite to replace it, --resume to go on with it, or another --out", path.display())]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A folder is to be replaced that is no run.
+    #[error("{} is not a run of stridenet ({found}), so --overwrite does not delete it; choose another --out", path.display())]
+    NotARun {
+        /// The folder.
+        path: PathBuf,
+        /// What was found there.
+        found: String,
+    },
+    /// There is nothing to go on with.
+    #[error("{} cannot be resumed: {reason}", path.display())]
+    Resume {
+        /// The run's folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}

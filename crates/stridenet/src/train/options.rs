@@ -1,0 +1,163 @@
+//! All options of a run, resolved.
+
+use super::{Decline, Schedule, SgdOptions, TrainError};
+use crate::data::{Augment, Crop, OnError};
+use crate::network::Initialise;
+use serde::{Deserialize, Serialize};
+
+/// How to train. The names are those of the flags, which are timm's where timm has one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainOptions {
+    /// The data set, as `crate::data::open` takes it.
+    pub data: String,
+    /// Share of the training images that is held out for validation where the data set has no split of its own.
+    pub val_fraction: f64,
+    /// What happens to images that cannot be decoded.
+    pub on_error: OnError,
+    /// What is done to training images.
+    pub augment: Augment,
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images a step; the last, smaller batch of an epoch is left out.
+    pub batch_size: usize,
+    /// Highest learning rate.
+    pub lr: f64,
+    /// Share of the last step's velocity that is kept.
+    pub momentum: f32,
+    /// Whether the momentum is Nesterov's.
+    pub nesterov: bool,
+    /// L2 penalty.
+    pub weight_decay: f32,
+    /// Whether the penalty applies to norms and biases too.
+    pub decay_norm_and_bias: bool,
+    /// How the learning rate falls.
+    pub sched: Decline,
+    /// Epochs of linear warm-up; may be a fraction.
+    pub warmup_epochs: f64,
+    /// Label smoothing (Szegedy et al. 2016): share of the target that is spread over all classes.
+    pub smoothing: f32,
+    /// Whether each block begins as its shortcut.
+    pub zero_init_last: bool,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Threads that decode and augment images.
+    pub workers: usize,
+}
+
+impl Default for TrainOptions {
+    fn default() -> Self {
+        TrainOptions {
+            data: "sample".to_owned(),
+            val_fraction: 0.1,
+            on_error: OnError::Fail,
+            augment: Augment { crop: Crop::Pad(2), flip: true },
+            epochs: 10,
+            batch_size: 128,
+            lr: 0.1,
+            momentum: 0.9,
+            nesterov: true,
+            weight_decay: 5e-4,
+            decay_norm_and_bias: false,
+            sched: Decline::Cosine,
+            warmup_epochs: 0.5,
+            smoothing: 0.0,
+            zero_init_last: true,
+            seed: 42,
+            workers: 1,
+        }
+    }
+}
+
+impl TrainOptions {
+    /// Checks each value.
+    ///
+    /// # Errors
+    /// With the first value that cannot be used, named by its flag.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let refuse = |option, found: &dyn std::fmt::Display, expected| {
+            Err(TrainError::Option { option, found: found.to_string(), expected })
+        };
+        if self.epochs == 0 {
+            return refuse("--epochs", &0, "1 or more");
+        }
+        if self.batch_size == 0 {
+            return refuse("--batch-size", &0, "1 or more");
+        }
+        if !(self.lr.is_finite() && self.lr > 0.0) {
+            return refuse("--lr", &self.lr, "a number above 0");
+        }
+        if !(0.0..1.0).contains(&self.momentum) {
+            return refuse("--momentum", &self.momentum, "a number from 0 up to, but not including, 1");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return refuse("--weight-decay", &self.weight_decay, "a number from 0 up");
+        }
+        if !(self.warmup_epochs.is_finite() && self.warmup_epochs >= 0.0) {
+            return refuse("--warmup-epochs", &self.warmup_epochs, "a number from 0 up");
+        }
+        if !(0.0..1.0).contains(&self.smoothing) {
+            return refuse("--smoothing", &self.smoothing, "a number from 0 up to, but not including, 1");
+        }
+        if self.workers == 0 {
+            return refuse("--workers", &0, "1 or more");
+        }
+        Ok(())
+    }
+
+    /// The optimizer's part.
+    pub fn sgd(&self) -> SgdOptions {
+        SgdOptions {
+            momentum: self.momentum,
+            nesterov: self.nesterov && self.momentum > 0.0,
+            weight_decay: self.weight_decay,
+            decay_norm_and_bias: self.decay_norm_and_bias,
+        }
+    }
+
+    /// The learning rate over epochs of `steps` steps.
+    pub fn schedule(&self, steps: usize) -> Schedule {
+        let warmup = (self.warmup_epochs * steps as f64).round() as usize;
+        Schedule { lr: self.lr, warmup, steps: self.epochs * steps, decline: self.sched }
+    }
+
+    /// How the weights begin.
+    pub fn initialise(&self) -> Initialise {
+        Initialise { seed: self.seed, zero_init_last: self.zero_init_last }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_values_are_named_by_their_flag() {
+        assert!(TrainOptions::default().validate().is_ok());
+        let refusals = [
+            TrainOptions { epochs: 0, ..TrainOptions::default() },
+            TrainOptions { batch_size: 0, ..TrainOptions::default() },
+            TrainOptions { lr: f64::NAN, ..TrainOptions::default() },
+            TrainOptions { momentum: 1.0, ..TrainOptions::default() },
+            TrainOptions { weight_decay: -1.0, ..TrainOptions::default() },
+            TrainOptions { warmup_epochs: f64::INFINITY, ..TrainOptions::default() },
+            TrainOptions { smoothing: 1.0, ..TrainOptions::default() },
+            TrainOptions { workers: 0, ..TrainOptions::default() },
+        ];
+        let flags = refusals.map(|options| match options.validate() {
+            Err(TrainError::Option { option, .. }) => option,
+            other => panic!("{other:?}"),
+        });
+        let expected = [
+            "--epochs",
+            "--batch-size",
+            "--lr",
+            "--momentum",
+            "--weight-decay",
+            "--warmup-epochs",
+            "--smoothing",
+            "--workers",
+        ];
+        assert_eq!(flags, expected);
+    }
+}

@@ -1,0 +1,367 @@
+//! safetensors files: eight bytes of header length, a JSON header, then the values.
+//!
+//! The `safetensors` crate has the last word on whether a file is valid, and gives access to the values. Checked here
+//! before: what the crate lets pass (duplicate names, of which it keeps the last; types that weights do not have; values
+//! that are not finite), and what it refuses without saying which tensor is wrong and by how much.
+
+use super::error::{WeightsError, count, printable};
+use super::state::{StateDict, TensorEntry, TensorValues};
+use crate::file::{FileError, write_atomically};
+use ::safetensors::{SafeTensorError, SafeTensors};
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashSet};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// The longest header that the format allows, in bytes.
+const LONGEST_HEADER: usize = 100_000_000;
+/// The header length in front of the header, in bytes.
+const PREFIX: usize = 8;
+
+/// What to do with values that are NaN or infinite as `f32`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NonFinite {
+    /// An error that names the tensors.
+    Refuse,
+    /// Read them; [`StateDict::non_finite`] names the tensors.
+    Allow,
+}
+
+/// Reads a safetensors file. F16, BF16 and F64 become `f32`; I64 stays.
+///
+/// # Errors
+/// When the file cannot be read, and as [`safetensors_from_bytes`].
+pub fn read_safetensors(path: &Path, non_finite: NonFinite) -> Result<StateDict, WeightsError> {
+    let bytes = std::fs::read(path).map_err(|source| FileError::read(path, source))?;
+    safetensors_from_bytes(path, &bytes, non_finite)
+}
+
+/// Reads the bytes of a safetensors file; `path` is only for messages.
+///
+/// # Errors
+/// When the bytes are truncated or no valid safetensors file, a tensor has a type other than F32, F16, BF16, F64 and
+/// I64, or values are not finite and `non_finite` refuses them.
+pub fn safetensors_from_bytes(
+    path: &Path,
+    bytes: &[u8],
+    non_finite: NonFinite,
+) -> Result<StateDict, WeightsError> {
+    if let Some((format, remedy)) = other_format(bytes) {
+        return Err(WeightsError::Format { path: path.to_path_buf(), format, remedy });
+    }
+    let invalid = |problem| WeightsError::Safetensors { path: path.to_path_buf(), problem };
+    let header = header(bytes).map_err(invalid)?;
+    let Declarations(declarations) = serde_json::from_slice(header)
+        .map_err(|error| invalid(format!("its header has {}", printable(&error.to_string()))))?;
+
+    let held = bytes.len() - PREFIX - header.len();
+    let mut tensors = Vec::with_capacity(declarations.len());
+    for (name, declaration) in declarations {
+        let declaration: Declaration = serde_json::from_value(declaration).map_err(|error| {
+            invalid(format!("the tensor {} has {}", printable(&name), printable(&error.to_string())))
+        })?;
+        let Some(dtype) = Dtype::from_name(&declaration.dtype) else {
+            let (tensor, dtype) = (printable(&name), printable(&declaration.dtype));
+            return Err(WeightsError::Dtype { path: path.to_path_buf(), tensor, dtype });
+        };
+        declaration.check(&name, dtype, held).map_err(invalid)?;
+        tensors.push((name, dtype, declaration.data_offsets));
+    }
+    check_order(&mut tensors, held).map_err(invalid)?;
+
+    let unreadable = |error: SafeTensorError| invalid(printable(&error.to_string()));
+    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let mut state = StateDict::new();
+    for (name, dtype, _) in tensors {
+        let view = file.tensor(&name).map_err(unreadable)?;
+        state.insert_values(name, view.shape().to_vec(), dtype.decode(view.data()))?;
+    }
+    let tensors = state.non_finite();
+    if non_finite == NonFinite::Refuse && !tensors.is_empty() {
+        return Err(WeightsError::NonFinite { path: path.to_path_buf(), tensors });
+    }
+    Ok(state)
+}
+
+/// As [`read_safetensors`], with the file's metadata.
+///
+/// # Errors
+/// As [`read_safetensors`].
+pub fn read_safetensors_with_metadata(
+    path: &Path,
+    non_finite: NonFinite,
+) -> Result<(StateDict, BTreeMap<String, String>), WeightsError> {
+    let bytes = std::fs::read(path).map_err(|source| FileError::read(path, source))?;
+    let state = safetensors_from_bytes(path, &bytes, non_finite)?;
+    let invalid = |problem| WeightsError::Safetensors { path: path.to_path_buf(), problem };
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).map_err(|error| invalid(printable(&error.to_string())))?;
+    let metadata = header.metadata().iter().flatten();
+    Ok((state, metadata.map(|(key, value)| (key.clone(), value.clone())).collect()))
+}
+
+/// Writes a safetensors file atomically, F32 and I64. The same tensors and metadata give the same bytes. The entry
+/// `format: pt`, which torch's loaders ask for, is added to the metadata unless it has a `format`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_safetensors(
+    path: &Path,
+    state: &StateDict,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), WeightsError> {
+    let mut metadata = metadata.clone();
+    metadata.entry("format".to_string()).or_insert_with(|| "pt".to_string());
+    // 8-byte values first, so that every tensor is aligned, and readers may map the file.
+    let mut tensors: Vec<(&str, &TensorEntry)> = state.iter().collect();
+    tensors.sort_by_key(|(_, entry)| entry.as_i64().is_none());
+
+    let mut offset = 0;
+    let mut header = Header { metadata: &metadata, tensors: BTreeMap::new() };
+    for (name, entry) in &tensors {
+        let dtype = Dtype::of(entry.values());
+        let end = offset + entry.values().len() * dtype.size();
+        let declaration =
+            HeaderEntry { dtype: dtype.name(), shape: entry.shape(), data_offsets: [offset, end] };
+        header.tensors.insert(name, declaration);
+        offset = end;
+    }
+    write_atomically(path, |to| {
+        let mut header = serde_json::to_vec(&header)?;
+        header.resize(header.len().next_multiple_of(PREFIX), b' ');
+        if header.len() > LONGEST_HEADER {
+            let problem = format!("{} need a header longer than 100 MB", count(tensors.len(), "tensor"));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        to.write_all(&(header.len() as u64).to_le_bytes())?;
+        to.write_all(&header)?;
+        for (_, entry) in &tensors {
+            match entry.values() {
+                TensorValues::F32(values) => write_values(to, values, f32::to_le_bytes)?,
+                TensorValues::I64(values) => write_values(to, values, i64::to_le_bytes)?,
+            }
+        }
+        Ok(())
+    })?;
+    Ok(())
+}
+
+fn write_values<T: Copy, const SIZE: usize>(
+    to: &mut dyn Write,
+    values: &[T],
+    bytes: impl Fn(T) -> [u8; SIZE],
+) -> io::Result<()> {
+    let mut buffer = Vec::with_capacity(values.len().min(8192) * SIZE);
+    for chunk in values.chunks(8192) {
+        buffer.clear();
+        buffer.extend(chunk.iter().flat_map(|&value| bytes(value)));
+        to.write_all(&buffer)?;
+    }
+    Ok(())
+}
+
+/// Files that are often taken for safetensors, by their first bytes; with what to do.
+fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    if bytes.starts_with(b"version https://git-lfs") {
+        Some(("a Git LFS pointer", "fetch the file itself with `git lfs pull`"))
+    } else if bytes.starts_with(b"PK\x03\x04") {
+        Some(("a zip archive such as torch.save writes", "save it with safetensors.torch.save_file"))
+    } else {
+        None
+    }
+}
+
+/// The JSON header, within the bytes.
+fn header(bytes: &[u8]) -> Result<&[u8], String> {
+    let Some((length, rest)) = bytes.split_first_chunk::<PREFIX>() else {
+        return Err(match bytes.len() {
+            0 => "the file is empty".to_string(),
+            held => format!("it has {}, too few for the header's length", count(held, "byte")),
+        });
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > LONGEST_HEADER as u64 {
+        return Err(format!(
+            "its first bytes ask for a header of {length} bytes, at most 100 MB are allowed"
+        ));
+    }
+    let held = rest.len();
+    rest.get(..length as usize).ok_or_else(|| {
+        format!("its header should have {length} bytes, the file holds {held}: it is truncated")
+    })
+}
+
+/// Sorts tensors with their `data_offsets` by place, and checks that they fill the `held` bytes without gap or overlap.
+fn check_order(tensors: &mut [(String, Dtype, [usize; 2])], held: usize) -> Result<(), String> {
+    tensors.sort_by_key(|&(_, _, offsets)| offsets);
+    let (mut before, mut filled) = ("the header", 0);
+    for (name, _, [start, end]) in tensors {
+        if *start != filled {
+            let (name, before) = (printable(name), printable(before));
+            return Err(format!(
+                "the values of the tensor {name} start at byte {start}, those of {before} end at byte {filled}"
+            ));
+        }
+        (before, filled) = (name, *end);
+    }
+    match held - filled {
+        0 => Ok(()),
+        rest => Err(format!("it has {} after the last tensor", count(rest, "byte"))),
+    }
+}
+
+/// A tensor as the header declares it.
+#[derive(Deserialize)]
+struct Declaration {
+    dtype: String,
+    shape: Vec<usize>,
+    data_offsets: [usize; 2],
+}
+
+impl Declaration {
+    /// Checks the declaration by itself; `held` is the number of bytes of values in the file.
+    fn check(&self, name: &str, dtype: Dtype, held: usize) -> Result<(), String> {
+        let name = printable(name);
+        let bytes = self.shape.iter().try_fold(dtype.size(), |product, &size| product.checked_mul(size));
+        let Some(bytes) = bytes else {
+            return Err(format!("the shape of the tensor {name} is too large"));
+        };
+        let [start, end] = self.data_offsets;
+        if end.checked_sub(start) != Some(bytes) {
+            let (dtype, shape) = (dtype.name(), &self.shape);
+            return Err(format!(
+                "the tensor {name} of type {dtype} and shape {shape:?} needs {bytes} bytes, its data_offsets are [{start}, {end}]"
+            ));
+        }
+        if end > held {
+            return Err(format!(
+                "the tensor {name} ends at byte {end} of the values, the file holds {held}: it is truncated"
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The header's tensors in the order of the file, without `__metadata__`; a name that comes twice is an error.
+struct Declarations(Vec<(String, serde_json::Value)>);
+
+impl<'de> Deserialize<'de> for Declarations {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Declarations;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter) -> std::fmt::Result {
+                formatter.write_str("an object of tensors")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Declarations, A::Error> {
+                let mut seen = HashSet::new();
+                let mut tensors = Vec::new();
+                while let Some((name, value)) = map.next_entry::<String, serde_json::Value>()? {
+                    if !seen.insert(name.clone()) {
+                        return Err(serde::de::Error::custom(format_args!("the name {name} twice")));
+                    }
+                    if name != "__metadata__" {
+                        tensors.push((name, value));
+                    }
+                }
+                Ok(Declarations(tensors))
+            }
+        }
+        deserializer.deserialize_map(Collect)
+    }
+}
+
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__")]
+    metadata: &'a BTreeMap<String, String>,
+    #[serde(flatten)]
+    tensors: BTreeMap<&'a str, HeaderEntry<'a>>,
+}
+
+#[derive(Serialize)]
+struct HeaderEntry<'a> {
+    dtype: &'static str,
+    shape: &'a [usize],
+    data_offsets: [usize; 2],
+}
+
+/// The element types that weights have.
+#[derive(Debug, Clone, Copy)]
+enum Dtype {
+    F32,
+    F16,
+    Bf16,
+    F64,
+    I64,
+}
+
+impl Dtype {
+    fn from_name(name: &str) -> Option<Self> {
+        [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64, Dtype::I64]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+    }
+
+    fn of(values: &TensorValues) -> Self {
+        match values {
+            TensorValues::F32(_) => Dtype::F32,
+            TensorValues::I64(_) => Dtype::I64,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Dtype::F32 => "F32",
+            Dtype::F16 => "F16",
+            Dtype::Bf16 => "BF16",
+            Dtype::F64 => "F64",
+            Dtype::I64 => "I64",
+        }
+    }
+
+    /// Bytes of one value.
+    fn size(self) -> usize {
+        match self {
+            Dtype::F16 | Dtype::Bf16 => 2,
+            Dtype::F32 => 4,
+            Dtype::F64 | Dtype::I64 => 8,
+        }
+    }
+
+    fn decode(self, bytes: &[u8]) -> TensorValues {
+        match self {
+            Dtype::F32 => TensorValues::F32(decode(bytes, f32::from_le_bytes)),
+            Dtype::F16 => TensorValues::F32(decode(bytes, |half| f16_to_f32(u16::from_le_bytes(half)))),
+            Dtype::Bf16 => TensorValues::F32(decode(bytes, |half| {
+                f32::from_bits(u32::from(u16::from_le_bytes(half)) << 16)
+            })),
+            Dtype::F64 => TensorValues::F32(decode(bytes, |double| f64::from_le_bytes(double) as f32)),
+            Dtype::I64 => TensorValues::I64(decode(bytes, i64::from_le_bytes)),
+        }
+    }
+}
+
+fn decode<T, const SIZE: usize>(bytes: &[u8], value: impl Fn([u8; SIZE]) -> T) -> Vec<T> {
+    bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| value(chunk)).collect()
+}
+
+/// IEEE 754 binary16 to binary32, exactly.
+fn f16_to_f32(bits: u16) -> f32 {
+    let sign = u32::from(bits & 0x8000) << 16;
+    let mantissa = u32::from(bits & 0x3ff);
+    let magnitude = match u32::from(bits >> 10 & 0x1f) {
+        // Subnormal: the mantissa counts units of 2^-24.
+        0 => (mantissa as f32 * 2f32.powi(-24)).to_bits(),
+        0x1f => 0x7f80_0000 | mantissa << 13,
+        exponent => (exponent + 112) << 23 | mantissa << 13,
+    };
+    f32::from_bits(sign | magnitude)
+}
+
+#[cfg(test)]
+#[path = "safetensors_tests.rs"]
+mod tests;
