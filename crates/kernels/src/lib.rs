@@ -22,6 +22,7 @@ pub mod roofline;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod vector;
 
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};

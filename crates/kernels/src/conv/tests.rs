@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::reference::conv as oracle;
-use crate::testing::{Random, wide};
+use crate::testing::{Random, contexts, widen};
 
 /// Shapes per run; each goes through all three passes at every level of this CPU.
 const SHAPES: usize = 240;
@@ -55,7 +55,7 @@ fn absolute(values: &[f32]) -> Vec<f64> {
 #[test]
 fn all_passes_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(1);
-    let contexts: Vec<Context> = Level::available().into_iter().map(|level| Context::new(level, 2)).collect();
+    let contexts = contexts();
     // Depths beyond a block of the packed weights, sums long enough to be cut into parts, the ImageNet stem.
     let long = [
         (ConvGeometry::square(1200, 20, 1, 2), 2, [5, 5]),
@@ -70,7 +70,7 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
         let x = random.values(batch * input[0] * input[1] * g.in_channels);
         let w = random.values(g.weight_len());
         let dy = random.values(oracle::output_len(&g, batch, input));
-        let (x64, w64, dy64) = (wide(&x), wide(&w), wide(&dy));
+        let (x64, w64, dy64) = (widen(&x), widen(&w), widen(&dy));
         let (ax, aw, ady) = (absolute(&x), absolute(&w), absolute(&dy));
         let y_expected = oracle::forward(&g, batch, input, &x64, &w64);
         let y_magnitude = oracle::forward(&g, batch, input, &ax, &aw);
@@ -130,9 +130,9 @@ fn the_oracles_gradients_are_finite_differences() {
     let mut random = Random::new(3);
     for _ in 0..30 {
         let (g, batch, input) = random_shape(&mut random);
-        let mut x = wide(&random.values(batch * input[0] * input[1] * g.in_channels));
-        let mut w = wide(&random.values(g.weight_len()));
-        let dy = wide(&random.values(oracle::output_len(&g, batch, input)));
+        let mut x = widen(&random.values(batch * input[0] * input[1] * g.in_channels));
+        let mut w = widen(&random.values(g.weight_len()));
+        let dy = widen(&random.values(oracle::output_len(&g, batch, input)));
         let dx = oracle::grad_input(&g, batch, input, &dy, &w);
         let dw = oracle::grad_weight(&g, batch, input, &x, &dy);
         let loss = |x: &[f64], w: &[f64]| -> f64 {

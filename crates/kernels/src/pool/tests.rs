@@ -1,15 +1,11 @@
 //! Every pool against its definition in plain loops and f64, forward and backward, at every level.
 
 use super::*;
+use crate::Context;
 use crate::conv::Window;
-use crate::testing::{Random, wide};
-use crate::{Context, Level};
+use crate::testing::{Random, contexts, widen};
 
 const SHAPES: usize = 220;
-
-fn contexts() -> Vec<Context> {
-    Level::available().into_iter().map(|level| Context::new(level, 2)).collect()
-}
 
 struct Shape {
     images: usize,
@@ -112,7 +108,7 @@ fn check(
     let (size, before) = (pool.output(), (out_channels - shape.channels) / 2);
     let (x, dy) =
         (random.values(shape.input_len()), random.values(shape.images * size[0] * size[1] * out_channels));
-    let (x64, dy64) = (wide(&x), wide(&dy));
+    let (x64, dy64) = (widen(&x), widen(&dy));
     let (mut y_expected, mut dx_expected) = (vec![0.0; dy.len()], vec![0.0; x.len()]);
     for n in 0..shape.images {
         for (i, j) in (0..size[0]).flat_map(|i| (0..size[1]).map(move |j| (i, j))) {

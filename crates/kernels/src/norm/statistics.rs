@@ -1,0 +1,160 @@
+//! Mean and variance of each channel.
+
+use super::partition::Partition;
+use crate::Context;
+use crate::simd::{Simd, Task};
+use crate::vector::{BLOCK_CHANNELS, Columns, columns, read, write};
+use std::ops::Range;
+
+/// Rows whose sums are taken in `f32`.
+const TILE: usize = 32;
+
+/// The mean and the biased variance (divided by the number of rows) of each channel of `x`, `[N, H, W, C]`; `mean` and
+/// `var` are `[C]`.
+///
+/// `x` is read from memory once. Each stretch of 32 rows is centred by its own mean before it is squared, and stretches
+/// are merged in `f64` (Chan, Golub & LeVeque 1983), so a mean far above the standard deviation does no harm.
+///
+/// # Panics
+/// When `mean` and `var` differ in length, or `x` is empty or no whole number of rows.
+pub fn statistics(context: &Context, x: &[f32], mean: &mut [f32], var: &mut [f32]) {
+    let row_length = mean.len();
+    assert_eq!(var.len(), row_length, "var and mean differ in length");
+    let rows = super::rows("x", x, row_length);
+    let mut total = vec![Moments { mean: 0.0, squares: 0.0 }; row_length];
+    Partition::new(rows, row_length).reduce(
+        context,
+        |part, mean, squares| {
+            let (rows, channels) = (part.rows.clone(), part.channels.clone());
+            context.level().run(Chunk { x, row_length, rows, channels, mean, squares });
+        },
+        |part, mean, squares| {
+            let merge = Merge::new(part.rows.start, part.rows.len());
+            for ((total, &mean), &squares) in total[part.channels.clone()].iter_mut().zip(mean).zip(squares) {
+                *total = merge.of(*total, Moments { mean, squares });
+            }
+        },
+    );
+    for ((total, mean), var) in total.iter().zip(mean).zip(var) {
+        *mean = total.mean as f32;
+        *var = (total.squares / rows as f64) as f32;
+    }
+}
+
+/// Mean, and sum of the squared distances from it.
+#[derive(Clone, Copy)]
+struct Moments {
+    mean: f64,
+    squares: f64,
+}
+
+/// Merges the moments of two sets whose sizes it knows.
+struct Merge {
+    /// Share of the second set in the union.
+    share: f64,
+    /// Weight of the squared distance between the means.
+    between: f64,
+}
+
+impl Merge {
+    #[inline(always)]
+    fn new(first: usize, second: usize) -> Self {
+        let share = second as f64 / (first + second) as f64;
+        Merge { share, between: first as f64 * share }
+    }
+
+    #[inline(always)]
+    fn of(&self, first: Moments, second: Moments) -> Moments {
+        let distance = second.mean - first.mean;
+        Moments {
+            mean: first.mean + distance * self.share,
+            squares: first.squares + second.squares + distance * distance * self.between,
+        }
+    }
+}
+
+/// One task: the moments of some channels over a chunk of rows.
+struct Chunk<'a> {
+    x: &'a [f32],
+    row_length: usize,
+    rows: Range<usize>,
+    channels: Range<usize>,
+    mean: &'a mut [f64],
+    squares: &'a mut [f64],
+}
+
+impl Task for Chunk<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let width = self.channels.len();
+        for start in self.rows.clone().step_by(TILE) {
+            let mut tile = Tile {
+                x: self.x,
+                row_length: self.row_length,
+                rows: start..(start + TILE).min(self.rows.end),
+                first: self.channels.start,
+                before: start - self.rows.start,
+                mean: self.mean,
+                squares: self.squares,
+            };
+            columns(simd, width, &mut tile);
+        }
+    }
+}
+
+/// A few rows, whose moments are merged into those of the rows before them.
+struct Tile<'a> {
+    x: &'a [f32],
+    row_length: usize,
+    rows: Range<usize>,
+    first: usize,
+    before: usize,
+    mean: &'a mut [f64],
+    squares: &'a mut [f64],
+}
+
+impl Columns for Tile<'_> {
+    #[inline(always)]
+    fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
+        let width = (V - 1) * S::LANES + count;
+        let row = |row: usize| &self.x[row * self.row_length + self.first + from..][..width];
+        let mut centre = [simd.zero(); V];
+        for index in self.rows.clone() {
+            let row = row(index);
+            for (v, centre) in centre.iter_mut().enumerate() {
+                *centre = simd.add(*centre, read(simd, row, v * S::LANES, count));
+            }
+        }
+        let rows = self.rows.len();
+        for centre in &mut centre {
+            *centre = simd.mul(*centre, simd.splat(1.0 / rows as f32));
+        }
+        let (mut rest, mut squares) = ([simd.zero(); V], [simd.zero(); V]);
+        for index in self.rows.clone() {
+            let row = row(index);
+            for v in 0..V {
+                let distance = simd.sub(read(simd, row, v * S::LANES, count), centre[v]);
+                rest[v] = simd.add(rest[v], distance);
+                squares[v] = simd.mul_add(distance, distance, squares[v]);
+            }
+        }
+        let mut lanes = [[0.0; BLOCK_CHANNELS]; 3];
+        for (values, lanes) in [centre, rest, squares].iter().zip(&mut lanes) {
+            for (v, &value) in values.iter().enumerate() {
+                write(simd, lanes, v * S::LANES, S::LANES, value);
+            }
+        }
+        let merge = Merge::new(self.before, rows);
+        let (means, sums) = (&mut self.mean[from..][..width], &mut self.squares[from..][..width]);
+        for lane in 0..width {
+            let [centre, rest, squares] = [0, 1, 2].map(|kind: usize| f64::from(lanes[kind][lane]));
+            // `centre` is a rounded mean; what it leaves over corrects both moments.
+            let correction = rest / rows as f64;
+            let tile = Moments { mean: centre + correction, squares: squares - rest * correction };
+            let merged = merge.of(Moments { mean: means[lane], squares: sums[lane] }, tile);
+            (means[lane], sums[lane]) = (merged.mean, merged.squares);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Checked access to slices by vectors, and the loop over the channels of a block of rows.
+
+use crate::simd::Simd;
+
+/// Vectors that one call of [`Columns::block`] handles at most.
+const BLOCK: usize = 4;
+
+/// Channels that one call of [`Columns::block`] handles at most, at any level.
+pub(crate) const BLOCK_CHANNELS: usize = BLOCK * 16;
+
+/// Reads `count` values (at most a vector) from `from[at]` on; the other lanes are 0.
+#[inline(always)]
+pub(crate) fn read<S: Simd>(simd: S, from: &[f32], at: usize, count: usize) -> S::V {
+    assert!(count <= S::LANES);
+    let from = &from[at..at + count];
+    if count == S::LANES {
+        // SAFETY: `from` has LANES values.
+        unsafe { simd.load(from.as_ptr()) }
+    } else {
+        // SAFETY: `from` has `count` values, and `count <= LANES`.
+        unsafe { simd.load_partial(from.as_ptr(), count) }
+    }
+}
+
+/// Writes the first `count` lanes of `value` to `to[at]` and on.
+#[inline(always)]
+pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, value: S::V) {
+    assert!(count <= S::LANES);
+    let to = &mut to[at..at + count];
+    if count == S::LANES {
+        // SAFETY: `to` has LANES values.
+        unsafe { simd.store(to.as_mut_ptr(), value) }
+    } else {
+        // SAFETY: `to` has `count` values, and `count <= LANES`.
+        unsafe { simd.store_partial(to.as_mut_ptr(), value, count) }
+    }
+}
+
+/// Work on neighbouring channels, whose accumulators and parameters stay in registers while rows go by.
+pub(crate) trait Columns {
+    /// Handles the `V` vectors of channels from `from` on. Each holds `count` channels: all lanes, except that a last
+    /// vector (with `V` 1) may hold fewer. Implementations are `#[inline(always)]`.
+    fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize);
+}
+
+/// Runs `work` on all of `channels`, block by block.
+#[inline(always)]
+pub(crate) fn columns<S: Simd>(simd: S, channels: usize, work: &mut impl Columns) {
+    const { assert!(BLOCK * S::LANES <= BLOCK_CHANNELS) };
+    let mut from = 0;
+    while from + BLOCK * S::LANES <= channels {
+        work.block::<S, BLOCK>(simd, from, S::LANES);
+        from += BLOCK * S::LANES;
+    }
+    while from + S::LANES <= channels {
+        work.block::<S, 1>(simd, from, S::LANES);
+        from += S::LANES;
+    }
+    if from < channels {
+        work.block::<S, 1>(simd, from, channels - from);
+    }
+}
