@@ -223,9 +223,9 @@ pub(crate) struct RecipeFlags {
     /// Label smoothing [default: 0]
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
     pub(crate) smoothing: Option<f32>,
-    /// Begin the last batch norm of each block with gain 1 instead of 0
+    /// Begin the last batch norm of each block with gain 0, so that each block begins as its shortcut
     #[arg(long)]
-    pub(crate) no_zero_init_last: bool,
+    pub(crate) zero_init_last: bool,
     /// Crop of training images [default: pad for images up to 64 pixels, resized for larger ones]
     #[arg(long, value_name = "KIND")]
     pub(crate) crop: Option<CropChoice>,

@@ -1,7 +1,8 @@
 //! Matrix products and convolutions against the measured multiply-add peak.
 //!
-//! `cargo bench -p stridenet-kernels --bench gemm [-- THREADS [FILTER]]`, with `STRIDENET_LEVEL` to force a level. Each answer is checked
-//! before it is timed; peak and product are measured in turn, and the medians are compared.
+//! `cargo bench -p stridenet-kernels --bench gemm [-- THREADS [gemm|conv|cifar]]`, with `STRIDENET_LEVEL` to force a level.
+//! Some answers of each product are checked before it is timed; peak and product are measured in turn, and the medians
+//! are compared.
 
 use std::time::Instant;
 use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch};
@@ -58,6 +59,23 @@ fn product(cx: &Context, [m, k, n]: [usize; 3]) {
     });
 }
 
+/// One output of a convolution in f64.
+fn output(g: &ConvGeometry, size: usize, out: [usize; 2], index: usize, x: &[f32], weight: &[f32]) -> f64 {
+    let (pixel, channel) = (index / g.out_channels, index % g.out_channels);
+    let (image, oy, ox) = (pixel / (out[0] * out[1]), pixel / out[1] % out[0], pixel % out[1]);
+    let mut sum = 0.0;
+    for (ky, kx) in (0..g.kernel[0]).flat_map(|ky| (0..g.kernel[1]).map(move |kx| (ky, kx))) {
+        let source = g.window(0).source(oy, ky, size).zip(g.window(1).source(ox, kx, size));
+        let Some((iy, ix)) = source else { continue };
+        for i in 0..g.in_channels {
+            let x = x[((image * size + iy) * size + ix) * g.in_channels + i];
+            let w = weight[((ky * g.kernel[1] + kx) * g.in_channels + i) * g.out_channels + channel];
+            sum += f64::from(x) * f64::from(w);
+        }
+    }
+    sum
+}
+
 fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) {
     let conv = Conv::new(cx.level(), geometry, [size; 2]).expect("a real layer's shape");
     let [height, width] = conv.output();
@@ -66,6 +84,14 @@ fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) 
     let weight = values(geometry.weight_len(), 5);
     let (forward, backward) = (conv.pack_forward(&weight), conv.pack_backward(&weight));
     let mut scratch = ConvScratch::default();
+    conv.forward(cx, &x, &forward, Epilogue::default(), &mut scratch, &mut y);
+    for index in [0, y.len() / 2 + 1, y.len() - 1] {
+        let exact = output(&geometry, size, [height, width], index, &x, &weight);
+        assert!(
+            (f64::from(y[index]) - exact).abs() < 1e-4 * (geometry.taps() as f64 * 64.0).sqrt(),
+            "wrong output"
+        );
+    }
     let macs = (batch * height * width * geometry.weight_len()) as f64;
     let name = format!(
         "{}x{} s{} {}->{} @{size} [{batch}]",

@@ -12,6 +12,7 @@ pub mod model;
 pub mod network;
 pub mod random;
 pub mod report;
+mod spelling;
 mod tensor;
 pub mod train;
 pub mod weights;

@@ -1,4 +1,21 @@
 //! A network with everything that belongs to its use: how images are prepared, and what its classes are called.
+//!
+//! ```no_run
+//! use stridenet::image;
+//! use stridenet::kernels::{Context, Level};
+//! use stridenet::layer::Workspace;
+//! use stridenet::model::Model;
+//!
+//! # fn main() -> Result<(), stridenet::Error> {
+//! let context = Context::new(Level::detect(), 2);
+//! let model = Model::open("runs/first".as_ref(), &context, None)?.model;
+//! let picture = image::open("shirt.png".as_ref())?;
+//! for prediction in model.classify(&context, &mut Workspace::default(), &picture, 3)? {
+//!     println!("{:5.1} %  {}", 100.0 * prediction.probability, prediction.label);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 use crate::arch::{Arch, LayerKind, Overrides, preset_names};
 use crate::image::{Normalisation, Picture, Preprocess};

@@ -188,7 +188,7 @@ fn recipe(flags: &RecipeFlags, base: TrainOptions) -> TrainOptions {
         sched: sched.unwrap_or(base.sched),
         warmup_epochs: flags.warmup_epochs.unwrap_or(base.warmup_epochs),
         smoothing: flags.smoothing.unwrap_or(base.smoothing),
-        zero_init_last: base.zero_init_last && !flags.no_zero_init_last,
+        zero_init_last: base.zero_init_last || flags.zero_init_last,
         workers: flags.workers.unwrap_or(base.workers),
         val_fraction: flags.val_fraction.unwrap_or(base.val_fraction),
         on_error: flags.on_error.map_or(base.on_error, Into::into),

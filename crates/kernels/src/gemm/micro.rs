@@ -8,7 +8,7 @@
 use crate::simd::{Scalar, Simd, Task};
 
 /// Largest number of rows of a block, over all levels.
-pub(crate) const MAX_ROWS: usize = 14;
+pub(crate) const MAX_ROWS: usize = 12;
 
 /// `C = A·B` for a block: C is `rows × columns`, A is read through pointers, B is one packed panel.
 pub(crate) struct Gathered {
@@ -272,10 +272,11 @@ pub(crate) static AVX2: MicroKernels = micro_kernels!(crate::simd::Avx2:
     2 => [1 2 3 4 5 6],
 );
 
-/// 32 registers.
+/// 32 vector registers. A block of one vector could be taller, but the pointers to its rows would no longer fit the 16
+/// general registers.
 #[cfg(target_arch = "x86_64")]
 pub(crate) static AVX512: MicroKernels = micro_kernels!(crate::simd::Avx512:
-    1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14],
+    1 => [1 2 3 4 5 6 7 8 9 10 11 12],
     2 => [1 2 3 4 5 6 7 8 9 10 11 12],
     3 => [1 2 3 4 5 6 7 8],
     4 => [1 2 3 4 5 6],

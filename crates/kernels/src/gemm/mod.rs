@@ -8,6 +8,8 @@ mod driver;
 pub(crate) mod gather;
 pub(crate) mod micro;
 pub(crate) mod pack;
+#[cfg(test)]
+mod tests;
 
 pub use driver::Epilogue;
 pub(crate) use driver::{Product, TransposedProduct};
@@ -29,8 +31,8 @@ pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue
 
 /// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`, all row-major.
 ///
-/// Long products are summed in a fixed number of parts, which need `parts.len()` to be at least
-/// [`transposed_parts`]` · rows · columns` values.
+/// Long products are summed in parts whose number depends on the shape alone; `parts` holds them and is reused from call to
+/// call.
 ///
 /// # Panics
 /// When a slice's length does not fit.

@@ -204,6 +204,49 @@ fn subsampling_keeps_every_stride_th_pixel_between_zero_channels() {
     assert!(LinearPool::average([4, 4], 8, 0).is_err());
 }
 
+/// A linear pool's gradient is exact under any step; a max pool's wherever the step changes no winner, which steps of a
+/// quarter among whole numbers and halves do not. Kernels in f32, differences of sums in f64.
+#[test]
+fn gradients_are_finite_differences() {
+    let mut random = Random::new(45);
+    let cx = Context::new(crate::Level::detect(), 2);
+    let window = Window { kernel: 3, stride: 2, padding: 1, dilation: 1 };
+    for _ in 0..50 {
+        let mut shape = Shape::random(&mut random);
+        shape.input = shape.input.map(|side| side + 1);
+        let max = MaxPool::new([window; 2], shape.input).unwrap();
+        let blur = LinearPool::blur(shape.input, shape.channels, 2).unwrap();
+        let outputs = shape.images * max.output()[0] * max.output()[1] * shape.channels;
+        // A permutation: all values differ by 1 at least.
+        let mut x: Vec<f32> = (0..shape.input_len()).map(|value| value as f32).collect();
+        (1..x.len()).for_each(|place| x.swap(place, random.below(place + 1)));
+        let dy = random.values(outputs);
+        let forward = |x: &[f32]| {
+            let (mut sharp, mut soft, mut winners) =
+                (vec![0.0; outputs], vec![0.0; outputs], vec![0; outputs]);
+            max.forward(&cx, shape.channels, x, &mut sharp, &mut winners);
+            blur.forward(&cx, x, &mut soft);
+            let loss =
+                |y: &[f32]| y.iter().zip(&dy).map(|(y, dy)| f64::from(*y) * f64::from(*dy)).sum::<f64>();
+            ([loss(&sharp), loss(&soft)], winners)
+        };
+        let (_, winners) = forward(&x);
+        let (mut sharp, mut soft) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        max.backward(&cx, shape.channels, &dy, &winners, &mut sharp);
+        blur.backward(&cx, &dy, &mut soft);
+        let place = random.below(x.len());
+        let old = x[place];
+        x[place] = old + 0.25;
+        let (up, _) = forward(&x);
+        x[place] = old - 0.25;
+        let (down, _) = forward(&x);
+        // Blurred values are sixteenths of whole numbers below 2¹⁵ and a quarter: exact in f32.
+        for (slope, found) in [(up[0] - down[0], sharp[place]), (up[1] - down[1], soft[place])] {
+            assert!((2.0 * slope - f64::from(found)).abs() < 1e-5, "{slope} {found}");
+        }
+    }
+}
+
 #[test]
 fn nan_wins_and_padding_never_does() {
     let window = Window { kernel: 3, stride: 2, padding: 1, dilation: 1 };

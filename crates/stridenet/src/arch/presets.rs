@@ -1,6 +1,7 @@
 //! The table of known networks.
 
 use super::{Arch, ArchError, BlockKind, Downsample, Shortcut, Stage, Stem, StrideOn};
+use crate::spelling::edit_distance;
 
 /// A row of the table.
 struct Preset {
@@ -93,28 +94,13 @@ impl Preset {
 
 /// The preset whose name differs by the fewest edits, if that is at most a third of what was asked for.
 fn nearest(name: &str) -> Option<&'static str> {
-    let asked: Vec<char> = name.chars().flat_map(char::to_lowercase).take(40).collect();
+    let asked: String = name.chars().flat_map(char::to_lowercase).take(40).collect();
     preset_names()
         .into_iter()
-        .map(|known| (edits(&asked, known), known))
+        .map(|known| (edit_distance(&asked, known), known))
         .min_by_key(|&(distance, _)| distance)
         .filter(|&(distance, _)| distance * 3 <= asked.len())
         .map(|(_, known)| known)
-}
-
-/// Levenshtein's distance.
-fn edits(asked: &[char], known: &str) -> usize {
-    let mut row: Vec<usize> = (0..=asked.len()).collect();
-    for (i, k) in known.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, a) in asked.iter().enumerate() {
-            let substitute = diagonal + usize::from(*a != k);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[asked.len()]
 }
 
 #[cfg(test)]
@@ -154,13 +140,5 @@ mod tests {
         let error = Arch::preset("vgg\n16").unwrap_err().to_string();
         assert!(error.starts_with(r#"unknown architecture "vgg\n16"; known are resnet18"#), "{error}");
         assert!(Arch::preset(&"x".repeat(10_000)).is_err());
-    }
-
-    #[test]
-    fn edits_are_counted() {
-        let distance = |a: &str, b| edits(&a.chars().collect::<Vec<_>>(), b);
-        assert_eq!(distance("kitten", "sitting"), 3);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("resnet", "resnet"), 0);
     }
 }

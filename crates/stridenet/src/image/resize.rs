@@ -1,8 +1,9 @@
 //! Scaling with antialiasing and cutting out, on `u8` pixels.
 
 use super::{ImageError, MAX_PIXELS, Picture};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::{U8, U8x3};
+use fast_image_resize::{FilterType, PixelTrait, ResizeAlg, ResizeOptions, Resizer};
 use serde::{Deserialize, Serialize};
 
 /// How pixels between pixels are made. All but `Nearest` widen the filter when scaling down, as Pillow does.
@@ -61,15 +62,25 @@ fn convolve(picture: Picture<'_>, size: [usize; 2], filter: FilterType) -> Resul
     if picture.size() == size {
         return Ok(picture);
     }
-    let refused = || elongated(&picture, size);
-    let sides = |[height, width]: [usize; 2]| Some((u32::try_from(width).ok()?, u32::try_from(height).ok()?));
-    let (Some(from), Some(to)) = (sides(picture.size()), sides(size)) else { return Err(refused()) };
-    let sample = if picture.channels() == 1 { PixelType::U8 } else { PixelType::U8x3 };
-    let source = ImageRef::new(from.0, from.1, picture.pixels(), sample).map_err(|_| refused())?;
-    let mut target = Image::new(to.0, to.1, sample);
+    // By channels at compile time: the crate's own choice among all its pixel types takes minutes to compile.
+    let samples = match picture.channels() {
+        1 => resample::<U8>(&picture, size, filter),
+        _ => resample::<U8x3>(&picture, size, filter),
+    };
+    let samples = samples.ok_or_else(|| elongated(&picture, size))?;
+    Picture::new(size[0], size[1], picture.channels(), samples)
+}
+
+/// The samples of `picture` scaled to `size`; none when a side exceeds 32 bits.
+fn resample<P: PixelTrait>(picture: &Picture<'_>, size: [usize; 2], filter: FilterType) -> Option<Vec<u8>> {
+    let [from_height, from_width] = picture.size().map(|side| u32::try_from(side).ok());
+    let [height, width] = size.map(|side| u32::try_from(side).ok());
+    let mut samples = vec![0; size[0] * size[1] * picture.channels()];
+    let source = TypedImageRef::<P>::from_buffer(from_width?, from_height?, picture.pixels()).ok()?;
+    let mut target = TypedImage::<P>::from_buffer(width?, height?, &mut samples).ok()?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).use_alpha(false);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|_| refused())?;
-    Picture::new(size[0], size[1], picture.channels(), target.into_vec())
+    Resizer::new().resize_typed(&source, &mut target, &options).ok()?;
+    Some(samples)
 }
 
 /// The pixels nearest to the new ones' centres. Positions are summed up, not multiplied, because Pillow's are: where a

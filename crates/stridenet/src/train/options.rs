@@ -62,7 +62,7 @@ impl Default for TrainOptions {
             sched: Decline::Cosine,
             warmup_epochs: 0.5,
             smoothing: 0.0,
-            zero_init_last: true,
+            zero_init_last: false,
             seed: 42,
             workers: 1,
         }

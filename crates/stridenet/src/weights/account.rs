@@ -2,6 +2,7 @@
 
 use super::error::{WeightsError, count, printable};
 use super::state::StateDict;
+use crate::spelling::edit_distance;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -181,21 +182,6 @@ fn most_similar(name: &str, shape: &[usize], missing: &[&Expected]) -> Option<St
     (distance < name.len().max(nearest.len()).div_ceil(2)).then(|| nearest.clone())
 }
 
-/// Levenshtein's distance between two names, in bytes.
-fn edit_distance(from: &str, to: &str) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (i, a) in from.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, b) in to.bytes().enumerate() {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[to.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -298,6 +284,5 @@ mod tests {
         assert_eq!(most_similar("head.bias", &[2], &missing).as_deref(), Some("fc.bias"));
         assert_eq!(most_similar("head.bias", &[3], &missing), None);
         assert_eq!(most_similar(&"x".repeat(100_000), &[4], &missing), None);
-        assert_eq!(edit_distance("kitten", "sitting"), 3);
     }
 }

@@ -1,0 +1,82 @@
+//! Plain and transposed products at every level against the f64 sum, on random shapes.
+
+use super::*;
+use crate::Level;
+use crate::testing::{Random, UNIT, assert_same_bits_for_all_threads, contexts};
+
+const SHAPES: usize = 220;
+
+/// Sizes that run over all tails of rows, vectors and panels.
+fn size(random: &mut Random) -> usize {
+    [1 + random.below(5), 1 + random.below(40), 1 + random.below(150)][random.below(3)]
+}
+
+/// Asserts `|found − Σ a·b| ≤ (terms + 2)·2⁻²⁴·Σ|a·b|`, the bound of any order of summation.
+fn assert_product(found: f32, terms: impl Iterator<Item = f64> + Clone, count: usize, what: &str) {
+    let (sum, magnitude): (f64, f64) = (terms.clone().sum(), terms.map(f64::abs).sum());
+    let bound = (count as f64 + 2.0) * UNIT * magnitude;
+    assert!((f64::from(found) - sum).abs() <= bound, "{what}: {found}, expected {sum} ± {bound:e}");
+}
+
+#[test]
+fn products_agree_with_the_sums() {
+    let (mut random, contexts) = (Random::new(51), contexts());
+    for case in 0..SHAPES {
+        // Some depths go beyond a block of the packed matrix.
+        let [m, n] = [size(&mut random), size(&mut random)];
+        let k = if case % 20 == 0 { 1000 + random.below(1200) } else { size(&mut random) };
+        let (a, b) = (random.values(m * k), random.values(k * n));
+        for cx in &contexts {
+            let packed = PackedMatrix::new(cx.level(), k, n, |row, column| b[row * n + column]);
+            let mut c = vec![f32::NAN; m * n];
+            multiply(cx, m, &a, &packed, Epilogue::default(), &mut c);
+            for (index, &found) in c.iter().enumerate() {
+                let (i, j) = (index / n, index % n);
+                let terms = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[x * n + j]));
+                assert_product(found, terms, k, &format!("{} {m}x{k}x{n}", cx.level().name()));
+            }
+        }
+    }
+}
+
+#[test]
+fn transposed_products_agree_with_the_sums() {
+    let (mut random, contexts) = (Random::new(52), contexts());
+    for case in 0..SHAPES {
+        let [m, n] = [1 + random.below(50), 1 + random.below(80)];
+        // Some sums are long enough to be cut into parts.
+        let length = if case % 20 == 0 { 600 + random.below(900) } else { size(&mut random) };
+        let (a, b) = (random.values(length * m), random.values(length * n));
+        for cx in &contexts {
+            let (mut c, mut parts) = (vec![f32::NAN; m * n], Vec::new());
+            multiply_transposed(cx, [length, m, n], &a, &b, &mut parts, &mut c);
+            for (index, &found) in c.iter().enumerate() {
+                let (i, j) = (index / n, index % n);
+                let terms = (0..length).map(|x| f64::from(a[x * m + i]) * f64::from(b[x * n + j]));
+                assert_product(found, terms, length, &format!("{} {m}x{length}x{n}", cx.level().name()));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    let mut random = Random::new(53);
+    let (a, b) = (random.values(700 * 90), random.values(700 * 70));
+    assert_same_bits_for_all_threads(|cx| {
+        let (mut transposed, mut parts) = (vec![0.0; 90 * 70], Vec::new());
+        multiply_transposed(cx, [700, 90, 70], &a, &b, &mut parts, &mut transposed);
+        let packed = PackedMatrix::new(cx.level(), 90, 70, |row, column| b[row * 70 + column]);
+        let mut plain = vec![0.0; 700 * 70];
+        multiply(cx, 700, &a, &packed, Epilogue::default(), &mut plain);
+        vec![transposed, plain]
+    });
+}
+
+#[test]
+#[should_panic(expected = "the input is too short")]
+fn a_short_matrix_is_refused() {
+    let cx = Context::new(Level::detect(), 1);
+    let packed = PackedMatrix::new(cx.level(), 4, 4, |_, _| 1.0);
+    multiply(&cx, 3, &[0.0; 11], &packed, Epilogue::default(), &mut [0.0; 12]);
+}
