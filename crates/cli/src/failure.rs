@@ -15,6 +15,8 @@ pub(crate) enum Failure {
     Partial,
     /// The reader of stdout has left: no error.
     ClosedPipe,
+    /// Help or the version was asked for and printed: no error.
+    Answered,
 }
 
 impl Failure {
@@ -29,7 +31,7 @@ impl Failure {
             Failure::Usage(message) => (message, 2),
             Failure::Failed(error) => (format!("{error:#}"), 1),
             Failure::Partial => return ExitCode::FAILURE,
-            Failure::ClosedPipe => return ExitCode::SUCCESS,
+            Failure::ClosedPipe | Failure::Answered => return ExitCode::SUCCESS,
         };
         let line = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
         // Where stderr is closed too, the exit code has to do.
@@ -44,6 +46,29 @@ impl From<std::io::Error> for Failure {
             ErrorKind::BrokenPipe => Failure::ClosedPipe,
             _ => Failure::Failed(anyhow::Error::new(error).context("cannot write to stdout")),
         }
+    }
+}
+
+impl From<clap::Error> for Failure {
+    /// Help and versions are printed; what is wrong with the arguments becomes one line.
+    fn from(error: clap::Error) -> Self {
+        if !error.use_stderr() {
+            return match error.print() {
+                Ok(()) => Failure::Answered,
+                Err(error) => error.into(),
+            };
+        }
+        if error.kind() == clap::error::ErrorKind::MissingSubcommand {
+            return Failure::usage("no command was given; `stridenet --help` lists them");
+        }
+        let text = error.to_string();
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        // What follows the usage is the same for every error.
+        let said: Vec<&str> =
+            lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")).collect();
+        let said = said.join("; ").replace(":; ", ": ");
+        let said = said.strip_prefix("error: ").unwrap_or(&said);
+        Failure::usage(format!("{said}; --help after the command's name lists its flags"))
     }
 }
 

@@ -16,8 +16,8 @@ use std::process::ExitCode;
 use stridenet::kernels::{Context, Level};
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
+    let done = Arguments::try_parse().map_err(Failure::from).and_then(|arguments| run(&arguments));
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }

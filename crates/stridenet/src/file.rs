@@ -1,5 +1,6 @@
 //! Writing files so that nobody ever sees half of one.
 
+use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
@@ -23,6 +24,16 @@ pub enum FileError {
         /// The system's reason.
         source: std::io::Error,
     },
+}
+
+/// How the names of temporary files begin.
+const PREFIX: &str = ".stridenet-";
+/// How the names of temporary files end.
+const SUFFIX: &str = ".tmp";
+
+/// Whether a file's name is that of a temporary of [`write_atomically`], left by a process that was killed.
+pub(crate) fn is_temporary(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(PREFIX) && name.ends_with(SUFFIX))
 }
 
 impl FileError {
@@ -55,7 +66,7 @@ pub fn write_atomically(
         // A private temporary would keep its 0600 mode after the rename and hide the model from other users.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut temporary = builder.prefix(".stridenet-").suffix(".tmp").tempfile_in(folder)?;
+        let mut temporary = builder.prefix(PREFIX).suffix(SUFFIX).tempfile_in(folder)?;
         let mut writer = BufWriter::new(temporary.as_file_mut());
         fill(&mut writer)?;
         writer.flush()?;

@@ -120,9 +120,11 @@ pub(super) fn measure(
     })?;
     progress.finish();
     if evaluation.count < total {
-        return Err(
-            anyhow!("interrupted after {} of {total} images; nothing was written", evaluation.count).into()
-        );
+        return Err(anyhow!(
+            "interrupted after {} of {total} images; run it again to measure all",
+            evaluation.count
+        )
+        .into());
     }
     Ok(evaluation)
 }

@@ -34,8 +34,9 @@ pub(crate) fn run(
         false => begin(cx, console, common, flags)?,
     };
     let finished = train(console, &mut trainer)?;
+    // A run that was stopped is not measured: whoever pressed Ctrl-C wants to leave.
     let summary = match finished.best_epoch {
-        Some(best) => {
+        Some(best) if finished.complete => {
             let best_model = Model::open(&folder.best(), cx, None)?.model;
             let (val, options) = (trainer.validation(), trainer.options());
             let evaluation = measure(cx, console, &best_model, val, [options.batch_size, options.workers])?;
@@ -43,7 +44,7 @@ pub(crate) fn run(
             write_report(cx, &best_model, trainer.options(), val, &finished, &evaluation, seconds, &folder)?;
             Some((best, evaluation))
         }
-        None => None,
+        _ => None,
     };
     if console.json {
         console.json(&json!({

@@ -33,8 +33,9 @@ pub enum TrainError {
     },
     /// The loss is no longer a number.
     #[error(
-        "the loss became {loss} in epoch {epoch}, step {step}, at learning rate {lr}; the last good checkpoint is kept \
-         in {}: train again with a lower --lr or a longer --warmup-epochs", kept.display()
+        "the loss became {loss} in epoch {epoch}, step {step}, at learning rate {lr}; {}: train again with a lower --lr or \
+         a longer --warmup-epochs",
+        what_is_kept(kept)
     )]
     Diverged {
         /// The loss found.
@@ -45,8 +46,22 @@ pub enum TrainError {
         step: usize,
         /// Learning rate of the step.
         lr: f32,
-        /// The run's folder.
-        kept: PathBuf,
+        /// The run's folder, if it holds a checkpoint.
+        kept: Option<PathBuf>,
+    },
+    /// Weights are no longer numbers, though the loss is.
+    #[error(
+        "{parameter} became NaN or infinite in epoch {epoch}; {}: train again with a lower --lr or a longer \
+         --warmup-epochs",
+        what_is_kept(kept)
+    )]
+    Overflowed {
+        /// The parameter's name.
+        parameter: String,
+        /// Epoch, counted from 1.
+        epoch: usize,
+        /// The run's folder, if it holds a checkpoint.
+        kept: Option<PathBuf>,
     },
     /// The output folder is there already.
     #[error("the output folder {} exists already; pass --overwrite to replace it, --resume to go on with it, or another --out", path.display())]
@@ -70,4 +85,12 @@ pub enum TrainError {
         /// Why.
         reason: String,
     },
+}
+
+/// What a failed run leaves behind.
+fn what_is_kept(folder: &Option<PathBuf>) -> String {
+    match folder {
+        Some(folder) => format!("the last good checkpoint is kept in {}", folder.display()),
+        None => "there was no checkpoint yet".to_owned(),
+    }
 }

@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::checkpoint::EpochRow;
 use crate::Error;
-use crate::file::{FileError, write_atomically};
+use crate::file::{FileError, is_temporary, write_atomically};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::fs::OpenOptions;
@@ -43,16 +43,33 @@ impl RunFolder {
         let occupied = path.is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_some());
         match existing {
             Existing::Refuse if occupied => return Err(TrainError::Exists { path: run.path }.into()),
-            Existing::Overwrite if occupied => run.clear()?,
+            Existing::Overwrite if occupied => {
+                run.remove_temporaries()?;
+                run.clear()?;
+            }
             Existing::Resume if !run.state_file().is_file() => {
                 let reason =
                     "it has no state/checkpoint.safetensors; leave --resume out to start a run".to_owned();
                 return Err(TrainError::Resume { path: run.path, reason }.into());
             }
+            Existing::Resume => run.remove_temporaries()?,
             _ => {}
         }
         std::fs::create_dir_all(run.path.join("state")).map_err(|source| FileError::write(path, source))?;
         Ok(run)
+    }
+
+    /// Deletes the temporary files of a run that was killed while it wrote.
+    fn remove_temporaries(&self) -> Result<(), Error> {
+        for folder in FOLDERS.map(|name| self.path.join(name)).iter().chain([&self.path]) {
+            for entry in folder.read_dir().into_iter().flatten().flatten() {
+                if is_temporary(&entry.file_name()) {
+                    let path = entry.path();
+                    std::fs::remove_file(&path).map_err(|source| FileError::write(path, source))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Deletes what a run consists of, and nothing else.
@@ -99,6 +116,11 @@ impl RunFolder {
     /// The file of an exact resume.
     pub fn state_file(&self) -> PathBuf {
         self.path.join("state").join("checkpoint.safetensors")
+    }
+
+    /// The folder, if a run can be resumed from it.
+    pub(super) fn kept(&self) -> Option<PathBuf> {
+        self.state_file().is_file().then(|| self.path.clone())
     }
 
     /// The page about the run.

@@ -177,11 +177,26 @@ impl<'a> Trainer<'a> {
     }
 
     fn stop(&mut self, observe: &mut impl FnMut(&Event) -> Control) -> Result<Finished, Error> {
+        self.check_finite()?;
         self.save()?;
         let event = Event::Stopped { epoch: self.progress.epoch, step: self.progress.step };
         self.folder.append_event(&event)?;
         observe(&event);
         Ok(self.finished())
+    }
+
+    /// A checkpoint with values that are no numbers could not be read again.
+    fn check_finite(&self) -> Result<(), Error> {
+        let mut parameters = self.model.network.parameters();
+        match parameters.find(|parameter| parameter.value.iter().any(|value| !value.is_finite())) {
+            None => Ok(()),
+            Some(parameter) => Err(TrainError::Overflowed {
+                parameter: parameter.name.clone(),
+                epoch: self.progress.epoch + 1,
+                kept: self.folder.kept(),
+            }
+            .into()),
+        }
     }
 
     fn save(&self) -> Result<(), Error> {
@@ -244,7 +259,7 @@ impl<'a> Trainer<'a> {
                 epoch: progress.epoch + 1,
                 step: progress.step + 1,
                 lr,
-                kept: self.folder.path().to_path_buf(),
+                kept: self.folder.kept(),
             }
             .into());
         }
@@ -294,10 +309,11 @@ impl<'a> Trainer<'a> {
                 epoch: row.epoch,
                 step: self.progress.step,
                 lr,
-                kept: self.folder.path().to_path_buf(),
+                kept: self.folder.kept(),
             }
             .into());
         }
+        self.check_finite()?;
         let record = |epoch: usize| self.progress.rows[epoch - 1].val_top1;
         let best = self.progress.best_epoch.is_none_or(|epoch| row.val_top1 > record(epoch));
         if best {

@@ -1,0 +1,260 @@
+//! `stridenet train`: the run's folder, resuming to the same bits, interruptions.
+
+mod common;
+
+use common::{Folder, check_refusal, command, refuse, run, succeed, tiny};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const WEIGHTS: &str = "last/model.safetensors";
+
+#[test]
+fn a_run_writes_its_folder() {
+    let folder = Folder::new();
+    folder.images("data", 20);
+    let answer = folder.train("data", "run", &["--epochs", "3"]);
+    assert!(answer.stdout.contains("top-1") && answer.stdout.contains("report"), "{answer:?}");
+    let options = String::from_utf8(folder.read("run/args.yaml")).unwrap();
+    for line in ["epochs: 3", "batch_size: 8", "seed: 42", "sched: \"cosine\""] {
+        assert!(options.lines().any(|found| found == line), "{line} is not in {options}");
+    }
+    let summary = String::from_utf8(folder.read("run/summary.csv")).unwrap();
+    let rows: Vec<Vec<&str>> = summary.lines().map(|line| line.split(',').collect()).collect();
+    assert_eq!(rows.len(), 4, "{summary}");
+    assert_eq!(&rows[0][..6], ["epoch", "train_loss", "train_top1", "eval_loss", "eval_top1", "eval_top5"]);
+    for (index, row) in rows[1..].iter().enumerate() {
+        assert_eq!(row[0], (index + 1).to_string());
+        assert_eq!(row.len(), rows[0].len());
+        assert!(row.iter().all(|value| value.parse::<f64>().is_ok_and(f64::is_finite)), "{row:?}");
+    }
+    let events = String::from_utf8(folder.read("run/events.jsonl")).unwrap();
+    let events: Vec<Value> = events.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events.len(), 3);
+    assert!(events.iter().all(|event| event["event"] == "epoch"), "{events:?}");
+    for model in ["last", "best"] {
+        let config: Value =
+            serde_json::from_slice(&folder.read(&format!("run/{model}/config.json"))).unwrap();
+        assert_eq!(config["architecture"], "resnet20");
+        assert_eq!(config["num_classes"], 2);
+        assert_eq!(config["num_features"], 8);
+        assert_eq!(config["label_names"], serde_json::json!(["dark", "light"]));
+        let pretrained = &config["pretrained_cfg"];
+        assert_eq!(pretrained["input_size"], serde_json::json!([3, 8, 8]));
+        assert_eq!((&pretrained["first_conv"], &pretrained["classifier"]), (&"conv1".into(), &"fc".into()));
+        for key in ["interpolation", "crop_pct", "crop_mode", "mean", "std"] {
+            assert!(!pretrained[key].is_null(), "{key} is not in {pretrained}");
+        }
+        assert!(folder.path(&format!("run/{model}/model.safetensors")).is_file());
+    }
+    assert!(folder.path("run/state/checkpoint.safetensors").is_file());
+    let report = String::from_utf8(folder.read("run/report.html")).unwrap();
+    assert!(report.contains("<html") && report.contains("<svg") && report.trim_end().ends_with("</html>"));
+    no_temporaries(&folder, "run");
+}
+
+#[test]
+fn json_is_one_object_alone() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    let result = folder.train("data", "run", &["--json"]).json();
+    assert_eq!(result["complete"], true);
+    assert_eq!((&result["epochs"], &result["best_epoch"]), (&1.into(), &1.into()));
+    assert_eq!(result["out"], folder.text("run"));
+    for key in ["top1", "top5", "loss", "seconds"] {
+        assert!(result[key].is_f64(), "{key} of {result}");
+    }
+    assert!(Path::new(result["report"].as_str().unwrap()).is_file());
+    let answer = folder.train("data", "quiet", &["--quiet", "--json"]);
+    assert!(answer.stderr.is_empty(), "{answer:?}");
+}
+
+#[test]
+fn an_existing_run_is_refused_replaced_or_resumed() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.train("data", "run", &[]);
+    let before = folder.read("run/state/checkpoint.safetensors");
+    refuse(1, &folder.train_arguments("data", "run", &[]), &[&folder.text("run"), "--overwrite", "--resume"]);
+    assert_eq!(folder.read("run/state/checkpoint.safetensors"), before);
+    folder.train("data", "run", &["--overwrite", "--seed", "7"]);
+    assert_ne!(folder.read("run/state/checkpoint.safetensors"), before);
+    let out = folder.text("run");
+    let result = succeed(&["train", "--resume", "--out", &out, "--epochs", "2", "--json"]).json();
+    assert_eq!((&result["complete"], &result["epochs"]), (&true.into(), &2.into()));
+    let summary = String::from_utf8(folder.read("run/summary.csv")).unwrap();
+    assert_eq!(summary.lines().count(), 3, "{summary}");
+    refuse(2, &["train", "--resume", "--out", &out, "--lr", "0.5"], &["lr", "0.5", "0.1"]);
+    refuse(1, &["train", "--resume", "--out", &folder.text("absent")], &["absent", "--resume"]);
+    assert!(!folder.path("absent").exists());
+}
+
+#[test]
+fn a_folder_that_is_no_run_is_not_overwritten() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.write("mine/thesis.tex", b"years of work");
+    refuse(1, &folder.train_arguments("data", "mine", &["--overwrite"]), &["mine", "thesis.tex", "--out"]);
+    assert_eq!(folder.read("mine/thesis.tex"), b"years of work");
+}
+
+fn start(arguments: &[String]) -> Child {
+    command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+fn wait_for(what: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !what() {
+        assert!(start.elapsed() < Duration::from_secs(60), "nothing happened");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn no_temporaries(folder: &Folder, name: &str) {
+    let files = folder.files(name);
+    assert!(files.iter().all(|file| file.extension().is_none_or(|end| end != "tmp")), "{files:?}");
+}
+
+fn last_event(folder: &Folder, run: &str) -> Value {
+    let events = String::from_utf8(folder.read(&format!("{run}/events.jsonl"))).unwrap();
+    serde_json::from_str(events.lines().last().unwrap()).unwrap()
+}
+
+/// Interrupts a run in its first epoch and in its second, goes on each time, and compares with a run in one go.
+#[test]
+fn an_interrupted_run_goes_on_to_the_same_bits() {
+    let folder = Folder::new();
+    folder.idx("data", 3000, 16);
+    // An epoch takes about a second.
+    let flags = ["--epochs", "2", "--batch-size", "4", "--img-size", "16"];
+    let arguments = |out: &str| folder.train_arguments("data", out, &flags);
+    succeed(&arguments("straight"));
+    let out = folder.text("run");
+
+    let child = start(&arguments("run"));
+    wait_for(|| folder.path("run/args.yaml").exists());
+    std::thread::sleep(Duration::from_millis(150));
+    signal(&child, "-INT");
+    let answer: common::Answer = child.wait_with_output().unwrap().into();
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert!(answer.stdout.contains("--resume"), "{answer:?}");
+    let event = last_event(&folder, "run");
+    assert_eq!((&event["event"], &event["epoch"]), (&"stopped".into(), &0.into()), "{event}");
+    assert!(event["step"].as_u64().unwrap() > 0, "{event}");
+    assert_ne!(folder.read(&format!("run/{WEIGHTS}")), folder.read(&format!("straight/{WEIGHTS}")));
+
+    let child = start(&["train", "--resume", "--json", "--out", &out].map(str::to_owned));
+    wait_for(|| last_event(&folder, "run")["event"] == "epoch");
+    std::thread::sleep(Duration::from_millis(50));
+    signal(&child, "-INT");
+    let answer: common::Answer = child.wait_with_output().unwrap().into();
+    assert_eq!(answer.code, Some(0), "{answer:?}");
+    assert_eq!(answer.json()["complete"], false);
+    let event = last_event(&folder, "run");
+    assert_eq!((&event["event"], &event["epoch"]), (&"stopped".into(), &1.into()), "{event}");
+
+    let result = succeed(&["train", "--resume", "--json", "--threads", "1", "--out", &out]).json();
+    assert_eq!(result["complete"], true);
+    for file in [WEIGHTS, "best/model.safetensors", "best/config.json"] {
+        let [resumed, straight] = ["run", "straight"].map(|run| folder.read(&format!("{run}/{file}")));
+        assert!(resumed == straight, "{file} differs");
+    }
+    no_temporaries(&folder, "run");
+}
+
+#[test]
+fn a_killed_run_leaves_whole_checkpoints() {
+    let folder = Folder::new();
+    folder.idx("data", 400, 8);
+    for milliseconds in [0, 7, 40] {
+        let run_name = format!("run{milliseconds}");
+        let mut child = start(&folder.train_arguments("data", &run_name, &["--epochs", "1000"]));
+        wait_for(|| folder.path(&format!("{run_name}/events.jsonl")).exists());
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for model in ["last", "best"] {
+            let model = folder.text(&format!("{run_name}/{model}"));
+            succeed(&["evaluate", &model, &folder.text("data"), "--json"]);
+        }
+        let done = last_event(&folder, &run_name)["row"]["epoch"].as_u64().unwrap();
+        let out = folder.text(&run_name);
+        // The state may be an epoch ahead of the events, never behind.
+        let epochs = (done + 2).to_string();
+        let result = succeed(&["train", "--resume", "--out", &out, "--epochs", &epochs, "--json"]).json();
+        assert_eq!(result["epochs"].as_u64(), Some(done + 2));
+        no_temporaries(&folder, &run_name);
+        folder.train("data", &run_name, &["--overwrite"]);
+    }
+}
+
+#[test]
+fn a_temporary_of_a_killed_run_does_not_stand_in_the_way() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.train("data", "run", &[]);
+    for place in ["run/.stridenet-abc.tmp", "run/last/.stridenet-abc.tmp", "run/state/.stridenet-abc.tmp"] {
+        folder.write(place, b"half");
+    }
+    succeed(&["train", "--resume", "--out", &folder.text("run"), "--epochs", "2"]);
+    no_temporaries(&folder, "run");
+    folder.write("run/.stridenet-abc.tmp", b"half");
+    folder.train("data", "run", &["--overwrite"]);
+    no_temporaries(&folder, "run");
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let folder = Folder::new();
+    folder.idx("data", 100, 16);
+    let bottleneck = [
+        "--block",
+        "bottleneck",
+        "--groups",
+        "2",
+        "--base-width",
+        "64",
+        "--widths",
+        "8,16",
+        "--downsample",
+        "blur-pool",
+        "--workers",
+        "2",
+    ];
+    for (name, shape) in [("basic", &[][..]), ("bottleneck", &bottleneck[..])] {
+        let mut arguments = vec!["train".to_owned(), folder.text("data")];
+        arguments.extend(tiny(shape));
+        let weights = ["1", "2", "3", "8"].map(|threads| {
+            let out = format!("{name}-{threads}");
+            let more = ["--threads", threads, "--out", &folder.text(&out)].map(str::to_owned);
+            succeed(&[arguments.as_slice(), &more].concat());
+            folder.read(&format!("{out}/{WEIGHTS}"))
+        });
+        assert!(weights.iter().all(|found| *found == weights[0]), "{name} depends on the number of threads");
+    }
+}
+
+#[test]
+fn the_seed_is_the_only_chance() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    let weights = [("a", "1"), ("b", "1"), ("c", "2")].map(|(out, seed)| {
+        folder.train("data", out, &["--seed", seed]);
+        folder.read(&format!("{out}/{WEIGHTS}"))
+    });
+    assert!(weights[0] == weights[1] && weights[0] != weights[2]);
+}
+
+#[test]
+fn a_resumed_run_keeps_its_architecture() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.train("data", "run", &[]);
+    let answer = run(&["train", "--resume", "--out", &folder.text("run"), "--widths", "8,8"]);
+    check_refusal(&answer, 2, &["architecture", "resumed"]);
+}
