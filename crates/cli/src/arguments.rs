@@ -204,13 +204,13 @@ pub(crate) struct RecipeFlags {
     pub(crate) lr: Option<f64>,
     /// Momentum of SGD [default: 0.9]
     #[arg(long, value_name = "M", allow_negative_numbers = true)]
-    pub(crate) momentum: Option<f32>,
+    pub(crate) momentum: Option<f64>,
     /// Use classical momentum instead of Nesterov's
     #[arg(long)]
     pub(crate) no_nesterov: bool,
     /// L2 penalty [default: 5e-4]
     #[arg(long, value_name = "W", allow_negative_numbers = true)]
-    pub(crate) weight_decay: Option<f32>,
+    pub(crate) weight_decay: Option<f64>,
     /// Apply the L2 penalty to norms and biases too
     #[arg(long)]
     pub(crate) decay_norm_and_bias: bool,
@@ -222,7 +222,7 @@ pub(crate) struct RecipeFlags {
     pub(crate) warmup_epochs: Option<f64>,
     /// Label smoothing [default: 0]
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
-    pub(crate) smoothing: Option<f32>,
+    pub(crate) smoothing: Option<f64>,
     /// Begin the last batch norm of each block with gain 0, so that each block begins as its shortcut
     #[arg(long)]
     pub(crate) zero_init_last: bool,

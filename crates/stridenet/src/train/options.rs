@@ -24,11 +24,11 @@ pub struct TrainOptions {
     /// Highest learning rate.
     pub lr: f64,
     /// Share of the last step's velocity that is kept.
-    pub momentum: f32,
+    pub momentum: f64,
     /// Whether the momentum is Nesterov's.
     pub nesterov: bool,
     /// L2 penalty.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Whether the penalty applies to norms and biases too.
     pub decay_norm_and_bias: bool,
     /// How the learning rate falls.
@@ -36,7 +36,7 @@ pub struct TrainOptions {
     /// Epochs of linear warm-up; may be a fraction.
     pub warmup_epochs: f64,
     /// Label smoothing (Szegedy et al. 2016): share of the target that is spread over all classes.
-    pub smoothing: f32,
+    pub smoothing: f64,
     /// Whether each block begins as its shortcut.
     pub zero_init_last: bool,
     /// Seed of everything random.
@@ -99,6 +99,9 @@ impl TrainOptions {
         if !(0.0..1.0).contains(&self.smoothing) {
             return refuse("--smoothing", &self.smoothing, "a number from 0 up to, but not including, 1");
         }
+        if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
+            return refuse("--val-fraction", &self.val_fraction, "a number between 0 and 1");
+        }
         if self.workers == 0 {
             return refuse("--workers", &0, "1 or more");
         }
@@ -108,9 +111,9 @@ impl TrainOptions {
     /// The optimizer's part.
     pub fn sgd(&self) -> SgdOptions {
         SgdOptions {
-            momentum: self.momentum,
+            momentum: self.momentum as f32,
             nesterov: self.nesterov && self.momentum > 0.0,
-            weight_decay: self.weight_decay,
+            weight_decay: self.weight_decay as f32,
             decay_norm_and_bias: self.decay_norm_and_bias,
         }
     }
@@ -142,6 +145,7 @@ mod tests {
             TrainOptions { weight_decay: -1.0, ..TrainOptions::default() },
             TrainOptions { warmup_epochs: f64::INFINITY, ..TrainOptions::default() },
             TrainOptions { smoothing: 1.0, ..TrainOptions::default() },
+            TrainOptions { val_fraction: 1.0, ..TrainOptions::default() },
             TrainOptions { workers: 0, ..TrainOptions::default() },
         ];
         let flags = refusals.map(|options| match options.validate() {
@@ -156,6 +160,7 @@ mod tests {
             "--weight-decay",
             "--warmup-epochs",
             "--smoothing",
+            "--val-fraction",
             "--workers",
         ];
         assert_eq!(flags, expected);

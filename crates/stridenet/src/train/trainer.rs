@@ -252,7 +252,7 @@ impl<'a> Trainer<'a> {
         let Batch { images, labels, .. } = batch;
         let (logits, saved) = model.network.forward(cx, workspace, images)?;
         let mut metrics = Metrics::new(model.network.arch().num_classes);
-        let loss = metrics.update(cx, logits.data(), &labels, options.smoothing);
+        let loss = metrics.update(cx, logits.data(), &labels, options.smoothing as f32);
         if !loss.is_finite() {
             return Err(TrainError::Diverged {
                 loss,
