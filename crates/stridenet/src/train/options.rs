@@ -99,6 +99,9 @@ impl TrainOptions {
         if !(0.0..1.0).contains(&self.smoothing) {
             return refuse("--smoothing", &self.smoothing, "a number from 0 up to, but not including, 1");
         }
+        if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
+            return refuse("--val-fraction", &self.val_fraction, "a number between 0 and 1");
+        }
         if self.workers == 0 {
             return refuse("--workers", &0, "1 or more");
         }
@@ -142,6 +145,7 @@ mod tests {
             TrainOptions { weight_decay: -1.0, ..TrainOptions::default() },
             TrainOptions { warmup_epochs: f64::INFINITY, ..TrainOptions::default() },
             TrainOptions { smoothing: 1.0, ..TrainOptions::default() },
+            TrainOptions { val_fraction: 1.0, ..TrainOptions::default() },
             TrainOptions { workers: 0, ..TrainOptions::default() },
         ];
         let flags = refusals.map(|options| match options.validate() {
@@ -156,6 +160,7 @@ mod tests {
             "--weight-decay",
             "--warmup-epochs",
             "--smoothing",
+            "--val-fraction",
             "--workers",
         ];
         assert_eq!(flags, expected);
