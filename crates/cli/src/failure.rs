@@ -1,5 +1,6 @@
 //! How a command fails: one line on stderr, and an exit code.
 
+use clap::error::ErrorKind::{DisplayHelpOnMissingArgumentOrSubcommand, MissingSubcommand};
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
@@ -58,7 +59,7 @@ impl From<clap::Error> for Failure {
                 Err(error) => error.into(),
             };
         }
-        if error.kind() == clap::error::ErrorKind::MissingSubcommand {
+        if matches!(error.kind(), MissingSubcommand | DisplayHelpOnMissingArgumentOrSubcommand) {
             return Failure::usage("no command was given; `stridenet --help` lists them");
         }
         let text = error.to_string();

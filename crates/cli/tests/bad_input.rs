@@ -1,256 +1,384 @@
-//! What bad input gets: one line that names what was found and what to do, the right exit code, and nothing lost.
+//! Every wrong input gets one line that names it, the right exit code, and nothing is written or lost.
 
 mod common;
 
-use common::{Folder, check_refusal, command, idx, refuse, run, succeed};
-use image::{DynamicImage, ImageBuffer, Luma, Rgba};
+use common::{Answer, Folder, check_refusal, command, idx, picture, refuse, run, succeed};
+use image::{DynamicImage, ImageBuffer};
+use serde_json::{Value, json};
 use std::process::Command;
 
-/// `train` on a folder must fail with these parts of a message, and leave no run behind.
-fn refuse_data(folder: &Folder, data: &str, parts: &[&str]) {
-    refuse(1, &folder.train_arguments(data, "run", &[]), parts);
-    assert!(!folder.path("run").exists(), "nothing was to be written");
+/// Checks that training on `data` fails, says these parts, and makes no folder.
+fn refuse_training(folder: &Folder, data: &str, flags: &[&str], parts: &[&str]) {
+    refuse(1, &folder.train_arguments(data, "refused", flags), parts);
+    assert!(!folder.path("refused").exists(), "{data}");
 }
 
 #[test]
-fn folders_that_hold_no_data_set() {
+fn folders_that_are_no_data_sets() {
     let folder = Folder::new();
-    refuse_data(&folder, "nowhere", &["nowhere"]);
+    refuse_training(&folder, "absent", &[], &[&folder.text("absent"), "does not exist", "sample"]);
     std::fs::create_dir(folder.path("empty")).unwrap();
-    refuse_data(&folder, "empty", &["empty"]);
-    folder.images("one", 3);
-    std::fs::remove_dir_all(folder.path("one/light")).unwrap();
-    refuse_data(&folder, "one", &["one", "dark"]);
-    folder.images("hollow", 3);
-    std::fs::create_dir(folder.path("hollow/middle")).unwrap();
-    refuse_data(&folder, "hollow", &["middle"]);
-}
-
-#[test]
-fn images_that_cannot_be_decoded_are_named_or_skipped() {
-    let folder = Folder::new();
-    folder.images("data", 12);
-    folder.write("data/dark/zero.png", b"");
-    refuse_data(&folder, "data", &["zero.png", "empty"]);
-    std::fs::remove_file(folder.path("data/dark/zero.png")).unwrap();
-    let bytes = folder.read("data/light/000.png");
-    folder.write("data/light/cut.png", &bytes[..bytes.len() / 2]);
-    refuse_data(&folder, "data", &["cut.png"]);
-    folder.write("data/light/text.jpg", b"not an image at all");
-    let answer = folder.train("data", "run", &["--on-error", "skip"]);
-    assert!(answer.stderr.contains("left out 2 of "), "{answer:?}");
-}
-
-#[test]
-fn grey_alpha_deep_and_cmyk_images_are_converted() {
-    let folder = Folder::new();
-    folder.images("data", 6);
-    let grey = ImageBuffer::from_fn(9, 7, |x, y| Luma([(x * y) as u8]));
-    DynamicImage::ImageLuma8(grey).save(folder.at("data/dark/grey.png")).unwrap();
-    let alpha = ImageBuffer::from_fn(8, 8, |x, _| Rgba([x as u8, 50, 60, 128]));
-    DynamicImage::ImageRgba8(alpha).save(folder.at("data/dark/alpha.png")).unwrap();
-    let deep = ImageBuffer::from_fn(8, 8, |x, y| Luma([(x * y * 900) as u16]));
-    DynamicImage::ImageLuma16(deep).save(folder.at("data/dark/deep.png")).unwrap();
-    let cmyk = concat!(env!("CARGO_MANIFEST_DIR"), "/../stridenet/tests-data/cmyk.jpg");
-    std::fs::copy(cmyk, folder.at("data/light/cmyk.jpg")).unwrap();
-    folder.train("data", "run", &["--img-size", "8"]);
-}
-
-#[test]
-fn damaged_idx_files() {
-    let folder = Folder::new();
-    let images = "data/train-images-idx3-ubyte";
-    let check = |change: &dyn Fn(), parts: &[&str]| {
-        folder.idx("data", 20, 8);
-        let (from, to) = (folder.read(images), "data/t10k-images-idx3-ubyte");
-        folder.write(to, &from);
-        folder.write("data/t10k-labels-idx1-ubyte", &folder.read("data/train-labels-idx1-ubyte"));
-        change();
-        refuse_data(&folder, "data", parts);
-    };
-    check(
-        &|| folder.write(images, &idx(0x1234, &[20, 8, 8], &[0; 1280])),
-        &["train-images", "0x00001234", "expected 0x00000803"],
+    refuse_training(
+        &folder,
+        "empty",
+        &[],
+        &[&folder.text("empty"), "expected a folder of images for each class"],
     );
-    check(&|| folder.write(images, &idx(0x803, &[20, 8, 8], &[0; 1000])), &["train-images", "truncated"]);
-    check(&|| folder.write(images, &idx(0x803, &[19, 8, 8], &[0; 1216])), &["19 images", "20 labels"]);
-    check(&|| folder.write(images, &idx(0x803, &[u32::MAX as usize, 28, 28], &[0; 10])), &["train-images"]);
+    folder.images("one", 4);
+    std::fs::remove_dir_all(folder.path("one/light")).unwrap();
+    refuse_training(&folder, "one", &[], &[&folder.text("one"), "dark", "at least two classes"]);
+    folder.images("hollow", 4);
+    std::fs::create_dir(folder.path("hollow/grey")).unwrap();
+    refuse_training(&folder, "hollow", &[], &[&folder.text("hollow/grey"), "no images", "remove it"]);
+    picture(40, 0).save(folder.at("loose/a.png")).unwrap();
+    refuse_training(&folder, "loose", &[], &[&folder.text("loose"), "one folder for each class"]);
+    refuse_training(&folder, "loose/a.png", &[], &["loose/a.png", "not a folder"]);
+    folder.images("split/train", 4);
+    folder.images("split/val", 4);
+    std::fs::rename(folder.path("split/val/light"), folder.path("split/val/bright")).unwrap();
+    refuse_training(
+        &folder,
+        "split",
+        &[],
+        &["split/train", "split/val", "light", "bright", "make them the same"],
+    );
+}
+
+/// A chunk of a PNG with its checksum.
+fn chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let body = [kind.as_slice(), data].concat();
+    let crc = !body.iter().fold(!0u32, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 * (crc & 1)))
+    });
+    [&(data.len() as u32).to_be_bytes(), body.as_slice(), &crc.to_be_bytes()].concat()
+}
+
+/// A PNG whose header declares more pixels than the file holds.
+fn huge_png(side: u32) -> Vec<u8> {
+    let header = [&side.to_be_bytes()[..], &side.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
+    let data = b"\x78\x9c\x03\x00\x00\x00\x00\x01";
+    [b"\x89PNG\r\n\x1a\n".as_slice(), &chunk(b"IHDR", &header), &chunk(b"IDAT", data), &chunk(b"IEND", b"")]
+        .concat()
+}
+
+#[test]
+fn images_that_cannot_be_decoded() {
+    let whole = {
+        let folder = Folder::new();
+        picture(40, 0).save(folder.path("whole.png")).unwrap();
+        folder.read("whole.png")
+    };
+    let cases: [(&str, Vec<u8>, &str); 4] = [
+        ("text", b"not an image at all".to_vec(), "is not an image"),
+        ("zero", Vec::new(), "is empty (0 bytes)"),
+        ("cut", whole[..whole.len() / 2].to_vec(), "truncated"),
+        ("huge", huge_png(100_000), "100000x100000"),
+    ];
+    for (name, bytes, problem) in cases {
+        let folder = Folder::new();
+        folder.images("data", 10);
+        folder.write(&format!("data/dark/{name}.png"), &bytes);
+        let file = folder.text(&format!("data/dark/{name}.png"));
+        refuse_training(&folder, "data", &[], &[&file, problem, "; "]);
+        refuse_training(&folder, "data", &["--on-error", "fail"], &[&file]);
+        let answer = folder.train("data", "run", &["--on-error", "skip"]);
+        assert!(answer.stderr.contains("left out 1 of"), "{answer:?}");
+        let answer = run(&["evaluate", &folder.text("run"), &folder.text("data")]);
+        check_refusal(&answer, 1, &[&file, problem]);
+        let skip = ["evaluate", &folder.text("run"), &folder.text("data"), "--json", "--on-error", "skip"];
+        assert_eq!(succeed(&skip).json()["count"], 20);
+        assert_eq!(folder.read(&format!("data/dark/{name}.png")), bytes);
+    }
+    let folder = Folder::new();
+    folder.images("data", 3);
+    for index in 0..3 {
+        folder.write(&format!("data/dark/{index:03}.png"), b"broken");
+    }
+    refuse_training(&folder, "data", &["--on-error", "skip"], &["dark", "replace the images"]);
+}
+
+#[test]
+fn all_kinds_of_pixels_are_converted() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    let colour = DynamicImage::from(picture(40, 3));
+    let kinds: [(&str, DynamicImage); 5] = [
+        ("grey", colour.to_luma8().into()),
+        ("grey-alpha", colour.to_luma_alpha8().into()),
+        ("rgba", colour.to_rgba8().into()),
+        ("rgb16", colour.to_rgb16().into()),
+        (
+            "grey16",
+            DynamicImage::ImageLuma16(ImageBuffer::from_fn(9, 7, |x, y| image::Luma([(x * y) as u16 * 900]))),
+        ),
+    ];
+    for (name, picture) in kinds {
+        picture.save(folder.path(&format!("data/dark/{name}.png"))).unwrap();
+    }
+    let cmyk = concat!(env!("CARGO_MANIFEST_DIR"), "/../stridenet/tests-data/cmyk.jpg");
+    std::fs::copy(cmyk, folder.path("data/light/cmyk.jpg")).unwrap();
+    let answer = folder.train("data", "run", &[]);
+    assert!(!answer.stderr.contains("left out"), "{answer:?}");
+    let [run, data] = ["run", "data"].map(|name| folder.text(name));
+    assert_eq!(succeed(&["evaluate", &run, &data, "--json"]).json()["count"], 26);
+    assert_eq!(succeed(&["predict", &run, &data, "--json"]).stdout.matches("\"predictions\"").count(), 26);
+}
+
+#[test]
+fn idx_files_that_are_wrong() {
+    let (images, labels) = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte");
+    let pixels = vec![7; 20 * 64];
+    let classes: Vec<u8> = (0..20).map(|index| index % 2).collect();
+    let good = [idx(0x803, &[20, 8, 8], &pixels), idx(0x801, &[20], &classes)];
+    let cut = good[0][..500].to_vec();
+    let cases: [([Vec<u8>; 2], &[&str]); 6] = [
+        ([idx(0x802, &[20, 8, 8], &pixels), good[1].clone()], &[images, "0x00000802", "0x00000803"]),
+        ([good[0].clone(), idx(0x803, &[20], &classes)], &[labels, "0x00000803", "0x00000801"]),
+        ([cut, good[1].clone()], &[images, "truncated", "500 of 1296 bytes"]),
+        ([good[0].clone(), idx(0x801, &[19], &classes[..19])], &["20 images", "19 labels"]),
+        ([idx(0x803, &[u32::MAX as usize; 3], &pixels), good[1].clone()], &[images, "4 GiB"]),
+        ([idx(0x803, &[1 << 20, 8, 8], &pixels), good[1].clone()], &[images, "truncated"]),
+    ];
+    for ([first, second], parts) in cases {
+        let folder = Folder::new();
+        folder.write(&format!("data/{images}"), &first);
+        folder.write(&format!("data/{labels}"), &second);
+        refuse_training(&folder, "data", &[], parts);
+    }
+    let folder = Folder::new();
+    folder.write(&format!("data/{images}"), &good[0]);
+    refuse_training(&folder, "data", &[], &["data", labels, "put both"]);
+    folder.write(&format!("data/{images}.gz"), b"\x1f\x8b\x08garbage");
+    std::fs::remove_file(folder.path(&format!("data/{images}"))).unwrap();
+    folder.write(&format!("data/{labels}"), &good[1]);
+    refuse_training(&folder, "data", &[], &[images, "download it again"]);
 }
 
 #[test]
 fn a_model_for_other_classes() {
     let folder = Folder::new();
-    folder.images("data", 6);
+    folder.images("data", 10);
     folder.train("data", "run", &[]);
     let model = folder.text("run");
-    refuse(1, &["evaluate", &model, "sample"], &["2 classes", "10"]);
-    folder.images("other", 6);
-    std::fs::rename(folder.path("other/dark"), folder.path("other/black")).unwrap();
-    refuse(1, &["evaluate", &model, &folder.text("other")], &["dark", "black"]);
+    refuse(1, &["evaluate", &model, "sample"], &["2 classes", "sample has 10"]);
+    std::fs::rename(folder.path("data/light"), folder.path("data/bright")).unwrap();
+    refuse(1, &["evaluate", &model, &folder.text("data")], &["bright", "dark", "evaluate on the data"]);
+}
+
+/// A safetensors file with a changed header.
+fn edit(bytes: &[u8], change: impl FnOnce(&mut serde_json::Map<String, Value>)) -> Vec<u8> {
+    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    change(header.as_object_mut().unwrap());
+    let mut text = serde_json::to_vec(&header).unwrap();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [&(text.len() as u64).to_le_bytes(), text.as_slice(), &bytes[8 + length..]].concat()
 }
 
 #[test]
-fn tensors_that_do_not_fit_are_all_listed() {
-    let folder = Folder::new();
-    folder.images("data", 6);
-    folder.train("data", "run", &[]);
-    // The header is changed in place, to names and sizes of the same length: two tensors are missing, two are unknown.
-    let path = "run/best/model.safetensors";
-    let bytes = folder.read(path);
-    let text = String::from_utf8_lossy(&bytes[8..]).into_owned();
-    let header = &text[..text.find("}}").unwrap()];
-    let changed =
-        header.replace("\"fc.bias\"", "\"fc.bits\"").replace("layer1.0.bn1.weight", "layer1.0.bn9.weight");
-    assert_ne!(header, changed);
-    let mut damaged = bytes.clone();
-    damaged[8..8 + changed.len()].copy_from_slice(changed.as_bytes());
-    folder.write(path, &damaged);
-    let model = folder.text("run");
-    refuse(
-        1,
-        &["evaluate", &model, &folder.text("data")],
-        &["model.safetensors", "fc.bias", "layer1.0.bn1.weight"],
-    );
-    // Other widths: every convolution has another shape.
-    folder.train("data", "wide", &["--widths", "8,16"]);
-    std::fs::copy(folder.path("wide/best/model.safetensors"), folder.path(path)).unwrap();
-    let parts = ["conv1.weight", "layer2.0.conv2.weight", "fc.weight", "[8, 3, 3, 3]", "[4, 3, 3, 3]"];
-    refuse(1, &["evaluate", &model, &folder.text("data")], &parts);
-    for length in [0, 7, 100, bytes.len() - 1] {
-        folder.write(path, &bytes[..length]);
-        refuse(1, &["evaluate", &model, &folder.text("data")], &["model.safetensors"]);
-    }
-    folder.write(path, &bytes);
-    succeed(&["evaluate", &model, &folder.text("data")]);
-}
-
-#[test]
-fn a_model_that_is_not_there() {
-    let folder = Folder::new();
-    refuse(1, &["evaluate", &folder.text("nothing")], &["nothing", "stridenet train"]);
-    std::fs::create_dir(folder.path("empty")).unwrap();
-    refuse(1, &["predict", &folder.text("empty"), "x.png"], &["empty", "model.safetensors"]);
-    folder.write("old.pth", b"PK");
-    refuse(1, &["evaluate", &folder.text("old.pth")], &["old.pth", "safetensors"]);
-}
-
-#[test]
-fn a_loss_that_is_no_number_keeps_the_last_good_checkpoint() {
-    let folder = Folder::new();
-    folder.images("data", 20);
-    // The first epoch warms up from nothing; the learning rate of the second one is beyond all measure.
-    let flags = ["--epochs", "3", "--lr", "1e30", "--sched", "constant", "--warmup-epochs", "0"];
-    let answer = run(&folder.train_arguments("data", "first", &flags));
-    assert_eq!(answer.code, Some(1), "{answer:?}");
-    let last = answer.stderr.lines().last().unwrap();
-    assert!(last.starts_with("error: ") && last.contains("--lr"), "{answer:?}");
-    assert!(!folder.path("first/last").exists(), "no checkpoint of a diverged network");
-
-    let good = folder.train("data", "run", &["--lr", "0.01"]);
-    assert!(good.stdout.contains("top-1"));
-    let before = folder.read("run/last/model.safetensors");
-    // The same run goes on over data that no network survives: resumed, with its images' statistics blown up.
-    let config = String::from_utf8(folder.read("run/last/config.json")).unwrap();
-    let start = config.find("\"std\": [").unwrap();
-    let end = start + config[start..].find(']').unwrap();
-    let broken = format!("{}\"std\": [0.000002, 0.000002, 0.000002{}", &config[..start], &config[end..]);
-    let mean = broken.find("\"mean\": [").unwrap();
-    let stop = mean + broken[mean..].find(']').unwrap();
-    let broken = format!("{}\"mean\": [3e38, -3e38, 3e38{}", &broken[..mean], &broken[stop..]);
-    folder.write("run/last/config.json", broken.as_bytes());
-    let out = folder.text("run");
-    let answer = run(&["train", "--resume", "--out", &out, "--epochs", "2"]);
-    assert_eq!(answer.code, Some(1), "{answer:?}");
-    let last = answer.stderr.lines().last().unwrap();
-    assert!(last.starts_with("error: ") && last.contains("checkpoint is kept"), "{answer:?}");
-    assert_eq!(folder.read("run/last/model.safetensors"), before);
-    folder.write("run/last/config.json", config.as_bytes());
-    succeed(&["train", "--resume", "--out", &out, "--epochs", "2"]);
-}
-
-#[test]
-fn an_output_folder_that_exists() {
-    let folder = Folder::new();
-    folder.images("data", 6);
-    folder.train("data", "run", &[]);
-    let before = folder.read("run/summary.csv");
-    let answer = run(&folder.train_arguments("data", "run", &[]));
-    check_refusal(&answer, 1, &["run", "--overwrite", "--resume"]);
-    assert_eq!(folder.read("run/summary.csv"), before);
-    folder.write("run/notes.txt", b"mine");
-    let answer =
-        run(&folder.train_arguments("data", "run", &["--overwrite"]).into_iter().collect::<Vec<_>>());
-    check_refusal(&answer, 1, &["notes.txt"]);
-    assert_eq!(folder.read("run/notes.txt"), b"mine");
-}
-
-/// A limit on the size of files stands in for a full disk: both make a write fail in its middle.
-#[cfg(unix)]
-#[test]
-fn a_full_disk_keeps_what_was_there() {
+fn weights_that_do_not_fit() {
     let folder = Folder::new();
     folder.images("data", 10);
     folder.train("data", "run", &[]);
-    let before = folder.read("run/last/model.safetensors");
-    let script = format!(
-        "trap '' XFSZ; ulimit -f 4; exec '{}' train --resume --out '{}' --epochs 2",
-        env!("CARGO_BIN_EXE_stridenet"),
-        folder.text("run")
-    );
-    let answer: common::Answer = Command::new("sh").args(["-c", &script]).output().unwrap().into();
-    assert_eq!(answer.code, Some(1), "{answer:?}");
-    let last = answer.stderr.lines().last().unwrap();
-    assert!(last.starts_with("error: cannot write ") && last.contains("nothing was lost"), "{answer:?}");
-    assert_eq!(folder.read("run/last/model.safetensors"), before);
-    let files = folder.files("run");
-    assert!(files.iter().all(|file| !file.to_string_lossy().ends_with(".tmp")), "{files:?}");
-    succeed(&["train", "--resume", "--out", &folder.text("run"), "--epochs", "2"]);
-}
-
-#[test]
-fn wrong_usage_is_exit_code_2() {
-    let folder = Folder::new();
-    folder.images("data", 6);
-    let cases: [(&[&str], &str); 10] = [
-        (&["--lr", "-1"], "--lr"),
-        (&["--lr", "nan"], "--lr"),
-        (&["--epochs", "0"], "--epochs"),
-        (&["--momentum", "2"], "--momentum"),
-        (&["--smoothing", "1"], "--smoothing"),
-        (&["--arch", "resnet19"], "resnet18"),
-        (&["--depths", "1,2,3,4,5"], "depths"),
-        (&["--downsample", "median"], "median"),
-        (&["--img-size", "0"], "--img-size"),
-        (&["--nonsense"], "--nonsense"),
-    ];
-    for (flags, part) in cases {
-        let mut arguments = vec!["train".to_owned(), folder.text("data"), "--out".into(), folder.text("run")];
-        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
-        refuse(2, &arguments, &[part]);
-    }
-    refuse(2, &["train", "--resume"], &["--out"]);
-    let answer: common::Answer =
-        command(&["inspect", "resnet20"]).env("STRIDENET_LEVEL", "bogus").output().unwrap().into();
-    check_refusal(&answer, 2, &["STRIDENET_LEVEL", "bogus", "scalar"]);
-    assert!(!folder.path("run").exists());
-}
-
-#[test]
-fn a_picture_that_claims_to_be_huge() {
-    let folder = Folder::new();
-    folder.images("data", 6);
-    folder.train("data", "run", &[]);
-    // A PNG of 8×8 pixels whose header says 100,000×100,000; its checksum is made to fit.
-    let mut bytes = folder.read("data/dark/000.png");
-    bytes[16..20].copy_from_slice(&100_000u32.to_be_bytes());
-    bytes[20..24].copy_from_slice(&100_000u32.to_be_bytes());
-    let checksum = bytes[12..29].iter().fold(u32::MAX, |crc, &byte| {
-        (0..8).fold(
-            crc ^ u32::from(byte),
-            |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0xedb8_8320 } else { crc >> 1 },
-        )
+    let weights = "run/best/model.safetensors";
+    let (file, model, data) = (folder.text(weights), folder.text("run"), folder.text("data"));
+    let good = folder.read(weights);
+    let changed = edit(&good, |header| {
+        header["conv1.weight"]["shape"] = json!([4, 3, 9, 1]);
+        header["fc.bias"]["shape"] = json!([2, 1]);
+        let moved = header.remove("layer1.0.conv1.weight").unwrap();
+        header.insert("layer1.0.conv9.weight".into(), moved);
+        let moved = header.remove("bn1.running_mean").unwrap();
+        header.insert("bn1.mean".into(), moved);
     });
-    bytes[29..33].copy_from_slice(&(!checksum).to_be_bytes());
-    folder.write("huge.png", &bytes);
-    refuse(1, &["predict", &folder.text("run"), &folder.text("huge.png")], &["huge.png", "too large"]);
+    let infinite = {
+        let mut bytes = good.clone();
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        bytes
+    };
+    let all = [
+        "conv1.weight",
+        "[4, 3, 9, 1]",
+        "[4, 3, 3, 3]",
+        "fc.bias",
+        "layer1.0.conv1.weight",
+        "layer1.0.conv9.weight",
+        "bn1.running_mean",
+        "bn1.mean",
+    ];
+    let cases: [(&[u8], &[&str]); 6] = [
+        (&changed, &all),
+        (&good[..good.len() - 100], &["safetensors", "copy or export it again"]),
+        (&good[..20], &["safetensors", "copy or export it again"]),
+        (&[], &["safetensors", "copy or export it again"]),
+        (&[0xff; 64], &["safetensors", "copy or export it again"]),
+        (&infinite, &["NaN or infinite", "diverged"]),
+    ];
+    for (bytes, parts) in cases {
+        folder.write(weights, bytes);
+        let parts = [&[file.as_str()], parts].concat();
+        refuse(1, &["evaluate", &model, &data], &parts);
+        refuse(1, &["predict", &model, &folder.text("data/dark/000.png")], &parts);
+        refuse(1, &["inspect", &model], &parts);
+        assert_eq!(folder.read(weights), bytes);
+    }
+    std::fs::remove_file(folder.path("run/best/config.json")).unwrap();
+    folder.write(weights, &good);
+    refuse(1, &["evaluate", &model, &data], &["config.json", &file]);
+    refuse(1, &["evaluate", &folder.text("absent"), &data], &[&folder.text("absent"), "stridenet train"]);
+    folder.write("net.pth", b"pickle");
+    refuse(
+        1,
+        &["evaluate", &folder.text("net.pth"), &data],
+        &["net.pth", "PyTorch", "safetensors.torch.save_file"],
+    );
+}
+
+#[test]
+fn a_damaged_state_is_not_resumed() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.train("data", "run", &[]);
+    let state = "run/state/checkpoint.safetensors";
+    let good = folder.read(state);
+    let nameless = edit(&good, |header| drop(header.remove("__metadata__")));
+    let slow = edit(&good, |header| {
+        let name = header.keys().find(|name| name.starts_with("velocity.")).unwrap().clone();
+        let velocity = header.remove(&name).unwrap();
+        header.insert("velocity.other".into(), velocity);
+    });
+    for bytes in [&good[..good.len() / 2], &[], &nameless, &slow] {
+        folder.write(state, bytes);
+        let model = folder.read("run/last/model.safetensors");
+        let resume = ["train", "--quiet", "--resume", "--out", &folder.text("run"), "--epochs", "2"];
+        refuse(1, &resume, &["checkpoint.safetensors"]);
+        assert_eq!(folder.read("run/last/model.safetensors"), model);
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_the_run() {
+    let folder = Folder::new();
+    folder.images("data", 20);
+    let huge = ["--quiet", "--lr", "1e30", "--warmup-epochs", "0"];
+    let answer = run(&folder.train_arguments("data", "wild", &huge));
+    check_refusal(
+        &answer,
+        1,
+        &["the loss became", "epoch 1", "no checkpoint yet", "--lr", "--warmup-epochs"],
+    );
+    assert!(!folder.path("wild/last").exists());
+
+    folder.train("data", "run", &["--sched", "constant", "--warmup-epochs", "0"]);
+    // The learning rate of the run becomes so large that the second epoch fails.
+    let state = "run/state/checkpoint.safetensors";
+    let wild = edit(&folder.read(state), |header| {
+        let options = &mut header["__metadata__"]["stridenet.options"];
+        let mut inner: Value = serde_json::from_str(options.as_str().unwrap()).unwrap();
+        inner["lr"] = json!(1e30);
+        *options = inner.to_string().into();
+    });
+    folder.write(state, &wild);
+    let kept = ["run/last/model.safetensors", "run/best/model.safetensors", state, "run/summary.csv"];
+    let before = kept.map(|file| folder.read(file));
+    let (run_path, data) = (folder.text("run"), folder.text("data"));
+    let resume = ["train", "--quiet", "--resume", "--out", &run_path, "--epochs", "2"];
+    refuse(1, &resume, &["the loss became", "epoch 2", "kept in", &run_path, "--lr"]);
+    assert!(before == kept.map(|file| folder.read(file)));
+    succeed(&["evaluate", &folder.text("run/last"), &data]);
+}
+
+/// Runs a command whose files may not grow beyond `blocks` of 512 bytes, as on a full disk.
+fn limited(blocks: usize, arguments: &[String]) -> Answer {
+    let script = format!("trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" \"$@\"");
+    Command::new("sh")
+        .args(["-c", &script, env!("CARGO_BIN_EXE_stridenet")])
+        .args(arguments)
+        .output()
+        .unwrap()
+        .into()
+}
+
+#[test]
+fn a_full_disk_loses_nothing() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    let flags = ["--quiet", "--widths", "8,16"];
+    let answer = limited(4, &folder.train_arguments("data", "new", &flags));
+    check_refusal(
+        &answer,
+        1,
+        &["cannot write", &folder.text("new/best/model.safetensors"), "free some space"],
+    );
+    let names = |run: &str| {
+        folder.files(run).iter().map(|file| file.file_name().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names("new"), ["args.yaml"]);
+
+    folder.train("data", "run", &flags);
+    let before: Vec<Vec<u8>> = folder.files("run").iter().map(|file| std::fs::read(file).unwrap()).collect();
+    let files = folder.files("run");
+    let resume =
+        ["train", "--quiet", "--resume", "--epochs", "2", "--out", &folder.text("run")].map(str::to_owned);
+    check_refusal(&limited(4, &resume), 1, &["cannot write", "model.safetensors", "free some space"]);
+    assert_eq!(folder.files("run"), files);
+    for (path, before) in files.iter().zip(before) {
+        let unchanged = path.ends_with("args.yaml") || std::fs::read(path).unwrap() == before;
+        assert!(unchanged, "{path:?} has changed");
+    }
+    // With room again, the run goes on.
+    succeed(&resume);
+
+    let svg = ["inspect", "resnet18", "--svg", &folder.text("net.svg")].map(str::to_owned);
+    check_refusal(&limited(4, &svg), 1, &["cannot write", "net.svg", "free some space"]);
+    assert!(!folder.path("net.svg").exists());
+}
+
+#[test]
+fn a_full_stdout_is_an_error() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let answer: Answer = command(&["inspect", "resnet18"]).stdout(full).output().unwrap().into();
+    check_refusal(&answer, 1, &["cannot write to stdout"]);
+}
+
+#[test]
+fn wrong_usage() {
+    let folder = Folder::new();
+    folder.images("data", 4);
+    let cases: [(&[&str], &[&str]); 16] = [
+        (&["--lr", "0"], &["--lr is 0", "above 0"]),
+        (&["--lr", "-0.1"], &["--lr is -0.1", "above 0"]),
+        (&["--lr", "fast"], &["--lr", "'fast'"]),
+        (&["--lr", "nan"], &["--lr is NaN", "above 0"]),
+        (&["--epochs", "0"], &["--epochs is 0", "1 or more"]),
+        (&["--batch-size", "0"], &["--batch-size is 0", "1 or more"]),
+        (&["--momentum", "2"], &["--momentum is 2"]),
+        (&["--smoothing", "1.5"], &["--smoothing is 1.5"]),
+        (&["--workers", "0"], &["--workers is 0"]),
+        (&["--val-fraction", "1"], &["--val-fraction is 1", "between 0 and 1"]),
+        (&["--crop-padding", "5000"], &["padding", "5000", "1024"]),
+        (&["--sched", "linear"], &["--sched", "'linear'", "cosine"]),
+        (&["--img-size", "8x"], &["--img-size", "8x", "HEIGHTxWIDTH"]),
+        (&["--threads", "0"], &["--threads", "'0'"]),
+        (&["--widths", "0,8"], &["width", "0"]),
+        (&["--epoch", "3"], &["'--epoch'", "'--epochs'"]),
+    ];
+    for (flags, parts) in cases {
+        refuse(2, &folder.train_arguments("data", "refused", flags), parts);
+        assert!(!folder.path("refused").exists(), "{flags:?}");
+    }
+    let help = "--help";
+    refuse(2, &["train", "--resume"], &["--out", help]);
+    refuse(2, &["train", "--overwrite", "--resume", "--out", "x"], &["--overwrite", "--resume", help]);
+    refuse(2, &["trian"], &["trian", "train"]);
+    refuse::<&str>(2, &[], &["no command", help]);
+    refuse(2, &["evaluate"], &["MODEL", help]);
+    let answer: Answer =
+        command(&["inspect", "resnet18"]).env("STRIDENET_LEVEL", "bogus").output().unwrap().into();
+    check_refusal(&answer, 2, &["STRIDENET_LEVEL", "bogus"]);
+    for arguments in [&["--help"][..], &["--version"], &["train", "--help"]] {
+        let answer = succeed(arguments);
+        assert!(answer.stdout.contains("stridenet") && answer.stderr.is_empty(), "{answer:?}");
+    }
 }

@@ -138,7 +138,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
 
     let child = start(&arguments("run"));
     wait_for(|| folder.path("run/args.yaml").exists());
-    std::thread::sleep(Duration::from_millis(150));
+    std::thread::sleep(Duration::from_millis(30));
     signal(&child, "-INT");
     let answer: common::Answer = child.wait_with_output().unwrap().into();
     assert_eq!(answer.code, Some(0), "{answer:?}");
@@ -150,7 +150,7 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
 
     let child = start(&["train", "--resume", "--json", "--out", &out].map(str::to_owned));
     wait_for(|| last_event(&folder, "run")["event"] == "epoch");
-    std::thread::sleep(Duration::from_millis(50));
+    std::thread::sleep(Duration::from_millis(20));
     signal(&child, "-INT");
     let answer: common::Answer = child.wait_with_output().unwrap().into();
     assert_eq!(answer.code, Some(0), "{answer:?}");

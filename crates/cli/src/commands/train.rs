@@ -103,7 +103,7 @@ fn begin<'a>(
     };
     let arch = arch.with(&changes).map_err(Failure::usage)?;
     options.augment = augmentation(&flags.recipe, img_size);
-    options.augment.check()?;
+    options.augment.check().map_err(Failure::usage)?;
     let preprocess = preprocessing(&arch, &train)?;
     let network = Network::new(&arch, img_size, cx.level(), options.initialise())?;
     let classes = train.classes().to_vec();

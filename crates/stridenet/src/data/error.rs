@@ -167,9 +167,9 @@ pub enum DataError {
         /// The folder.
         folder: PathBuf,
         /// What is there.
-        found: &'static str,
+        found: String,
         /// What is missing.
-        missing: &'static str,
+        missing: String,
     },
     /// As many labels as images are needed.
     #[error("{name} has {images} images but {labels} labels; expected one label for each image")]

@@ -90,8 +90,8 @@ pub(super) fn open_split(
 ) -> Result<Dataset, DataError> {
     let (images, labels) = match (find(folder, split, Kind::Images), find(folder, split, Kind::Labels)) {
         (Some(images), Some(labels)) => (images, labels),
-        (Some(_), None) => return Err(partner(folder, Kind::Images, Kind::Labels)),
-        (None, _) => return Err(partner(folder, Kind::Labels, Kind::Images)),
+        (Some(_), None) => return Err(partner(folder, split, Kind::Images, Kind::Labels)),
+        (None, _) => return Err(partner(folder, split, Kind::Labels, Kind::Images)),
     };
     let labels = read(&labels, Kind::Labels)?;
     let images = packed(read(&images, Kind::Images)?);
@@ -99,8 +99,9 @@ pub(super) fn open_split(
     assemble(&name, split.title(), Arc::new(images), labels.data, classes)
 }
 
-fn partner(folder: &Path, found: Kind, missing: Kind) -> DataError {
-    DataError::IdxPartner { folder: folder.into(), found: found.stem(), missing: missing.stem() }
+fn partner(folder: &Path, split: Split, found: Kind, missing: Kind) -> DataError {
+    let name = |kind: Kind| format!("{}-{}", split.prefixes()[0], kind.stem());
+    DataError::IdxPartner { folder: folder.into(), found: name(found), missing: name(missing) }
 }
 
 /// The names of the classes: the lines of `labels.txt` or `label_names.txt`, or else `0`, `1`, … up to the largest label
@@ -406,8 +407,12 @@ mod tests {
             failure(&[images(4), labels(&[0, 0, 2, 2])]).contains("no image with the label 1 of 3 classes")
         );
         assert!(failure(&[images(2), labels(&[0, 0])]).contains("has the one class 0"));
-        assert!(failure(&[images(4)]).contains("has images-idx3-ubyte but not labels-idx1-ubyte"));
-        assert!(failure(&[labels(&[0])]).contains("has labels-idx1-ubyte but not images-idx3-ubyte"));
+        assert!(
+            failure(&[images(4)]).contains("has train-images-idx3-ubyte but not train-labels-idx1-ubyte")
+        );
+        assert!(
+            failure(&[labels(&[0])]).contains("has train-labels-idx1-ubyte but not train-images-idx3-ubyte")
+        );
         let test =
             [("t10k-images-idx3-ubyte", idx_images(1, 1, 1)), ("t10k-labels-idx1-ubyte", idx_labels(&[7]))];
         assert!(failure(&test).contains("has no training split"));
