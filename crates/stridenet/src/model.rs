@@ -244,3 +244,75 @@ fn variant<T: DeserializeOwned>(key: &str, name: &str, path: &Path) -> Result<T,
         WeightsError::Config { path: path.to_path_buf(), problem, remedy }.into()
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A small network of 10 classes, saved in `folder`, and its logits for one image.
+    fn saved(cx: &Context, folder: &Path) -> Vec<f32> {
+        let arch = Arch::preset("resnet20").unwrap();
+        let network = Network::new(&arch, [32, 32], cx.level(), Initialise::default()).unwrap();
+        let preprocess = Preprocess::exact([32, 32], Normalisation::imagenet());
+        let classes = (0..10).map(|class| format!("class {class}")).collect();
+        let model = Model { network, preprocess, classes };
+        model.save(folder).unwrap();
+        logits(cx, &model)
+    }
+
+    fn logits(cx: &Context, model: &Model) -> Vec<f32> {
+        let values = (0..32 * 32 * 3).map(|value| (value % 11) as f32 / 5.0 - 1.0).collect();
+        let x = Tensor::new([1, 32, 32, 3], values).unwrap();
+        model.network.infer(cx, &mut Workspace::default(), &x).unwrap().into_data()
+    }
+
+    #[test]
+    fn a_saved_model_opens_to_the_same_bits_with_and_without_our_own_key() {
+        let (cx, folder) = (Context::new(Level::detect(), 2), tempfile::tempdir().unwrap());
+        let expected = saved(&cx, folder.path());
+        let opened = Model::open(folder.path(), &cx, None).unwrap();
+        assert_eq!(logits(&cx, &opened.model), expected);
+        assert_eq!(opened.model.classes[3], "class 3");
+        // What timm or torchvision would leave: the architecture's name alone.
+        let path = folder.path().join("config.json");
+        let mut config = ModelConfig::read(&path).unwrap();
+        config.stridenet = None;
+        config.label_names.clear();
+        config.write(&path).unwrap();
+        let opened = Model::open(folder.path(), &cx, None).unwrap();
+        assert_eq!(logits(&cx, &opened.model), expected);
+        assert_eq!(opened.model.classes[3], "3");
+    }
+
+    #[test]
+    fn configurations_that_contradict_the_network_are_refused() {
+        let (cx, folder) = (Context::new(Level::detect(), 1), tempfile::tempdir().unwrap());
+        saved(&cx, folder.path());
+        let path = folder.path().join("config.json");
+        let original = ModelConfig::read(&path).unwrap();
+        let refusal = |change: &dyn Fn(&mut ModelConfig)| {
+            let mut config = original.clone();
+            change(&mut config);
+            config.write(&path).unwrap();
+            Model::open(folder.path(), &cx, None).unwrap_err().to_string()
+        };
+        let cases = [
+            (
+                refusal(&|config| (config.stridenet, config.architecture) = (None, "vgg16".into())),
+                "\"vgg16\" is not known",
+            ),
+            (
+                refusal(&|config| config.pretrained_cfg.interpolation = "magic".into()),
+                "unknown variant `magic`",
+            ),
+            (refusal(&|config| config.pretrained_cfg.crop_mode = "round".into()), "unknown variant `round`"),
+            (refusal(&|config| config.stridenet = Some(Value::Bool(true))), "the key stridenet"),
+        ];
+        for (message, part) in cases {
+            assert!(message.contains(part) && message.contains("config.json"), "{message}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        let message = Model::open(folder.path(), &cx, None).unwrap_err().to_string();
+        assert!(message.contains("no config.json beside the weights"), "{message}");
+    }
+}

@@ -70,12 +70,12 @@ impl Conv {
             geometry.groups == 1 && channels < NARROW && geometry.kernel[1] > 1 && geometry.dilation[1] == 1;
         let gather = if widened {
             let width = input[1] + 2 * geometry.padding[1];
-            let vertical = Axis::window(&geometry.window(0), input[0], output[0], width * channels);
+            let vertical = window_axis(&geometry.window(0), input[0], output[0], width * channels);
             let horizontal = Axis::new(output[1], 1, geometry.stride[1] * channels, |x, _| Some(x));
             Gather::new(vertical, horizontal, input[0] * width * channels, geometry.kernel[1] * channels)
         } else {
-            let vertical = Axis::window(&geometry.window(0), input[0], output[0], input[1] * channels);
-            let horizontal = Axis::window(&geometry.window(1), input[1], output[1], channels);
+            let vertical = window_axis(&geometry.window(0), input[0], output[0], input[1] * channels);
+            let horizontal = window_axis(&geometry.window(1), input[1], output[1], channels);
             Gather::new(vertical, horizontal, input[0] * input[1] * channels, geometry.group_in())
         };
         let scatter = Scatter::dense(output[0], output[1], geometry.out_channels);
@@ -259,6 +259,11 @@ impl Conv {
         });
         widened
     }
+}
+
+/// The gather's axis of a sliding window over `input` positions that are `step` values apart.
+fn window_axis(window: &Window, input: usize, output: usize, step: usize) -> Axis {
+    Axis::new(output, window.kernel, step, |position, tap| window.source(position, tap, input))
 }
 
 impl Phase {

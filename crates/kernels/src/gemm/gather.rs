@@ -1,7 +1,5 @@
 //! Which values a product's rows are made of: the map from output positions and kernel taps to input positions.
 
-use crate::conv::Window;
-
 /// Offset that stands for "in the padding"; sums of two of them do not overflow.
 const PADDING: usize = usize::MAX / 4;
 
@@ -23,11 +21,6 @@ impl Axis {
     ) -> Self {
         let offset = |index: usize| source(index / taps, index % taps).map_or(PADDING, |at| at * step);
         Axis { taps, offsets: (0..positions * taps).map(offset).collect() }
-    }
-
-    /// The axis of a sliding window over `input` positions.
-    pub(crate) fn window(window: &Window, input: usize, output: usize, step: usize) -> Self {
-        Axis::new(output, window.kernel, step, |position, tap| window.source(position, tap, input))
     }
 
     /// The largest offset that is not padding.

@@ -1,7 +1,7 @@
 //! Matrix products: packing, blocking, threads, epilogue.
 //!
-//! A product's left side is gathered through pointers ([`gather`]), so that a plain matrix, a strided 1×1 convolution
-//! and a padded 3×3 convolution are the same loop. The right side is packed into panels ([`pack`]). Work is cut into
+//! A product's left side is gathered through pointers (`gather`), so that a plain matrix, a strided 1×1 convolution
+//! and a padded 3×3 convolution are the same loop. The right side is packed into panels (`pack`). Work is cut into
 //! tasks by the shape alone, and each result is one sum in one order, whatever the number of threads.
 
 mod driver;
