@@ -37,4 +37,10 @@ impl Workspace {
     pub(crate) fn give_bytes(&mut self, bytes: Vec<u8>) {
         self.bytes.entry(bytes.len()).or_default().push(bytes);
     }
+
+    /// Number of buffers that are not in use.
+    #[cfg(test)]
+    pub(crate) fn buffers(&self) -> usize {
+        self.free.values().map(Vec::len).sum::<usize>() + self.bytes.values().map(Vec::len).sum::<usize>()
+    }
 }

@@ -125,6 +125,7 @@ impl Network {
 
     /// Every parameter's gradient, from the logits' gradient.
     pub fn backward(&mut self, cx: &Context, workspace: &mut Workspace, saved: Saved, dlogits: &Tensor) {
+        // The input is the loader's: kept here, one more would pile up each step.
         let Saved { input, stem, mut blocks, head } = saved;
         let mut dy = self.head.backward(cx, workspace, head, dlogits);
         for block in self.blocks.iter_mut().rev() {
@@ -133,7 +134,6 @@ impl Network {
             dy = block.backward(cx, workspace, x, saved, dy);
         }
         self.stem.backward_first(cx, workspace, &input, stem, dy);
-        workspace.give(input);
     }
 
     /// Inference with the running statistics: images `[N, H, W, C]` → logits `[N, 1, 1, classes]`.
@@ -168,5 +168,52 @@ impl Network {
         let logits = self.head.infer(cx, workspace, &y);
         workspace.give(y);
         Ok(logits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{Downsample, Overrides, Shortcut};
+
+    /// After the first step every buffer that a step takes is one that an earlier step gave back.
+    #[test]
+    fn steps_reuse_their_memory() {
+        let cx = Context::new(Level::detect(), 2);
+        let shapes = [(Downsample::Strided, Shortcut::Projection), (Downsample::MaxPool, Shortcut::ZeroPad)];
+        for (downsample, shortcut) in shapes {
+            let changes = Overrides {
+                downsample: Some(downsample),
+                shortcut: Some(shortcut),
+                img_size: Some([16, 16]),
+                ..Overrides::default()
+            };
+            let arch = Arch::preset("resnet20").unwrap().with(&changes).unwrap();
+            let mut network = Network::new(&arch, [16, 16], cx.level(), Initialise::default()).unwrap();
+            let mut workspace = Workspace::default();
+            let mut step = || {
+                let x = Tensor::new([2, 16, 16, 3], vec![0.5; 2 * 16 * 16 * 3]).unwrap();
+                let (logits, saved) = network.forward(&cx, &mut workspace, x).unwrap();
+                network.backward(&cx, &mut workspace, saved, &logits);
+                workspace.give(logits);
+                let x = Tensor::zeros([2, 16, 16, 3]);
+                let logits = network.infer(&cx, &mut workspace, &x).unwrap();
+                workspace.give(logits);
+                workspace.buffers()
+            };
+            let first = step();
+            assert!(first > 10);
+            assert_eq!([step(), step(), step()], [first; 3]);
+        }
+    }
+
+    #[test]
+    fn images_of_another_size_are_refused() {
+        let cx = Context::new(Level::detect(), 1);
+        let arch = Arch::preset("resnet20").unwrap();
+        let network = Network::new(&arch, [32, 32], cx.level(), Initialise::default()).unwrap();
+        let error =
+            network.infer(&cx, &mut Workspace::default(), &Tensor::zeros([1, 32, 31, 3])).unwrap_err();
+        assert!(error.to_string().contains("[1, 32, 31, 3], expected [1, 32, 32, 3]"), "{error}");
     }
 }
