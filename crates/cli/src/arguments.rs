@@ -25,7 +25,7 @@ pub(crate) struct Common {
     /// Threads that compute [default: the processors this process may use]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Seed of everything random: weights, order, augmentation, split [default: 42]
+    /// Seed of everything random: weights, order, augmentation, split; only training has any [default: 42]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Print results alone on stdout, as JSON
@@ -252,7 +252,8 @@ pub(crate) struct RecipeFlags {
 pub(crate) struct EvaluateFlags {
     /// A run folder, a model folder or a .safetensors file with a config.json beside it
     pub(crate) model: PathBuf,
-    /// Data set: `sample`, a folder of class folders, or a folder of IDX files
+    /// Data set: `sample`, a folder of class folders, or a folder of IDX files. Its validation or test split is measured, or
+    /// all of it where it has none
     #[arg(default_value = "sample")]
     pub(crate) data: String,
     /// Images at once

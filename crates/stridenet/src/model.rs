@@ -107,20 +107,19 @@ impl Model {
     /// # Errors
     /// When the folder or a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        ModelFolder::save(folder, &self.network.state()?, &self.config()?)?;
+        ModelFolder::save(folder, &self.network.state()?, &self.config(folder)?)?;
         Ok(())
     }
 
-    /// The configuration, in timm's form.
-    fn config(&self) -> Result<ModelConfig, Error> {
+    /// The configuration, in timm's form; `folder` is only for messages.
+    fn config(&self, folder: &Path) -> Result<ModelConfig, Error> {
         let (arch, preprocess) = (self.network.arch(), &self.preprocess);
         let [height, width] = preprocess.input_size;
         let mut model_args = Map::new();
         model_args.insert("in_chans".into(), arch.in_channels.into());
         let summary = arch.summary(preprocess.input_size)?;
         let last = summary.layers.iter().find(|layer| layer.kind == LayerKind::GlobalAvgPool);
-        let extension = serde_json::to_value(Extension { arch: arch.clone() });
-        Ok(ModelConfig {
+        let mut config = ModelConfig {
             architecture: arch.name.clone(),
             num_classes: arch.num_classes,
             num_features: Some(arch.structure()?.head.in_features),
@@ -139,9 +138,11 @@ impl Model {
                 classifier: Some("fc".into()),
                 ..PretrainedConfig::default()
             },
-            stridenet: extension.ok(),
+            stridenet: None,
             other: Map::new(),
-        })
+        };
+        config.set_extension(folder, &Extension { arch: arch.clone() })?;
+        Ok(config)
     }
 
     /// The `topk` most probable classes of a picture, the best first.

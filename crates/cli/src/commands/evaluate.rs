@@ -55,7 +55,7 @@ pub(crate) fn run(
     let mut dataset = open_evaluation(&flags.data, &options)?;
     verify(console, cx, &mut dataset, flags.on_error.into())?;
     let dataset = Arc::new(dataset);
-    check_classes(&model, &dataset, &flags.data)?;
+    dataset.check_classes(&flags.data, &model.classes)?;
     let evaluation = measure(cx, console, &model, &dataset, [flags.batch_size.get(), flags.workers.get()])?;
     let outcome = outcome(cx, &model, flags, &evaluation);
     if console.json {
@@ -127,28 +127,4 @@ pub(super) fn measure(
         .into());
     }
     Ok(evaluation)
-}
-
-/// A model and a data set must have the same classes; names that only count (0, 1, 2, …) match any names.
-fn check_classes(model: &Model, dataset: &Dataset, data: &str) -> Result<(), Failure> {
-    let (own, theirs) = (&model.classes, dataset.classes());
-    if own.len() != theirs.len() {
-        let message = format!(
-            "the model has {} classes, {data} has {}; evaluate on the data it was trained for, or train on {data}",
-            own.len(),
-            theirs.len()
-        );
-        return Err(anyhow!(message).into());
-    }
-    let counts = |names: &[String]| names.iter().enumerate().all(|(index, name)| *name == index.to_string());
-    if own == theirs || counts(own) || counts(theirs) {
-        return Ok(());
-    }
-    let difference = own.iter().zip(theirs).position(|(own, theirs)| own != theirs).unwrap_or(0);
-    Err(anyhow!(
-        "class {difference} of the model is {:?}, of {data} it is {:?}; evaluate on the data it was trained for",
-        own[difference],
-        theirs[difference]
-    )
-    .into())
 }

@@ -10,14 +10,12 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use stridenet::data::list_images;
 use stridenet::kernels::Context;
 use stridenet::layer::Workspace;
 use stridenet::model::{Model, Prediction};
 use stridenet::weights::{read_npy, write_npy};
 use stridenet::{Tensor, image};
-
-/// Extensions of the files that are taken from a folder.
-const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "bmp", "webp", "gif", "tif", "tiff", "jfif"];
 
 /// What `predict --json` prints for a file.
 #[derive(Debug, Serialize)]
@@ -92,13 +90,9 @@ fn for_each_file(input: &str, predict: &mut impl FnMut(&Path) -> Result<(), Fail
     }
     let path = Path::new(input);
     if path.is_dir() {
-        let files = files_of(path)?;
+        let files = list_images(path)?;
         if files.is_empty() {
-            return Err(anyhow!(
-                "{input} holds no images ({}); name a folder that does",
-                EXTENSIONS.join(", ")
-            )
-            .into());
+            return Err(anyhow!("{input} holds no images; name a folder that does").into());
         }
         return files.iter().try_for_each(|file| predict(file));
     }
@@ -113,25 +107,6 @@ fn for_each_file(input: &str, predict: &mut impl FnMut(&Path) -> Result<(), Fail
         return Err(anyhow!("no file matches {input}; check the pattern").into());
     }
     files.iter().try_for_each(|file| predict(file))
-}
-
-/// The images of a folder and the folders in it, by name. Links to folders are not followed.
-fn files_of(folder: &Path) -> Result<Vec<PathBuf>, Failure> {
-    let unreadable = || format!("cannot read {}", folder.display());
-    let mut files = Vec::new();
-    for entry in folder.read_dir().with_context(unreadable)? {
-        let entry = entry.with_context(unreadable)?;
-        let (path, kind) = (entry.path(), entry.file_type().with_context(unreadable)?);
-        if kind.is_dir() {
-            files.extend(files_of(&path)?);
-        } else if path.extension().and_then(|extension| extension.to_str()).is_some_and(|extension| {
-            EXTENSIONS.contains(&extension.to_lowercase().as_str()) && path.is_file()
-        }) {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
 }
 
 /// Images of a tensor that are predicted at once.

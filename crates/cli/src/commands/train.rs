@@ -199,15 +199,13 @@ fn recipe(flags: &RecipeFlags, base: TrainOptions) -> TrainOptions {
 
 /// What is done to training images of `[height, width]` pixels.
 fn augmentation(flags: &RecipeFlags, img_size: [usize; 2]) -> Augment {
-    let side = img_size[0].min(img_size[1]);
-    let padding = flags.crop_padding.unwrap_or((side / 8).max(2));
-    let resized = Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] };
+    let padded = flags.crop_padding.map_or(Crop::padded(img_size), Crop::Pad);
     let crop = match flags.crop {
         Some(CropChoice::None) => Crop::None,
-        Some(CropChoice::Pad) => Crop::Pad(padding),
-        Some(CropChoice::Resized) => resized,
-        None if side <= 64 || flags.crop_padding.is_some() => Crop::Pad(padding),
-        None => resized,
+        Some(CropChoice::Pad) => padded,
+        Some(CropChoice::Resized) => Crop::RESIZED,
+        None if flags.crop_padding.is_some() => padded,
+        None => Augment::standard(img_size).crop,
     };
     Augment { crop, flip: !flags.no_flip }
 }

@@ -1,7 +1,6 @@
 //! What the tests of the command share: running it, and making small data sets.
 
-// Each test file uses a part of this module.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "each test file uses a part of this module")]
 
 use image::{ImageBuffer, Rgb, RgbImage};
 use serde_json::Value;

@@ -33,20 +33,25 @@ pub struct Augment {
     pub flip: bool,
 }
 
+impl Crop {
+    /// torchvision's choice: 8 % to 100 % of the area, proportions from 3:4 to 4:3.
+    pub const RESIZED: Crop = Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] };
+
+    /// Padding of an eighth of the shorter side, at least 2 pixels: the 4 pixels that He et al. take for CIFAR's 32.
+    pub fn padded([height, width]: [usize; 2]) -> Self {
+        Crop::Pad((height.min(width) / 8).max(2))
+    }
+}
+
 impl Augment {
     /// Pictures as they are evaluated.
     pub const NONE: Augment = Augment { crop: Crop::None, flip: false };
 
-    /// The usual choice for an input of `[height, width]`: up to 64 pixels the crops of CIFAR (4 pixels of padding),
-    /// above those of ImageNet (8 % to 100 % of the area, 3:4 to 4:3); mirrored both.
+    /// The usual choice for an input of `[height, width]`: [`Crop::padded`] when a side has 64 pixels or fewer, else
+    /// [`Crop::RESIZED`]; mirrored both.
     pub fn standard(input_size: [usize; 2]) -> Self {
-        let small = input_size.iter().all(|&side| side <= 64);
-        let crop = if small {
-            Crop::Pad(4)
-        } else {
-            Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] }
-        };
-        Augment { crop, flip: true }
+        let small = input_size.iter().any(|&side| side <= 64);
+        Augment { crop: if small { Crop::padded(input_size) } else { Crop::RESIZED }, flip: true }
     }
 
     /// Checks every setting's range.

@@ -158,27 +158,29 @@ impl Dataset {
         }
     }
 
-    /// Numbers the classes as `names` does, so that labels mean a model's outputs. The data set may lack some of the
-    /// model's classes.
+    /// Checks that the classes are those of a model, in the same order. Names that only count (`0`, `1`, `2`, …), as IDX
+    /// files and models without names have them, match any names. `place` names the data in the error.
     ///
     /// # Errors
-    /// When the data set has a class that `names` lacks; nothing is changed then.
-    pub fn match_classes(&mut self, names: &[String]) -> Result<(), DataError> {
-        let places: Vec<Option<usize>> =
-            self.classes.iter().map(|class| names.iter().position(|name| name == class)).collect();
-        let known: Vec<usize> = places.iter().copied().flatten().collect();
-        if known.len() < places.len() {
-            let missing = self.classes.iter().zip(&places).filter(|(_, place)| place.is_none());
-            let unknown = missing.map(|(class, _)| class.clone()).collect();
-            return Err(DataError::UnknownClasses {
-                name: self.name.clone(),
-                unknown,
-                known: names.to_vec(),
-            });
+    /// When there are more or fewer classes, or a class has another name.
+    pub fn check_classes(&self, place: &str, model: &[String]) -> Result<(), DataError> {
+        let data = &self.classes;
+        if model.len() != data.len() {
+            let (name, found, expected) = (place.to_owned(), data.len(), model.len());
+            return Err(DataError::ClassCount { name, found, expected });
         }
-        self.labels.iter_mut().for_each(|label| *label = known[*label]);
-        self.classes = names.to_vec();
-        Ok(())
+        let counting =
+            |names: &[String]| names.iter().enumerate().all(|(index, name)| *name == index.to_string());
+        if counting(model) || counting(data) {
+            return Ok(());
+        }
+        match (0..data.len()).find(|&class| model[class] != data[class]) {
+            None => Ok(()),
+            Some(class) => {
+                let (found, expected) = (data[class].clone(), model[class].clone());
+                Err(DataError::ClassName { name: place.to_owned(), class, found, expected })
+            }
+        }
     }
 
     /// The number of images of each class.

@@ -93,15 +93,31 @@ pub enum DataError {
         /// Classes of the evaluation split alone.
         only_val: Vec<String>,
     },
-    /// The data set has classes that the model does not know.
-    #[error("{name} has classes the model does not know: [{}]; the model's classes are [{}]", unknown.join(", "), known.join(", "))]
-    UnknownClasses {
+    /// The data set has more or fewer classes than the model.
+    #[error(
+        "the model has {expected} classes, {name} has {found}; evaluate on the data it was trained for, or train on {name}"
+    )]
+    ClassCount {
         /// The data set.
         name: String,
-        /// Classes of the data set alone.
-        unknown: Vec<String>,
-        /// The model's classes.
-        known: Vec<String>,
+        /// Its number of classes.
+        found: usize,
+        /// The model's.
+        expected: usize,
+    },
+    /// A class has another name in the data set than in the model.
+    #[error(
+        "class {class} of the model is {expected:?}, of {name} it is {found:?}; evaluate on the data it was trained for"
+    )]
+    ClassName {
+        /// The data set.
+        name: String,
+        /// The class's number.
+        class: usize,
+        /// Its name in the data set.
+        found: String,
+        /// Its name in the model.
+        expected: String,
     },
     /// A class has too few images to hold one out.
     #[error(

@@ -52,9 +52,12 @@ pub(super) fn find_split(root: &Path, names: &[&str]) -> Result<Option<PathBuf>,
     Ok(None)
 }
 
-/// The images in a class folder and the folders below it, sorted. Links are followed; a folder that was seen already,
-/// or that the class folder itself lies in, is not entered again.
-fn list_images(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// The images in a folder and the folders below it, by their extension, sorted. Links are followed; a folder that was seen
+/// already, or that the folder itself lies in, is not entered again. Hidden files are left alone.
+///
+/// # Errors
+/// When a folder cannot be read.
+pub fn list_images(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     let canonical = |path: &Path| fs::canonicalize(path).map_err(|source| FileError::read(path, source));
     let top = canonical(folder)?;
     let mut seen = HashSet::from([top.clone()]);

@@ -19,6 +19,7 @@ mod verify;
 pub use augment::{Augment, Crop};
 pub use dataset::Dataset;
 pub use error::DataError;
+pub use folder::list_images;
 pub use loader::{Batch, Loader, LoaderOptions, TrainPass};
 pub use open::{OpenOptions, Splits, open, open_evaluation};
 pub use statistics::channel_statistics;

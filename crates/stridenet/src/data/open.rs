@@ -91,7 +91,7 @@ pub fn open(spec: impl AsRef<Path>, options: &OpenOptions) -> Result<Splits, Dat
 }
 
 /// Opens the data for evaluation: the evaluation split if there is one, else all of it. It may have a single class;
-/// see [`Dataset::match_classes`].
+/// see [`Dataset::check_classes`].
 ///
 /// # Errors
 /// As for [`open`], except that no training split is needed.
@@ -342,18 +342,17 @@ mod tests {
     }
 
     #[test]
-    fn classes_are_matched_with_a_model_s() {
+    fn classes_are_those_of_the_model() {
         let folder = picture_folder(&["cat", "dog"], 1);
-        let mut dataset = open_evaluation(folder.path(), &OpenOptions::default()).unwrap();
-        let names = ["dog", "eel", "cat"].map(String::from);
-        dataset.match_classes(&names).unwrap();
-        assert_eq!((dataset.labels(), dataset.classes()), (&[2, 0][..], &names[..]));
-        let mut dataset = open_evaluation(folder.path(), &OpenOptions::default()).unwrap();
-        let error = dataset.match_classes(&names[..2]).unwrap_err().to_string();
-        assert!(
-            error.contains("classes the model does not know: [cat]; the model's classes are [dog, eel]"),
-            "{error}"
-        );
-        assert_eq!(dataset.labels(), [0, 1]);
+        let dataset = open_evaluation(folder.path(), &OpenOptions::default()).unwrap();
+        let check = |names: &[&str]| {
+            dataset.check_classes("data", &names.iter().map(|name| name.to_string()).collect::<Vec<_>>())
+        };
+        check(&["cat", "dog"]).unwrap();
+        check(&["0", "1"]).unwrap();
+        let error = check(&["cat", "dog", "eel"]).unwrap_err().to_string();
+        assert!(error.contains("the model has 3 classes") && error.contains("has 2;"), "{error}");
+        let error = check(&["dog", "cat"]).unwrap_err().to_string();
+        assert!(error.starts_with("class 0 of the model is \"dog\"") && error.contains("\"cat\""), "{error}");
     }
 }

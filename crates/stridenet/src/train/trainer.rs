@@ -140,11 +140,6 @@ impl<'a> Trainer<'a> {
         &self.val
     }
 
-    /// How far the run is.
-    pub fn progress(&self) -> &Progress {
-        &self.progress
-    }
-
     /// Trains to the end, or until the observer says stop. After each epoch, and when stopped, `last/` and `state/` are
     /// written; `best/` when the validation accuracy is the best so far.
     ///
