@@ -1,15 +1,23 @@
 //! Matrix products and convolutions against the measured multiply-add peak.
 //!
-//! `cargo bench -p stridenet-kernels --bench gemm [-- THREADS [gemm|conv|cifar]]`, with `STRIDENET_LEVEL` to force a level.
+//! `cargo bench -p stridenet-kernels --bench gemm [-- THREADS [PART-OF-A-NAME]]`, with `STRIDENET_LEVEL` to force a level.
 //! Some answers of each product are checked before it is timed; peak and product are measured in turn, and the medians
 //! are compared.
 
+use std::sync::OnceLock;
 use std::time::Instant;
-use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch};
+use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch, Tiling, Winograd, WinogradScratch};
 use stridenet_kernels::gemm::{self, Epilogue, PackedMatrix};
 use stridenet_kernels::{Context, Level, roofline};
 
 const ROUNDS: usize = 9;
+
+/// What the names of the measured products must contain.
+static FILTER: OnceLock<String> = OnceLock::new();
+
+fn wanted(name: &str) -> bool {
+    FILTER.get().is_none_or(|part| name.contains(part.as_str()))
+}
 
 /// Values in −1..1 that look random and are the same every time.
 fn values(count: usize, seed: u64) -> Vec<f32> {
@@ -46,6 +54,10 @@ fn report(cx: &Context, name: &str, macs: f64, mut work: impl FnMut()) {
 }
 
 fn product(cx: &Context, [m, k, n]: [usize; 3]) {
+    let name = format!("gemm M={m} K={k} N={n}");
+    if !wanted(&name) {
+        return;
+    }
     let (a, b) = (values(m * k, 1), values(k * n, 2));
     let packed = PackedMatrix::new(cx.level(), k, n, |row, column| b[row * n + column]);
     let mut c = vec![0.0; m * n];
@@ -54,7 +66,7 @@ fn product(cx: &Context, [m, k, n]: [usize; 3]) {
         let exact: f64 = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[x * n + j])).sum();
         assert!((f64::from(c[i * n + j]) - exact).abs() < 1e-4 * (k as f64).sqrt(), "wrong product");
     }
-    report(cx, &format!("gemm M={m} K={k} N={n}"), (m * k * n) as f64, || {
+    report(cx, &name, (m * k * n) as f64, || {
         gemm::multiply(cx, m, &a, &packed, Epilogue::default(), &mut c);
     });
 }
@@ -77,6 +89,11 @@ fn output(g: &ConvGeometry, size: usize, out: [usize; 2], index: usize, x: &[f32
 }
 
 fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) {
+    let ConvGeometry { kernel: [kernel, _], stride: [stride, _], in_channels, out_channels, .. } = geometry;
+    let name = format!("direct {kernel}x{kernel} s{stride} {in_channels}->{out_channels} @{size} [{batch}]");
+    if !wanted(&name) {
+        return;
+    }
     let conv = Conv::new(cx.level(), geometry, [size; 2]).expect("a real layer's shape");
     let [height, width] = conv.output();
     let x = values(batch * size * size * geometry.in_channels, 3);
@@ -93,14 +110,6 @@ fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) 
         );
     }
     let macs = (batch * height * width * geometry.weight_len()) as f64;
-    let name = format!(
-        "{}x{} s{} {}->{} @{size} [{batch}]",
-        geometry.kernel[0],
-        geometry.kernel[1],
-        geometry.stride[0],
-        geometry.in_channels,
-        geometry.out_channels
-    );
     report(cx, &format!("{name} forward"), macs, || {
         conv.forward(cx, &x, &forward, Epilogue::default(), &mut scratch, &mut y);
     });
@@ -114,31 +123,68 @@ fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) 
     });
 }
 
+/// A fast convolution's forward pass; its rate is that of the direct sum, so it may pass the peak.
+fn fast(cx: &Context, tiling: Tiling, geometry: ConvGeometry, size: usize, batch: usize) {
+    let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
+    let name = format!("fast {tiling:?} {inputs}->{outputs} @{size} [{batch}]");
+    if !wanted(&name) {
+        return;
+    }
+    let conv = Winograd::new(cx.level(), tiling, geometry, [size; 2]).expect("a real layer's shape");
+    let [height, width] = conv.output();
+    let x = values(batch * size * size * geometry.in_channels, 3);
+    let mut y = values(batch * height * width * geometry.out_channels, 4);
+    let weight = values(geometry.weight_len(), 5);
+    let packed = conv.pack(cx, &weight);
+    let mut scratch = WinogradScratch::default();
+    conv.forward(cx, &x, &packed, Epilogue::default(), &mut scratch, &mut y);
+    for index in [0, y.len() / 2 + 1, y.len() - 1] {
+        let exact = output(&geometry, size, [height, width], index, &x, &weight);
+        let bound = 1e-4 * (geometry.taps() as f64 * 64.0).sqrt();
+        assert!((f64::from(y[index]) - exact).abs() < bound, "wrong output");
+    }
+    let macs = (batch * height * width * geometry.weight_len()) as f64;
+    report(cx, &name, macs, || {
+        conv.forward(cx, &x, &packed, Epilogue::default(), &mut scratch, &mut y);
+    });
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let threads = arguments.first().and_then(|text| text.parse().ok()).unwrap_or(2);
-    let filter = arguments.get(1).map_or("", String::as_str);
+    if let Some(part) = arguments.get(1) {
+        FILTER.get_or_init(|| part.clone());
+    }
     let level = Level::from_env().expect("a level of this CPU");
     let cx = Context::new(level, threads);
     println!("level {}, {threads} threads, medians of {ROUNDS} rounds", level.name());
-    if "gemm".contains(filter) {
-        product(&cx, [3136, 576, 64]);
-        product(&cx, [196, 2304, 256]);
+    product(&cx, [3136, 576, 64]);
+    product(&cx, [196, 2304, 256]);
+    let stem = ConvGeometry { padding: [3; 2], ..ConvGeometry::square(3, 64, 7, 2) };
+    convolution(&cx, stem, 224, 4);
+    for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
+        convolution(&cx, ConvGeometry::square(channels, channels, 3, 1), size, 8);
+        convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 8);
+        convolution(&cx, ConvGeometry::square(channels, 4 * channels, 1, 1), size, 8);
+        convolution(&cx, ConvGeometry::square(4 * channels, channels, 1, 1), size, 8);
     }
-    if "conv".contains(filter) {
-        let stem = ConvGeometry { padding: [3; 2], ..ConvGeometry::square(3, 64, 7, 2) };
-        convolution(&cx, stem, 224, 4);
+    convolution(&cx, ConvGeometry::square(3, 16, 3, 1), 32, 128);
+    for (channels, size) in [(16, 32), (32, 16), (64, 8)] {
+        convolution(&cx, ConvGeometry::square(channels, channels, 3, 1), size, 128);
+        convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 128);
+    }
+    for batch in [1, 8] {
         for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
-            convolution(&cx, ConvGeometry::square(channels, channels, 3, 1), size, 8);
-            convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 8);
-            convolution(&cx, ConvGeometry::square(channels, 4 * channels, 1, 1), size, 8);
+            for tiling in [Tiling::F2, Tiling::F4] {
+                fast(&cx, tiling, ConvGeometry::square(channels, channels, 3, 1), size, batch);
+            }
+            if size > 7 {
+                fast(&cx, Tiling::S3, ConvGeometry::square(channels, 2 * channels, 3, 2), size, batch);
+            }
         }
     }
-    if "cifar".contains(filter) {
-        convolution(&cx, ConvGeometry::square(3, 16, 3, 1), 32, 128);
-        for (channels, size) in [(16, 32), (32, 16), (64, 8)] {
-            convolution(&cx, ConvGeometry::square(channels, channels, 3, 1), size, 128);
-            convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 128);
-        }
+    for (channels, size) in [(16, 32), (32, 16), (64, 8)] {
+        fast(&cx, Tiling::F4, ConvGeometry::square(channels, channels, 3, 1), size, 4);
+        fast(&cx, Tiling::S3, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 4);
     }
 }

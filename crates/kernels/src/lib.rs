@@ -7,6 +7,7 @@
 //!
 //! This is the only crate of the workspace that contains `unsafe` code.
 
+mod buffer;
 mod context;
 pub mod conv;
 mod cpu;

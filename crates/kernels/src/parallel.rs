@@ -174,6 +174,11 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// Number of threads that a call of [`run`](Self::run) from here uses: 1 inside a task.
+    pub fn available(&self) -> usize {
+        if INSIDE.with(Cell::get) { 1 } else { self.threads() }
+    }
+
     /// Runs `task(0)`, …, `task(tasks − 1)`, each once, in no particular order, and returns when all are done.
     ///
     /// Called from inside a task, the tasks run in place.

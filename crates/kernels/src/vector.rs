@@ -8,18 +8,33 @@ const BLOCK: usize = 4;
 /// Channels that one call of [`Columns::block`] handles at most, at any level.
 pub(crate) const BLOCK_CHANNELS: usize = BLOCK * 16;
 
+/// Reads `count` values; the other lanes are 0.
+///
+/// # Safety
+/// `count <= LANES`, and `from` must be valid for reads of `count` values.
+#[inline(always)]
+pub(crate) unsafe fn load_first<S: Simd>(simd: S, from: *const f32, count: usize) -> S::V {
+    // SAFETY: promised by the caller.
+    unsafe { if count == S::LANES { simd.load(from) } else { simd.load_partial(from, count) } }
+}
+
+/// Writes the first `count` lanes.
+///
+/// # Safety
+/// `count <= LANES`, and `to` must be valid for writes of `count` values.
+#[inline(always)]
+pub(crate) unsafe fn store_first<S: Simd>(simd: S, to: *mut f32, value: S::V, count: usize) {
+    // SAFETY: promised by the caller.
+    unsafe { if count == S::LANES { simd.store(to, value) } else { simd.store_partial(to, value, count) } }
+}
+
 /// Reads `count` values (at most a vector) from `from[at]` on; the other lanes are 0.
 #[inline(always)]
 pub(crate) fn read<S: Simd>(simd: S, from: &[f32], at: usize, count: usize) -> S::V {
     assert!(count <= S::LANES);
     let from = &from[at..at + count];
-    if count == S::LANES {
-        // SAFETY: `from` has LANES values.
-        unsafe { simd.load(from.as_ptr()) }
-    } else {
-        // SAFETY: `from` has `count` values, and `count <= LANES`.
-        unsafe { simd.load_partial(from.as_ptr(), count) }
-    }
+    // SAFETY: `from` has `count` values, and `count <= LANES`.
+    unsafe { load_first(simd, from.as_ptr(), count) }
 }
 
 /// Writes the first `count` lanes of `value` to `to[at]` and on.
@@ -27,13 +42,8 @@ pub(crate) fn read<S: Simd>(simd: S, from: &[f32], at: usize, count: usize) -> S
 pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, value: S::V) {
     assert!(count <= S::LANES);
     let to = &mut to[at..at + count];
-    if count == S::LANES {
-        // SAFETY: `to` has LANES values.
-        unsafe { simd.store(to.as_mut_ptr(), value) }
-    } else {
-        // SAFETY: `to` has `count` values, and `count <= LANES`.
-        unsafe { simd.store_partial(to.as_mut_ptr(), value, count) }
-    }
+    // SAFETY: `to` has `count` values, and `count <= LANES`.
+    unsafe { store_first(simd, to.as_mut_ptr(), value, count) }
 }
 
 /// Work on neighbouring channels, whose accumulators and parameters stay in registers while rows go by.

@@ -3,8 +3,10 @@
 mod geometry;
 #[cfg(test)]
 mod tests;
+mod winograd;
 
 pub use geometry::{ConvGeometry, GeometryError, Window};
+pub use winograd::{Tiling, Winograd, WinogradScratch, WinogradWeights};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
 use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct};

@@ -56,12 +56,27 @@ pub(crate) struct Transposed {
     pub(crate) columns: usize,
 }
 
+/// `C = A·B` for a block whose A stands in vectors of its columns: `[depth / lanes][rows][lanes]`.
+pub(crate) struct Blocked {
+    /// First vector of the block's first row.
+    pub(crate) a: *const f32,
+    /// Values between two vectors of a row.
+    pub(crate) a_step: usize,
+    /// Columns of A and rows of B.
+    pub(crate) depth: usize,
+    /// The panel's values, `[depth][vectors · lanes]`.
+    pub(crate) b: *const f32,
+    /// First row of C; rows of `vectors · lanes` values follow each other.
+    pub(crate) c: *mut f32,
+}
+
 /// The micro-kernels of one level. Tables are indexed by `[vectors − 1][rows − 1]`.
 pub(crate) struct MicroKernels {
     /// Lanes of a vector.
     pub(crate) lanes: usize,
     gathered: &'static [&'static [unsafe fn(&Gathered)]],
     transposed: &'static [&'static [unsafe fn(&Transposed)]],
+    blocked: &'static [&'static [unsafe fn(&Blocked)]],
 }
 
 impl MicroKernels {
@@ -85,6 +100,20 @@ impl MicroKernels {
         unsafe { self.gathered[vectors - 1][rows - 1](block) }
     }
 
+    /// Most rows of a block whose A stands in vectors.
+    pub(crate) fn max_blocked_rows(&self, vectors: usize) -> usize {
+        self.blocked[vectors - 1].len()
+    }
+
+    /// Multiplies one block whose A stands in vectors.
+    ///
+    /// # Safety
+    /// The pointers must be valid as [`Blocked`] says, for `rows` rows and a panel of `vectors` vectors.
+    pub(crate) unsafe fn blocked(&self, vectors: usize, rows: usize, block: &Blocked) {
+        // SAFETY: the table is only reachable through a level that this CPU has; the rest is the caller's promise.
+        unsafe { self.blocked[vectors - 1][rows - 1](block) }
+    }
+
     /// Multiplies one transposed block.
     ///
     /// # Safety
@@ -93,6 +122,64 @@ impl MicroKernels {
         debug_assert!(block.columns <= vectors * self.lanes);
         // SAFETY: the table is only reachable through a level that this CPU has; the rest is the caller's promise.
         unsafe { self.transposed[vectors - 1][rows - 1](block) }
+    }
+}
+
+struct BlockedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Blocked);
+
+impl<const ROWS: usize, const VECTORS: usize> BlockedTask<'_, ROWS, VECTORS> {
+    /// Adds the products of one column of A and one row of B.
+    ///
+    /// # Safety
+    /// `a` must be valid in steps of LANES for ROWS values, `b` for `VECTORS · LANES` values.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(simd: S, a: *const f32, b: *const f32, sums: &mut [[S::V; VECTORS]; ROWS]) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let columns: [S::V; VECTORS] = std::array::from_fn(|v| simd.load(b.add(v * S::LANES)));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let value = simd.splat(*a.add(row * S::LANES));
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = simd.mul_add(value, column, *sum);
+                }
+            }
+        }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let block = self.0;
+        let mut sums = [[simd.zero(); VECTORS]; ROWS];
+        let (mut a, mut b, mut left) = (block.a, block.b, block.depth);
+        while left > 0 {
+            let count = left.min(S::LANES);
+            // SAFETY: each of ROWS rows has a vector at `a`, and the panel `count` more rows of `VECTORS · LANES`
+            // values (promised by the caller of `MicroKernels::blocked`).
+            unsafe {
+                if count == S::LANES {
+                    for lane in 0..S::LANES {
+                        Self::step(simd, a.add(lane), b.add(lane * VECTORS * S::LANES), &mut sums);
+                    }
+                } else {
+                    for lane in 0..count {
+                        Self::step(simd, a.add(lane), b.add(lane * VECTORS * S::LANES), &mut sums);
+                    }
+                }
+            }
+            b = b.wrapping_add(count * VECTORS * S::LANES);
+            a = a.wrapping_add(block.a_step);
+            left -= count;
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (v, &sum) in sums.iter().enumerate() {
+                // SAFETY: C has ROWS rows of `VECTORS · LANES` values.
+                unsafe { simd.store(block.c.add((row * VECTORS + v) * S::LANES), sum) };
+            }
+        }
     }
 }
 
@@ -251,25 +338,38 @@ unsafe fn transposed<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &T
     unsafe { S::assume() }.run(TransposedTask::<ROWS, VECTORS>(block))
 }
 
+/// # Safety
+/// The CPU has `S`'s instructions, and the block is as [`MicroKernels::blocked`] demands.
+unsafe fn blocked<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &Blocked) {
+    // SAFETY: the caller promises that the CPU has the instructions.
+    unsafe { S::assume() }.run(BlockedTask::<ROWS, VECTORS>(block))
+}
+
 /// The tables of one level: for each number of vectors of a panel, the heights that its registers hold.
 macro_rules! micro_kernels {
-    ($simd:ty: $($vectors:literal => [$($rows:literal)*]),* $(,)?) => {
+    ($simd:ty: $($vectors:literal => [$($rows:literal)*]),*; blocked $($wide:literal => [$($high:literal)*]),*) => {
         MicroKernels {
             lanes: <$simd as Simd>::LANES,
             gathered: &[$(&[$(gathered::<$simd, $rows, $vectors>),*]),*],
             transposed: &[$(&[$(transposed::<$simd, $rows, $vectors>),*]),*],
+            blocked: &[$(&[$(blocked::<$simd, $high, $wide>),*]),*],
         }
     };
 }
 
 /// The portable level's kernels.
-pub(crate) static SCALAR: MicroKernels = micro_kernels!(Scalar: 1 => [1 2 3 4 5 6], 2 => [1 2 3 4]);
+pub(crate) static SCALAR: MicroKernels = micro_kernels!(Scalar:
+    1 => [1 2 3 4 5 6],
+    2 => [1 2 3 4];
+    blocked 1 => [1 2 3 4 5 6], 2 => [1 2 3 4]
+);
 
 /// 16 registers: 6 rows by 2 vectors and 10 rows by 1 leave room for the operands.
 #[cfg(target_arch = "x86_64")]
 pub(crate) static AVX2: MicroKernels = micro_kernels!(crate::simd::Avx2:
     1 => [1 2 3 4 5 6 7 8 9 10],
-    2 => [1 2 3 4 5 6],
+    2 => [1 2 3 4 5 6];
+    blocked 1 => [1 2 3 4 5 6 7 8 9 10], 2 => [1 2 3 4 5 6]
 );
 
 /// 32 vector registers. A block of one vector could be taller, but the pointers to its rows would no longer fit the 16
@@ -279,7 +379,8 @@ pub(crate) static AVX512: MicroKernels = micro_kernels!(crate::simd::Avx512:
     1 => [1 2 3 4 5 6 7 8 9 10 11 12],
     2 => [1 2 3 4 5 6 7 8 9 10 11 12],
     3 => [1 2 3 4 5 6 7 8],
-    4 => [1 2 3 4 5 6],
+    4 => [1 2 3 4 5 6];
+    blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
 );
 
 /// 32 registers of four lanes.
@@ -288,5 +389,6 @@ pub(crate) static NEON: MicroKernels = micro_kernels!(crate::simd::Neon:
     1 => [1 2 3 4 5 6 7 8 9 10 11 12],
     2 => [1 2 3 4 5 6 7 8 9 10 11 12],
     3 => [1 2 3 4 5 6 7 8],
-    4 => [1 2 3 4 5 6],
+    4 => [1 2 3 4 5 6];
+    blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10 11 12]
 );

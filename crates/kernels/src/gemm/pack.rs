@@ -1,11 +1,7 @@
 //! Matrices rearranged into the panels that the micro-kernels read.
 
 use crate::Level;
-
-/// A cache line of values; a vector of these is aligned for the widest vectors.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read through pointers to the values")] [f32; 16]);
+use crate::buffer::Aligned;
 
 /// A `depth × columns` matrix cut into panels of a few vectors of columns each, for the level that packed it.
 ///
@@ -15,7 +11,7 @@ pub struct PackedMatrix {
     level: Level,
     depth: usize,
     columns: usize,
-    lines: Vec<Line>,
+    values: Aligned,
 }
 
 /// One panel of a [`PackedMatrix`].
@@ -47,7 +43,7 @@ pub(crate) fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Ite
 impl PackedMatrix {
     /// Packs the matrix whose value at row `k`, column `j` is `value(k, j)`.
     pub fn new(level: Level, depth: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
-        let mut packed = PackedMatrix { level, depth, columns, lines: Vec::new() };
+        let mut packed = PackedMatrix { level, depth, columns, values: Aligned::default() };
         packed.refill(value);
         packed
     }
@@ -56,9 +52,9 @@ impl PackedMatrix {
     pub fn refill(&mut self, value: impl Fn(usize, usize) -> f32) {
         let lanes = self.level.micro_kernels().lanes;
         let length = self.depth * self.columns.next_multiple_of(lanes);
-        self.lines.resize(length.div_ceil(16), Line([0.0; 16]));
+        self.values.grow(length);
         let (depth, panels) = (self.depth, panels(self.level, self.columns));
-        let mut rest = self.values_mut();
+        let mut rest = self.values.values_mut();
         for panel in panels {
             let width = panel.vectors * lanes;
             let (values, tail) = rest.split_at_mut(depth * width);
@@ -86,18 +82,12 @@ impl PackedMatrix {
         self.columns
     }
 
-    fn values_mut(&mut self) -> &mut [f32] {
-        let length = self.lines.len() * 16;
-        // SAFETY: a `Line` is exactly 16 values (64 bytes, aligned to 64, no padding).
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), length) }
-    }
-
     /// Pointer to row `k` of a panel, valid for reads to the panel's last row.
     pub(crate) fn panel_row(&self, panel: &Panel, k: usize) -> *const f32 {
         let lanes = self.level.micro_kernels().lanes;
         let at = (panel.first_vector * self.depth + panel.vectors * k) * lanes;
-        debug_assert!(at <= self.lines.len() * 16);
-        self.lines.as_ptr().cast::<f32>().wrapping_add(at)
+        debug_assert!(at <= self.values.len());
+        self.values.as_ptr().wrapping_add(at)
     }
 }
 

@@ -25,6 +25,22 @@ pub(crate) use scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{Avx2, Avx512};
 
+/// `value`, about which the compiler knows nothing: for addresses that are cheaper to compute again than to keep.
+#[inline(always)]
+pub(crate) fn opaque(value: usize) -> usize {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    {
+        let mut value = value;
+        // SAFETY: no instruction at all.
+        unsafe {
+            std::arch::asm!("/* {0} */", inout(reg) value, options(pure, nomem, nostack, preserves_flags));
+        }
+        value
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    value
+}
+
 /// Work that is compiled once for each instruction set.
 pub(crate) trait Task {
     /// What the work returns.
@@ -38,6 +54,9 @@ pub(crate) trait Task {
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Lanes of a vector.
     const LANES: usize;
+
+    /// Registers for vectors.
+    const REGISTERS: usize;
 
     /// A vector.
     type V: Copy;

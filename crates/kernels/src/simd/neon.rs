@@ -21,6 +21,7 @@ fn run_neon<T: Task>(task: T, token: Neon) -> T::Output {
 
 impl Simd for Neon {
     const LANES: usize = 4;
+    const REGISTERS: usize = 32;
     type V = float32x4_t;
 
     #[inline(always)]

@@ -15,6 +15,7 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Scalar {
     const LANES: usize = LANES;
+    const REGISTERS: usize = 16;
     type V = [f32; LANES];
 
     #[inline(always)]

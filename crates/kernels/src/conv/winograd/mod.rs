@@ -1,0 +1,505 @@
+//! Fast convolution of 3×3 kernels, fused tile by tile: transform, products, transform back, epilogue.
+//!
+//! A block of tiles goes through all three steps while it is in the L2 cache, so that the transformed input and the
+//! products never reach memory. The products of one point of all tiles of a block are one matrix product of
+//! `tiles × in_channels` by `in_channels × out_channels`.
+
+mod algorithm;
+#[cfg(test)]
+mod tests;
+mod tiles;
+mod transform;
+
+use self::algorithm::{Algorithm, F2, F4, MAX, S3};
+use self::tiles::{Block, MAX_TILES, Span};
+use super::{ConvGeometry, GeometryError};
+use crate::buffer::{Aligned, LINE};
+use crate::gemm::Epilogue;
+use crate::gemm::micro::Blocked;
+use crate::parallel::SharedMut;
+use crate::simd::{Simd, Task};
+use crate::{Context, Level};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError, TryLockError};
+
+/// Which fast algorithm a convolution uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tiling {
+    /// F(2×2, 3×3): 16 products for 4 outputs, 2.25 times fewer than the direct sum.
+    F2,
+    /// F(4×4, 3×3): 36 products for 16 outputs, 4 times fewer.
+    F4,
+    /// 3×3 with stride 2 by phases: 49 products for 9 outputs, 1.65 times fewer.
+    S3,
+}
+
+impl Tiling {
+    /// Whether the algorithm computes this convolution.
+    pub fn supports(self, geometry: &ConvGeometry) -> bool {
+        let stride = match self {
+            Tiling::F2 | Tiling::F4 => 1,
+            Tiling::S3 => 2,
+        };
+        geometry.kernel == [3, 3]
+            && geometry.stride == [stride; 2]
+            && geometry.dilation == [1, 1]
+            && geometry.groups == 1
+    }
+
+    /// Products of one axis of a full tile.
+    fn points(self) -> usize {
+        match self {
+            Tiling::F2 => F2::POINTS,
+            Tiling::F4 => F4::POINTS,
+            Tiling::S3 => S3::POINTS,
+        }
+    }
+
+    fn cut(self, outputs: usize) -> Vec<Span> {
+        match self {
+            Tiling::F2 => tiles::cut::<F2>(outputs),
+            Tiling::F4 => tiles::cut::<F4>(outputs),
+            Tiling::S3 => tiles::cut::<S3>(outputs),
+        }
+    }
+
+    /// Row `point` of G.
+    fn weights(self, point: usize) -> Vec<f64> {
+        match self {
+            Tiling::F2 => F2::weights(point),
+            Tiling::F4 => F4::weights(point),
+            Tiling::S3 => S3::weights(point),
+        }
+    }
+}
+
+/// Vectors of output channels that go through the products together: M holds no more.
+const PANEL: usize = 2;
+
+/// A fast convolution prepared for one input size and one instruction-set level.
+#[derive(Debug, Clone)]
+pub struct Winograd {
+    geometry: ConvGeometry,
+    tiling: Tiling,
+    level: Level,
+    input: [usize; 2],
+    output: [usize; 2],
+    rows: Vec<Span>,
+    columns: Vec<Span>,
+    zeros: Vec<f32>,
+}
+
+/// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`.
+#[derive(Debug, Clone)]
+pub struct WinogradWeights {
+    level: Level,
+    values: Aligned,
+}
+
+/// Memory that fast convolutions use while they run, reused from one to the next.
+#[derive(Debug, Default)]
+pub struct WinogradScratch {
+    /// The transformed input, where threads share it.
+    shared: Aligned,
+    /// What each thread has for itself.
+    own: Vec<Mutex<Own>>,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    v: Aligned,
+    m: Aligned,
+}
+
+impl WinogradScratch {
+    /// Calls `work` with memory that no other thread uses meanwhile.
+    fn with(own: &[Mutex<Own>], work: impl FnOnce(&mut Own)) {
+        for slot in own {
+            match slot.try_lock() {
+                Ok(mut slot) => return work(&mut slot),
+                Err(TryLockError::Poisoned(slot)) => return work(&mut slot.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+        // More threads than places: wait for the first.
+        work(&mut own[0].lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// How the work on a batch is cut.
+#[derive(Debug, Clone, Copy)]
+struct Schedule {
+    /// Blocks of tiles.
+    blocks: usize,
+    /// Whether all threads work on one block at a time and share its transformed input.
+    shared: bool,
+}
+
+impl Winograd {
+    /// Prepares the convolution for inputs of `[height, width]` pixels.
+    ///
+    /// # Errors
+    /// When the input is too small.
+    ///
+    /// # Panics
+    /// When the tiling does not [support](Tiling::supports) the geometry.
+    pub fn new(
+        level: Level,
+        tiling: Tiling,
+        geometry: ConvGeometry,
+        input: [usize; 2],
+    ) -> Result<Self, GeometryError> {
+        assert!(tiling.supports(&geometry), "{tiling:?} cannot compute {geometry:?}");
+        let output = geometry.output_size(input)?;
+        let (rows, columns) = (tiling.cut(output[0]), tiling.cut(output[1]));
+        let zeros = vec![0.0; input[1] * geometry.in_channels];
+        Ok(Winograd { geometry, tiling, level, input, output, rows, columns, zeros })
+    }
+
+    /// The convolution's parameters.
+    pub fn geometry(&self) -> &ConvGeometry {
+        &self.geometry
+    }
+
+    /// The algorithm.
+    pub fn tiling(&self) -> Tiling {
+        self.tiling
+    }
+
+    /// Output size `[height, width]`.
+    pub fn output(&self) -> [usize; 2] {
+        self.output
+    }
+
+    /// Multiply-accumulates of the products for one image.
+    pub fn products(&self) -> u64 {
+        let points = |spans: &[Span]| -> usize {
+            let last = self.tiling.last();
+            spans.iter().map(|span| self.tiling.points() - if span.full { 0 } else { last }).sum()
+        };
+        let channels = self.geometry.in_channels as u64 * self.geometry.out_channels as u64;
+        points(&self.rows) as u64 * points(&self.columns) as u64 * channels
+    }
+
+    fn lanes(&self) -> usize {
+        self.level.micro_kernels().lanes
+    }
+
+    /// The panels of output channels: first channel, channels, vectors.
+    fn panels(&self) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> + Clone + use<> {
+        let (width, lanes, channels) = (PANEL * self.lanes(), self.lanes(), self.geometry.out_channels);
+        (0..channels.div_ceil(width)).map(move |panel| {
+            let range = panel * width..channels.min((panel + 1) * width);
+            let vectors = range.len().div_ceil(lanes);
+            (range, vectors)
+        })
+    }
+
+    /// First value of a panel in the packed weights.
+    fn panel_start(&self, first_channel: usize) -> usize {
+        first_channel * self.geometry.in_channels * self.tiling.points() * self.tiling.points()
+    }
+
+    /// Transforms weights (HWIO, `[3, 3, in, out]`) and packs them. The transform is computed in `f64` and rounded once.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn pack(&self, cx: &Context, weight: &[f32]) -> WinogradWeights {
+        assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
+        let points = self.tiling.points();
+        let channels = self.geometry.out_channels.next_multiple_of(self.lanes());
+        let mut values = Aligned::zeros(self.panel_start(channels));
+        let mut factors = [[0.0; 3]; MAX];
+        for (point, factors) in factors.iter_mut().enumerate().take(points) {
+            factors.copy_from_slice(&self.tiling.weights(point));
+        }
+        let out = SharedMut(values.as_mut_ptr());
+        let panels = self.panels();
+        cx.pool().run(panels.len(), |panel| {
+            let Some((channels, vectors)) = panels.clone().nth(panel) else { return };
+            let depth = self.geometry.in_channels;
+            let width = vectors * self.lanes();
+            let start = self.panel_start(channels.start);
+            // SAFETY: panels are disjoint and lie within `values`.
+            let packed = unsafe {
+                std::slice::from_raw_parts_mut(out.get().add(start), points * points * depth * width)
+            };
+            cx.level().run(Pack {
+                weight,
+                geometry: &self.geometry,
+                factors: &factors[..points],
+                channels,
+                width,
+                packed,
+            });
+        });
+        WinogradWeights { level: self.level, values }
+    }
+
+    /// `y = conv(x)`, then the epilogue; shapes as for [`Conv::forward`](super::Conv::forward).
+    ///
+    /// # Panics
+    /// When a slice's length is not its shape's, or the level is not the context's.
+    pub fn forward(
+        &self,
+        cx: &Context,
+        x: &[f32],
+        weights: &WinogradWeights,
+        epilogue: Epilogue,
+        scratch: &mut WinogradScratch,
+        y: &mut [f32],
+    ) {
+        let input_len = self.input[0] * self.input[1] * self.geometry.in_channels;
+        let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
+        let images = x.len() / input_len;
+        assert_eq!(x.len(), images * input_len, "values of the input");
+        assert_eq!(y.len(), images * output_len, "values of the output");
+        assert!(
+            weights.level == self.level && cx.level() == self.level,
+            "packed for another instruction-set level"
+        );
+        let padded = self.geometry.out_channels.next_multiple_of(self.lanes());
+        assert!(weights.values.len() >= self.panel_start(padded), "packed for another convolution");
+        assert!(
+            epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
+            "the bias's length"
+        );
+        assert!(epilogue.residual.is_none_or(|residual| residual.len() == y.len()), "the residual's length");
+        let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
+        match self.tiling {
+            Tiling::F2 => run.batch::<F2>(images, scratch),
+            Tiling::F4 => run.batch::<F4>(images, scratch),
+            Tiling::S3 => run.batch::<S3>(images, scratch),
+        }
+    }
+
+    /// Cuts `tiles` tiles for `threads` threads. The bits of the result do not depend on it.
+    fn schedule(&self, tiles: usize, threads: usize) -> Schedule {
+        let points = self.tiling.points() * self.tiling.points();
+        let weights = points * self.geometry.in_channels * self.geometry.out_channels;
+        // Few channels: V and M of a block beside the weights in the L2 cache. Many: the weights stream by, and each
+        // panel should meet as many tiles as V allows.
+        let most = match self.geometry.in_channels {
+            0..=160 => 14,
+            161..=320 => 32,
+            _ => MAX_TILES,
+        };
+        let blocks = tiles.div_ceil(most);
+        let shared = threads > 1 && (blocks < 2 * threads || weights > STREAMED);
+        let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
+        Schedule { blocks: blocks.min(tiles), shared }
+    }
+}
+
+/// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
+const STREAMED: usize = 1 << 19;
+
+impl Tiling {
+    /// Points that only the last output needs.
+    fn last(self) -> usize {
+        match self {
+            Tiling::F2 => F2::LAST.len(),
+            Tiling::F4 => F4::LAST.len(),
+            Tiling::S3 => S3::LAST.len(),
+        }
+    }
+}
+
+/// Transforms the weights of one panel.
+struct Pack<'a> {
+    weight: &'a [f32],
+    geometry: &'a ConvGeometry,
+    factors: &'a [[f64; 3]],
+    channels: Range<usize>,
+    width: usize,
+    packed: &'a mut [f32],
+}
+
+impl Task for Pack<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (depth, columns) = (self.geometry.in_channels, self.geometry.out_channels);
+        let points = self.factors.len();
+        for input in 0..depth {
+            for first in self.channels.clone().step_by(LINE) {
+                let count = (self.channels.end - first).min(LINE);
+                let mut taps = [[[0.0; LINE]; 3]; 3];
+                for (ky, row) in taps.iter_mut().enumerate() {
+                    for (kx, tap) in row.iter_mut().enumerate() {
+                        let at = ((ky * 3 + kx) * depth + input) * columns + first;
+                        for (tap, &weight) in tap.iter_mut().zip(&self.weight[at..at + count]) {
+                            *tap = f64::from(weight);
+                        }
+                    }
+                }
+                for (p, vertical) in self.factors.iter().enumerate() {
+                    let mut row = [[0.0; LINE]; 3];
+                    for (kx, row) in row.iter_mut().enumerate() {
+                        for lane in 0..LINE {
+                            row[lane] = vertical[0] * taps[0][kx][lane]
+                                + vertical[1] * taps[1][kx][lane]
+                                + vertical[2] * taps[2][kx][lane];
+                        }
+                    }
+                    for (q, horizontal) in self.factors.iter().enumerate() {
+                        let at =
+                            ((p * points + q) * depth + input) * self.width + first - self.channels.start;
+                        let to = &mut self.packed[at..at + count];
+                        for (lane, to) in to.iter_mut().enumerate() {
+                            let value = horizontal[0] * row[0][lane]
+                                + horizontal[1] * row[1][lane]
+                                + horizontal[2] * row[2][lane];
+                            *to = value as f32;
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One call of [`Winograd::forward`], whose arguments have been checked.
+struct Run<'a> {
+    conv: &'a Winograd,
+    cx: &'a Context,
+    x: &'a [f32],
+    weights: &'a WinogradWeights,
+    epilogue: Epilogue<'a>,
+    y: SharedMut<f32>,
+}
+
+impl Run<'_> {
+    fn batch<A: Algorithm>(&self, images: usize, scratch: &mut WinogradScratch) {
+        let conv = self.conv;
+        let tiles = images * conv.rows.len() * conv.columns.len();
+        if tiles == 0 {
+            return;
+        }
+        let threads = self.cx.pool().available();
+        let Schedule { blocks, shared } = conv.schedule(tiles, threads);
+        let most = tiles.div_ceil(blocks);
+        let WinogradScratch { shared: v, own } = scratch;
+        if own.len() < threads {
+            own.resize_with(threads, Mutex::default);
+        }
+        let width = PANEL * conv.lanes();
+        let m_len = A::POINTS * A::POINTS * (most * width + LINE);
+        let v_len = A::POINTS * A::POINTS * self.v_step(most);
+        let own = &own[..];
+        if !shared {
+            self.cx.pool().run(blocks, |index| {
+                let block = self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
+                WinogradScratch::with(own, |Own { v, m }| {
+                    v.grow(v_len);
+                    m.grow(m_len);
+                    let vectors = conv.geometry.in_channels.div_ceil(conv.lanes());
+                    self.transform::<A>(&block, 0..vectors, v.as_mut_ptr());
+                    for (channels, vectors) in conv.panels() {
+                        self.panel::<A>(&block, channels, vectors, v.as_ptr(), m.as_mut_ptr());
+                    }
+                });
+            });
+            return;
+        }
+        v.grow(v_len);
+        let v = SharedMut(v.as_mut_ptr());
+        let (panels, vectors) = (conv.panels(), conv.geometry.in_channels.div_ceil(conv.lanes()));
+        for index in 0..blocks {
+            let block = self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
+            let pieces = vectors.min(4 * threads);
+            self.cx.pool().run(pieces, |piece| {
+                let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
+                self.transform::<A>(&block, vectors, v.get());
+            });
+            self.cx.pool().run(panels.len(), |panel| {
+                let Some((channels, vectors)) = panels.clone().nth(panel) else { return };
+                WinogradScratch::with(own, |Own { m, .. }| {
+                    m.grow(m_len);
+                    self.panel::<A>(&block, channels, vectors, v.get(), m.as_mut_ptr());
+                });
+            });
+        }
+    }
+
+    fn block(&self, from: usize, to: usize) -> Block {
+        Block::new([&self.conv.rows, &self.conv.columns], from, to)
+    }
+
+    /// Values between two points of V for a block of `tiles` tiles: a line more, so that points do not share cache sets.
+    fn v_step(&self, tiles: usize) -> usize {
+        self.conv.geometry.in_channels.next_multiple_of(self.conv.lanes()) * tiles + LINE
+    }
+
+    fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, v: *mut f32) {
+        let slots = block.tiles().len();
+        self.cx.level().run(transform::Input::<A> {
+            block,
+            x: self.x.as_ptr(),
+            size: self.conv.input,
+            padding: self.conv.geometry.padding,
+            channels: self.conv.geometry.in_channels,
+            vectors,
+            zeros: self.conv.zeros.as_ptr(),
+            v,
+            point_step: self.v_step(slots),
+            slots,
+            algorithm: PhantomData,
+        });
+    }
+
+    /// The products of one panel of output channels, and their way back.
+    fn panel<A: Algorithm>(
+        &self,
+        block: &Block,
+        channels: Range<usize>,
+        vectors: usize,
+        v: *const f32,
+        m: *mut f32,
+    ) {
+        let conv = self.conv;
+        let (kernels, depth) = (conv.level.micro_kernels(), conv.geometry.in_channels);
+        let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
+        let (v_step, m_step) = (self.v_step(slots), slots * width + LINE);
+        let tallest = kernels.max_blocked_rows(vectors);
+        let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
+        for p in 0..A::POINTS {
+            for q in 0..A::POINTS {
+                let (point, range) = (p * A::POINTS + q, block.slots::<A>(p, q));
+                let pieces = range.len().div_ceil(tallest);
+                for piece in 0..pieces {
+                    // Heights as equal as can be: a short last piece would waste the registers.
+                    let from = range.start + range.len() * piece / pieces;
+                    let to = range.start + range.len() * (piece + 1) / pieces;
+                    let arguments = Blocked {
+                        a: v.wrapping_add(point * v_step + from * kernels.lanes),
+                        a_step: slots * kernels.lanes,
+                        depth,
+                        b,
+                        c: m.wrapping_add(point * m_step + from * width),
+                    };
+                    // SAFETY: V has `slots` rows for each point and vector of channels, M `slots` rows of `width` for
+                    // each point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
+                    unsafe { kernels.blocked(vectors, to - from, &arguments) };
+                }
+                b = b.wrapping_add(depth * width);
+            }
+        }
+        self.cx.level().run(transform::Output::<A> {
+            block,
+            m,
+            point_step: m_step,
+            width,
+            y: self.y.get(),
+            size: conv.output,
+            channels: conv.geometry.out_channels,
+            panel: channels,
+            bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            residual: self.epilogue.residual.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            relu: self.epilogue.relu,
+            algorithm: PhantomData,
+        });
+    }
+}

@@ -1,0 +1,217 @@
+//! Every tiling at every level against the f64 oracle, on random shapes with all tails.
+
+use super::*;
+use crate::reference::conv as oracle;
+use crate::simd::Scalar;
+use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, contexts, widen};
+
+const SHAPES: usize = 200;
+
+const TILINGS: [Tiling; 3] = [Tiling::F2, Tiling::F4, Tiling::S3];
+
+/// A convolution that the tiling computes, a batch and an input size.
+fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [usize; 2]) {
+    loop {
+        // Channels run over all tails of vectors and panels.
+        let channels = |random: &mut Random| match random.below(4) {
+            0 => 1 + random.below(4),
+            1 => 1 + random.below(20),
+            2 => 16 * (1 + random.below(5)),
+            _ => 1 + random.below(90),
+        };
+        let stride = if tiling == Tiling::S3 { 2 } else { 1 };
+        let geometry = ConvGeometry {
+            padding: [random.below(4), random.below(3)],
+            ..ConvGeometry::square(channels(random), channels(random), 3, stride)
+        };
+        let (batch, input) = (1 + random.below(3), [1 + random.below(19), 1 + random.below(19)]);
+        if geometry.macs(input).is_ok_and(|macs| macs * batch as u64 <= 600_000) {
+            return (geometry, batch, input);
+        }
+    }
+}
+
+/// The matrices of an algorithm in absolute values: `|Bᵀ|`, `|G|`, `|Aᵀ|`.
+struct Matrices {
+    input: Vec<Vec<f64>>,
+    weights: Vec<Vec<f64>>,
+    output: Vec<Vec<f64>>,
+}
+
+impl Matrices {
+    fn of<A: Algorithm>() -> Self {
+        let column = |transform: &dyn Fn([[f32; 4]; MAX]) -> [[f32; 4]; MAX], column: usize| -> Vec<f64> {
+            let mut unit = [[0.0; 4]; MAX];
+            unit[column] = [1.0; 4];
+            transform(unit).map(|lanes| f64::from(lanes[0].abs())).to_vec()
+        };
+        let absolute = |point| A::weights(point).iter().map(|factor| factor.abs()).collect();
+        Matrices {
+            input: (0..A::INPUTS).map(|place| column(&|d| A::input(Scalar, d), place)).collect(),
+            weights: (0..A::POINTS).map(absolute).collect(),
+            output: (0..A::POINTS).map(|point| column(&|m| A::output(Scalar, m), point)).collect(),
+        }
+    }
+
+    /// What the algorithm computes with everything in absolute values, one value an output: the size that its rounding
+    /// errors are relative to. `|Aᵀ| (|G| |w| |Gᵀ| ⊙ |Bᵀ| |d| |B|) |A|`, summed over the input channels.
+    fn magnitude(&self, conv: &Winograd, batch: usize, x: &[f64], w: &[f64]) -> Vec<f64> {
+        let (g, points, [height, width]) = (&conv.geometry, self.weights.len(), conv.input);
+        let stride = g.stride[0];
+        let mut y = vec![0.0; batch * conv.output[0] * conv.output[1] * g.out_channels];
+        let weight = |p: usize, q: usize, i: usize, o: usize| -> f64 {
+            let tap = |k: usize| {
+                self.weights[p][k / 3]
+                    * self.weights[q][k % 3]
+                    * w[(k * g.in_channels + i) * g.out_channels + o].abs()
+            };
+            (0..9).map(tap).sum()
+        };
+        for image in 0..batch {
+            for (rows, columns) in
+                conv.rows.iter().flat_map(|rows| conv.columns.iter().map(move |c| (rows, c)))
+            {
+                for i in 0..g.in_channels {
+                    let data = |r: usize, c: usize| -> f64 {
+                        let place = |start: usize, at: usize, padding: usize, size: usize| {
+                            (start * stride + at).checked_sub(padding).filter(|&place| place < size)
+                        };
+                        let y = place(rows.start, r, g.padding[0], height);
+                        let x_at = place(columns.start, c, g.padding[1], width);
+                        y.zip(x_at).map_or(0.0, |(y, at)| {
+                            x[((image * height + y) * width + at) * g.in_channels + i].abs()
+                        })
+                    };
+                    for (p, q) in (0..points).flat_map(|p| (0..points).map(move |q| (p, q))) {
+                        let mut v = 0.0;
+                        for (r, vertical) in self.input.iter().enumerate() {
+                            for (c, horizontal) in self.input.iter().enumerate() {
+                                v += vertical[p] * horizontal[q] * data(r, c);
+                            }
+                        }
+                        for o in 0..g.out_channels {
+                            let product = v * weight(p, q, i, o);
+                            for (r, c) in
+                                (0..rows.outputs).flat_map(|r| (0..columns.outputs).map(move |c| (r, c)))
+                            {
+                                let pixel = (image * conv.output[0] + rows.start + r) * conv.output[1]
+                                    + columns.start
+                                    + c;
+                                y[pixel * g.out_channels + o] +=
+                                    self.output[p][r] * self.output[q][c] * product;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        y
+    }
+}
+
+fn matrices(tiling: Tiling) -> Matrices {
+    match tiling {
+        Tiling::F2 => Matrices::of::<F2>(),
+        Tiling::F4 => Matrices::of::<F4>(),
+        Tiling::S3 => Matrices::of::<S3>(),
+    }
+}
+
+/// The rounding of constants, transforms and sums: `|error| ≤ γ · magnitude` with `γ = (in_channels + 40) · ε/2`. The 40
+/// covers both transforms of the input and the output (at most 8 roundings each), the constants and the weights.
+#[test]
+fn all_tilings_agree_with_the_oracle_at_every_level() {
+    let mut random = Random::new(11);
+    let contexts = contexts();
+    for tiling in TILINGS {
+        let matrices = matrices(tiling);
+        for _ in 0..SHAPES / 2 {
+            let (g, batch, input) = random_shape(&mut random, tiling);
+            let (x, w) =
+                (random.values(batch * input[0] * input[1] * g.in_channels), random.values(g.weight_len()));
+            let (x64, w64) = (widen(&x), widen(&w));
+            let expected = oracle::forward(&g, batch, input, &x64, &w64);
+            let gamma = (g.in_channels as f64 + 40.0) * crate::testing::UNIT;
+            let mut magnitude = None;
+            for cx in &contexts {
+                let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
+                let magnitude = magnitude.get_or_insert_with(|| matrices.magnitude(&conv, batch, &x64, &w64));
+                let (weights, mut y) = (conv.pack(cx, &w), vec![f32::NAN; expected.len()]);
+                conv.forward(cx, &x, &weights, Epilogue::default(), &mut WinogradScratch::default(), &mut y);
+                let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
+                assert_within(what, &y, &expected, |index| gamma * magnitude[index] + 1e-30);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
+    let mut random = Random::new(12);
+    for cx in contexts() {
+        for round in 0..30 {
+            let (g, batch, input) = random_shape(&mut random, TILINGS[round % 3]);
+            let conv = Winograd::new(cx.level(), TILINGS[round % 3], g, input).unwrap();
+            let x = random.values(batch * input[0] * input[1] * g.in_channels);
+            let (weights, bias) =
+                (conv.pack(&cx, &random.values(g.weight_len())), random.values(g.out_channels));
+            let residual = random.values(oracle::output_len(&g, batch, input));
+            let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
+            let mut scratch = WinogradScratch::default();
+            conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut plain);
+            let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu: true };
+            conv.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut y);
+            for (index, &found) in y.iter().enumerate() {
+                let expected = (plain[index] + bias[index % g.out_channels] + residual[index]).max(0.0);
+                assert_eq!(found, expected, "{} {g:?}", cx.level().name());
+            }
+        }
+    }
+}
+
+/// Batches large and small enough for each way of cutting the work.
+fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
+    vec![
+        (Tiling::F4, ConvGeometry::square(20, 36, 3, 1), 5, [23, 22]),
+        (Tiling::F4, ConvGeometry::square(300, 70, 3, 1), 9, [14, 14]),
+        (Tiling::F2, ConvGeometry::square(340, 50, 3, 1), 2, [7, 7]),
+        (Tiling::S3, ConvGeometry::square(40, 72, 3, 2), 3, [28, 27]),
+    ]
+}
+
+#[test]
+fn the_bits_do_not_depend_on_the_number_of_threads() {
+    assert_same_bits_for_all_threads(|cx| {
+        let mut random = Random::new(13);
+        let run = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
+            let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
+            let weights = conv.pack(cx, &random.values(g.weight_len()));
+            let x = random.values(batch * input[0] * input[1] * g.in_channels);
+            let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
+            conv.forward(cx, &x, &weights, Epilogue::default(), &mut WinogradScratch::default(), &mut y);
+            y
+        };
+        scheduled().into_iter().map(run).collect()
+    });
+}
+
+#[test]
+fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+    let mut random = Random::new(14);
+    for cx in contexts() {
+        for (tiling, g, batch, input) in scheduled() {
+            let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
+            let weights = conv.pack(&cx, &random.values(g.weight_len()));
+            let x = random.values(batch * input[0] * input[1] * g.in_channels);
+            let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
+            let mut scratch = WinogradScratch::default();
+            conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
+            let (pixels, out) = (x.len() / batch, y.len() / batch);
+            for (x, expected) in x.chunks_exact(pixels).zip(y.chunks_exact(out)) {
+                let mut alone = vec![f32::NAN; out];
+                conv.forward(&cx, x, &weights, Epilogue::default(), &mut scratch, &mut alone);
+                assert_eq!(alone, expected, "{tiling:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! How outputs are cut into tiles.
+
+use super::algorithm::Algorithm;
+
+/// A tile along one axis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    /// First output.
+    pub(super) start: usize,
+    /// Outputs that exist.
+    pub(super) outputs: usize,
+    /// Whether all points of the algorithm are needed.
+    pub(super) full: bool,
+}
+
+/// Cuts `outputs` outputs into as few tiles as possible, full ones first, then those that are one output short.
+pub(super) fn cut<A: Algorithm>(outputs: usize) -> Vec<Span> {
+    let count = outputs.div_ceil(A::OUTPUTS);
+    let missing = count * A::OUTPUTS - outputs;
+    let mut start = 0;
+    (0..count)
+        .map(|index| {
+            let short = index + missing >= count;
+            let length = (A::OUTPUTS - usize::from(short)).min(outputs - start);
+            let span = Span { start, outputs: length, full: !short };
+            start += length;
+            span
+        })
+        .collect()
+}
+
+/// A tile of an image.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tile {
+    pub(super) image: usize,
+    pub(super) rows: Span,
+    pub(super) columns: Span,
+    /// Place among the tiles of its block.
+    pub(super) slot: usize,
+}
+
+/// Most tiles of a block.
+pub(super) const MAX_TILES: usize = 64;
+
+/// Neighbouring tiles that go through the transforms together. Their slots are ordered by kind (short columns, full
+/// tiles, short rows, both short), so that each point works on one range of slots.
+pub(super) struct Block {
+    tiles: [Tile; MAX_TILES],
+    count: usize,
+    kinds: [usize; 4],
+}
+
+impl Block {
+    /// Tiles `from .. to`, counted through the batch row by row.
+    pub(super) fn new([rows, columns]: [&[Span]; 2], from: usize, to: usize) -> Self {
+        let nowhere = Span { start: 0, outputs: 0, full: false };
+        let mut block = Block {
+            tiles: [Tile { image: 0, rows: nowhere, columns: nowhere, slot: 0 }; MAX_TILES],
+            count: to - from,
+            kinds: [0; 4],
+        };
+        let kind = |tile: &Tile| match (tile.rows.full, tile.columns.full) {
+            (true, false) => 0,
+            (true, true) => 1,
+            (false, true) => 2,
+            (false, false) => 3,
+        };
+        let per_image = rows.len() * columns.len();
+        for (tile, index) in block.tiles.iter_mut().zip(from..to) {
+            let (row, column) = (index % per_image / columns.len(), index % columns.len());
+            *tile = Tile { image: index / per_image, rows: rows[row], columns: columns[column], slot: 0 };
+            block.kinds[kind(tile)] += 1;
+        }
+        let [a, b, c, _] = block.kinds;
+        let mut next = [0, a, a + b, a + b + c];
+        for tile in &mut block.tiles[..block.count] {
+            let next = &mut next[kind(tile)];
+            tile.slot = *next;
+            *next += 1;
+        }
+        block
+    }
+
+    /// The tiles.
+    pub(super) fn tiles(&self) -> &[Tile] {
+        &self.tiles[..self.count]
+    }
+
+    /// The slots for which a point of the rows and a point of the columns are needed.
+    pub(super) fn slots<A: Algorithm>(&self, row: usize, column: usize) -> std::ops::Range<usize> {
+        let [a, b, c, _] = self.kinds;
+        match (A::is_last(row), A::is_last(column)) {
+            (false, false) => 0..self.count,
+            (true, false) => 0..a + b,
+            (false, true) => a..a + b + c,
+            (true, true) => a..a + b,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::algorithm::{F2, F4, S3};
+    use super::*;
+
+    fn covers<A: Algorithm>() {
+        for outputs in 1..40 {
+            let spans = cut::<A>(outputs);
+            let mut next = 0;
+            for span in &spans {
+                assert_eq!(span.start, next);
+                let most = A::OUTPUTS - usize::from(!span.full);
+                assert!((1..=most).contains(&span.outputs), "{outputs}: {span:?}");
+                next += span.outputs;
+            }
+            assert_eq!((next, spans.len()), (outputs, outputs.div_ceil(A::OUTPUTS)));
+        }
+        let lengths = |outputs| cut::<F4>(outputs).iter().map(|span| span.outputs).collect::<Vec<_>>();
+        assert_eq!((lengths(14), lengths(7)), (vec![4, 4, 3, 3], vec![4, 3]));
+    }
+
+    #[test]
+    fn spans_cover_the_outputs() {
+        covers::<F2>();
+        covers::<F4>();
+        covers::<S3>();
+    }
+
+    #[test]
+    fn each_point_finds_the_tiles_that_need_it() {
+        let (rows, columns) = (cut::<F4>(14), cut::<F4>(7));
+        for (from, to) in [(0, 8), (3, 17), (5, 6), (0, 64)] {
+            let block = Block::new([&rows, &columns], from, to);
+            let mut seen: Vec<_> = block.tiles().iter().map(|tile| tile.slot).collect();
+            seen.sort_unstable();
+            assert_eq!(seen, (0..to - from).collect::<Vec<_>>());
+            for (p, q) in [(0, 0), (3, 0), (0, 3), (3, 3)] {
+                let slots = block.slots::<F4>(p, q);
+                for tile in block.tiles() {
+                    let needed = (p != 3 || tile.rows.full) && (q != 3 || tile.columns.full);
+                    assert_eq!(slots.contains(&tile.slot), needed);
+                }
+            }
+        }
+    }
+}
