@@ -50,6 +50,16 @@ pub(crate) enum Command {
     Predict(PredictFlags),
     /// Show a network's layers, shapes, receptive fields, parameters and multiply-accumulates
     Inspect(InspectFlags),
+    /// Measure speed and memory
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Measure the time an image takes
+    Infer(BenchInferFlags),
 }
 
 /// Height and width from `224` or `160x224`.
@@ -313,4 +323,29 @@ pub(crate) struct InspectFlags {
     /// Write a drawing of the network
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+}
+
+/// Flags of `bench infer`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet bench infer resnet50 -b 8
+  stridenet bench infer runs/first -b 128 --threads 1 --json")]
+pub(crate) struct BenchInferFlags {
+    /// A preset's name, a JSON file that describes an architecture, or a model
+    pub(crate) network: String,
+    /// Images at once
+    #[arg(short, long, default_value = "1", value_name = "N")]
+    pub(crate) batch_size: NonZeroUsize,
+    /// Size of the images instead of the network's own: N or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) img_size: Option<[usize; 2]>,
+    /// Time to measure for
+    #[arg(long, default_value = "3", value_name = "S", value_parser = seconds)]
+    pub(crate) seconds: f64,
+}
+
+/// A time in seconds.
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| (0.0..=1e6).contains(seconds));
+    seconds.ok_or_else(|| "expected seconds, from 0 to a million".to_owned())
 }

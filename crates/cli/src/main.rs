@@ -13,6 +13,7 @@ use console::Console;
 use failure::Failure;
 use interrupt::Interrupt;
 use std::process::ExitCode;
+use std::sync::Arc;
 use stridenet::kernels::{Context, Level};
 
 fn main() -> ExitCode {
@@ -31,7 +32,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Some(threads) => threads.get(),
         None => std::thread::available_parallelism().map_or(1, |threads| threads.get()),
     };
-    let cx = Context::new(level, threads);
+    let cx = Arc::new(Context::new(level, threads));
     console.detail(format_args!("{} instructions, {threads} threads", level.name()));
     Interrupt::listen()?;
     match command {
@@ -39,5 +40,6 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Evaluate(flags) => commands::evaluate::run(&cx, &console, common, flags),
         Command::Predict(flags) => commands::predict::run(&cx, &console, flags),
         Command::Inspect(flags) => commands::inspect::run(&cx, &console, flags),
+        Command::Bench(command) => commands::bench::run(&cx, &console, command),
     }
 }

@@ -21,6 +21,11 @@ impl Context {
         Context { level, pool: Pool::new(threads) }
     }
 
+    /// The best level of this CPU, and as many threads as the process may use processors.
+    pub fn detect() -> Self {
+        Context::new(Level::detect(), std::thread::available_parallelism().map_or(1, |n| n.get()))
+    }
+
     /// The instruction-set level.
     pub fn level(&self) -> Level {
         self.level

@@ -24,6 +24,9 @@ pub enum Error {
     /// A data set is wrong.
     #[error(transparent)]
     Data(#[from] crate::data::DataError),
+    /// A measurement means nothing.
+    #[error(transparent)]
+    Bench(#[from] crate::bench::BenchError),
     /// Training cannot start or go on.
     #[error(transparent)]
     Train(#[from] crate::train::TrainError),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arch;
+pub mod bench;
 pub mod data;
 mod error;
 pub mod evaluate;
@@ -10,6 +11,7 @@ pub mod image;
 pub mod layer;
 pub mod model;
 pub mod network;
+pub mod plan;
 pub mod random;
 pub mod report;
 mod spelling;

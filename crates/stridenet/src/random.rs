@@ -14,6 +14,8 @@ pub enum Use {
     Augment = 3,
     /// Splitting a data set.
     Split = 4,
+    /// Images that benchmarks run on.
+    Benchmark = 5,
 }
 
 /// The generator for one use at one place, for example `[epoch, image]`.

@@ -91,6 +91,41 @@ impl MaxPool {
         }
     }
 
+    /// As [`forward`](Self::forward), without the winners.
+    ///
+    /// # Panics
+    /// When lengths do not fit.
+    pub fn infer(&self, cx: &Context, channels: usize, x: &[f32], y: &mut [f32]) {
+        let ([height, width], [out_height, out_width]) = (self.input, self.output);
+        let row = out_width * channels;
+        assert!(channels > 0 && y.len().is_multiple_of(out_height * row), "whole images");
+        assert_eq!(x.len(), y.len() / (out_height * row) * height * width * channels, "values of the input");
+        cx.pool().pieces(y, row, |index, y| {
+            let (image, oy) = (index / out_height, index % out_height);
+            let x = &x[image * height * width * channels..][..height * width * channels];
+            cx.level().run(Plain(
+                #[inline(always)]
+                || self.infer_row(channels, x, oy, y),
+            ));
+        });
+    }
+
+    #[inline(always)]
+    fn infer_row(&self, channels: usize, x: &[f32], oy: usize, y: &mut [f32]) {
+        let [vertical, horizontal] = &self.windows;
+        for (ox, y) in y.chunks_exact_mut(channels).enumerate() {
+            y.fill(f32::NEG_INFINITY);
+            for iy in (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, self.input[0])) {
+                for ix in (0..horizontal.kernel).filter_map(|kx| horizontal.source(ox, kx, self.input[1])) {
+                    let x = &x[(iy * self.input[1] + ix) * channels..][..channels];
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = if *y >= x || y.is_nan() { *y } else { x };
+                    }
+                }
+            }
+        }
+    }
+
     /// `dx`: each output's gradient goes to its winner.
     ///
     /// # Panics

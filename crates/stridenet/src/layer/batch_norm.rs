@@ -49,6 +49,16 @@ impl BatchNorm {
         }
     }
 
+    /// What the layer does to each channel with the running statistics: a factor, and what is added.
+    pub(crate) fn affine(&self) -> impl Iterator<Item = (f64, f64)> {
+        let statistics = self.running_mean.iter().zip(&self.running_var);
+        let parameters = self.gamma.value.iter().zip(&self.beta.value);
+        statistics.zip(parameters).map(|((&mean, &var), (&gamma, &beta))| {
+            let scale = f64::from(gamma) / (f64::from(var) + f64::from(EPSILON)).sqrt();
+            (scale, f64::from(beta) - f64::from(mean) * scale)
+        })
+    }
+
     /// Training: `y = relu?(γ·x̂ + β + residual)` with the batch's statistics, which also move the running ones.
     pub fn forward(
         &mut self,

@@ -64,12 +64,17 @@ impl Network {
     }
 
     /// The units in execution order: the stem, then each block's, its projection last.
-    fn units(&self) -> impl Iterator<Item = &Unit> {
+    pub(crate) fn units(&self) -> impl Iterator<Item = &Unit> {
         std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(Block::all_units))
     }
 
     fn units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
         std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::all_units_mut))
+    }
+
+    /// The head's weights `[in, out]` and bias.
+    pub(crate) fn head_weights(&self) -> [&[f32]; 2] {
+        [&self.head.weight.value, &self.head.bias.value]
     }
 
     /// All parameters in execution order.

@@ -35,6 +35,9 @@ pub enum Tiling {
 }
 
 impl Tiling {
+    /// All algorithms.
+    pub const ALL: [Tiling; 3] = [Tiling::F2, Tiling::F4, Tiling::S3];
+
     /// Whether the algorithm computes this convolution.
     pub fn supports(self, geometry: &ConvGeometry) -> bool {
         let stride = match self {
@@ -53,6 +56,25 @@ impl Tiling {
             Tiling::F2 => F2::POINTS,
             Tiling::F4 => F4::POINTS,
             Tiling::S3 => S3::POINTS,
+        }
+    }
+
+    /// Products for each pair of input and output channels of an image with `[height, width]` outputs, and values that a
+    /// pair's weights are packed to.
+    pub fn products(self, output: [usize; 2]) -> [usize; 2] {
+        let (points, last) = (self.points(), self.last());
+        let along = |outputs| -> usize {
+            self.cut(outputs).iter().map(|span| points - if span.full { 0 } else { last }).sum()
+        };
+        [along(output[0]) * along(output[1]), points * points]
+    }
+
+    /// Points that only the last output needs.
+    fn last(self) -> usize {
+        match self {
+            Tiling::F2 => F2::LAST.len(),
+            Tiling::F4 => F4::LAST.len(),
+            Tiling::S3 => S3::LAST.len(),
         }
     }
 
@@ -172,16 +194,6 @@ impl Winograd {
         self.output
     }
 
-    /// Multiply-accumulates of the products for one image.
-    pub fn products(&self) -> u64 {
-        let points = |spans: &[Span]| -> usize {
-            let last = self.tiling.last();
-            spans.iter().map(|span| self.tiling.points() - if span.full { 0 } else { last }).sum()
-        };
-        let channels = self.geometry.in_channels as u64 * self.geometry.out_channels as u64;
-        points(&self.rows) as u64 * points(&self.columns) as u64 * channels
-    }
-
     fn lanes(&self) -> usize {
         self.level.micro_kernels().lanes
     }
@@ -294,17 +306,6 @@ impl Winograd {
 
 /// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
 const STREAMED: usize = 1 << 19;
-
-impl Tiling {
-    /// Points that only the last output needs.
-    fn last(self) -> usize {
-        match self {
-            Tiling::F2 => F2::LAST.len(),
-            Tiling::F4 => F4::LAST.len(),
-            Tiling::S3 => S3::LAST.len(),
-        }
-    }
-}
 
 /// Transforms the weights of one panel.
 struct Pack<'a> {

@@ -7,8 +7,6 @@ use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, co
 
 const SHAPES: usize = 200;
 
-const TILINGS: [Tiling; 3] = [Tiling::F2, Tiling::F4, Tiling::S3];
-
 /// A convolution that the tiling computes, a batch and an input size.
 fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [usize; 2]) {
     loop {
@@ -123,7 +121,7 @@ fn matrices(tiling: Tiling) -> Matrices {
 fn all_tilings_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(11);
     let contexts = contexts();
-    for tiling in TILINGS {
+    for tiling in Tiling::ALL {
         let matrices = matrices(tiling);
         for _ in 0..SHAPES / 2 {
             let (g, batch, input) = random_shape(&mut random, tiling);
@@ -150,8 +148,8 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
     let mut random = Random::new(12);
     for cx in contexts() {
         for round in 0..30 {
-            let (g, batch, input) = random_shape(&mut random, TILINGS[round % 3]);
-            let conv = Winograd::new(cx.level(), TILINGS[round % 3], g, input).unwrap();
+            let (g, batch, input) = random_shape(&mut random, Tiling::ALL[round % 3]);
+            let conv = Winograd::new(cx.level(), Tiling::ALL[round % 3], g, input).unwrap();
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let (weights, bias) =
                 (conv.pack(&cx, &random.values(g.weight_len())), random.values(g.out_channels));

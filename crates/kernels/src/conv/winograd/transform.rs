@@ -1,5 +1,7 @@
 //! Tiles into the domain of products and back, a vector of channels at a time.
 
+#![expect(clippy::needless_range_loop, reason = "indices name places of matrices")]
+
 use super::algorithm::{Algorithm, MAX};
 use super::tiles::Block;
 use crate::simd::{Simd, Task, opaque};

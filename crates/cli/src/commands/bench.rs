@@ -1,0 +1,106 @@
+//! `stridenet bench`: how fast this machine runs networks.
+
+use super::{architecture, open_model};
+use crate::arguments::{BenchCommand, BenchInferFlags};
+use crate::console::Console;
+use crate::failure::Failure;
+use serde::Serialize;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use stridenet::Tensor;
+use stridenet::bench::{check, peak_rss_bytes, random_images, time};
+use stridenet::kernels::Context;
+use stridenet::network::{Initialise, Network};
+use stridenet::plan::{Plan, PlanOptions};
+
+/// Runs the benchmark that was asked for.
+pub(crate) fn run(cx: &Arc<Context>, console: &Console, command: &BenchCommand) -> Result<(), Failure> {
+    match command {
+        BenchCommand::Infer(flags) => infer(cx, console, flags),
+    }
+}
+
+/// What `bench infer --json` prints.
+#[derive(Debug, Serialize)]
+struct InferOutcome {
+    arch: String,
+    batch: usize,
+    threads: usize,
+    precision: &'static str,
+    img_size: [usize; 2],
+    level: &'static str,
+    ms_per_image: Milliseconds,
+    images_per_second: f64,
+    peak_rss_mb: Option<f64>,
+    gmacs: f64,
+    param_count: u64,
+    /// Time to read (or draw), fold and pack the weights.
+    load_ms: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct Milliseconds {
+    median: f64,
+    min: f64,
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Images whose logits are compared with the layer-by-layer network's.
+const CHECKED: usize = 2;
+
+fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Result<(), Failure> {
+    let batch = flags.batch_size.get();
+    let start = Instant::now();
+    let network = network(cx, console, flags)?;
+    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx) })?;
+    let load = start.elapsed();
+    let [height, width, channels] = plan.input();
+    let error = check(cx, &network, &plan, &random_images([CHECKED.min(batch), height, width, channels]))?;
+    console.detail(format_args!("logits agree with the unfused network to {error:.1e} (relative L2)"));
+    let summary = network.arch().summary(network.input()).map_err(stridenet::Error::from)?;
+    let arch = network.arch().name.clone();
+    drop(network);
+    let images = random_images([batch, height, width, channels]);
+    let mut logits = Tensor::zeros([batch, 1, 1, plan.classes()]);
+    let timing = time(Duration::from_secs_f64(flags.seconds), || plan.run(&images, &mut logits))?;
+    let median = milliseconds(timing.median) / batch as f64;
+    let outcome = InferOutcome {
+        arch,
+        batch,
+        threads: cx.threads(),
+        precision: "f32",
+        img_size: [height, width],
+        level: cx.level().name(),
+        ms_per_image: Milliseconds { median, min: milliseconds(timing.min) / batch as f64 },
+        images_per_second: 1e3 / median,
+        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / f64::from(1 << 20)),
+        gmacs: summary.macs as f64 / 1e9,
+        param_count: summary.param_count,
+        load_ms: milliseconds(load),
+    };
+    match console.json {
+        true => console.json(&outcome)?,
+        false => console.result(&format!(
+            "{} at {height}x{width}, batch {batch}, {} threads, {}: {:.3} ms an image (best {:.3}), {:.1} images a second\n",
+            outcome.arch, outcome.threads, outcome.level, median, outcome.ms_per_image.min, outcome.images_per_second
+        ))?,
+    }
+    Ok(())
+}
+
+/// A model's network, or a preset's with random weights.
+fn network(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Result<Network, Failure> {
+    let name = &flags.network;
+    if Path::new(name).exists() && !name.ends_with(".json") {
+        return Ok(open_model(cx, console, name.as_ref(), flags.img_size)?.network);
+    }
+    let mut arch = architecture(name, &Default::default())?;
+    if let Some(size) = flags.img_size {
+        arch.img_size = size;
+    }
+    Ok(Network::new(&arch, arch.img_size, cx.level(), Initialise::default())?)
+}

@@ -1,0 +1,67 @@
+//! Which algorithm computes a convolution.
+//!
+//! The choice depends on the shapes, the batch and the instruction-set level alone, never on the number of threads, so
+//! that the same plan gives the same bits on any of them.
+
+use crate::kernels::conv::{ConvGeometry, Tiling};
+use std::fmt;
+
+/// An algorithm for a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Choice {
+    /// The sum over the kernel's taps as one matrix product with gathered rows.
+    Direct,
+    /// Transformed tiles.
+    Fast(Tiling),
+}
+
+impl fmt::Display for Choice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Choice::Direct => "direct",
+            Choice::Fast(Tiling::F2) => "winograd F(2x2,3x3)",
+            Choice::Fast(Tiling::F4) => "winograd F(4x4,3x3)",
+            Choice::Fast(Tiling::S3) => "polyphase F(3x3,3x3) stride 2",
+        })
+    }
+}
+
+/// What a candidate is expected to cost.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Estimate {
+    pub(super) choice: Choice,
+    /// Multiply-accumulates for the batch.
+    pub(super) macs: f64,
+    /// Bytes of packed weights.
+    pub(super) weight_bytes: f64,
+    /// Expected time relative to a multiply-accumulate at the peak.
+    pub(super) cost: f64,
+}
+
+/// Multiply-accumulates that a core does while it reads a byte of weights from memory.
+const MACS_PER_BYTE: f64 = 5.0;
+
+/// Share of the peak that a product of tiles reaches, and that the direct sum does.
+const FAST_SHARE: f64 = 0.80;
+const DIRECT_SHARE: f64 = 0.90;
+
+/// The candidates for a convolution of `batch` images of `[height, width]`, the cheapest first.
+pub(super) fn candidates(geometry: &ConvGeometry, input: [usize; 2], batch: usize) -> Vec<Estimate> {
+    let Ok(output) = geometry.output_size(input) else { return Vec::new() };
+    let channels = (geometry.in_channels / geometry.groups * geometry.out_channels) as f64;
+    let estimate = |choice: Choice, products: f64, points: f64, share: f64| {
+        let (macs, weight_bytes) = (products * channels * batch as f64, 4.0 * points * channels);
+        // The weights stream by while the products are made; the slower of the two decides.
+        let cost = (macs / share).max(weight_bytes * MACS_PER_BYTE);
+        Estimate { choice, macs, weight_bytes, cost }
+    };
+    let pixels = (output[0] * output[1]) as f64;
+    let taps = geometry.taps() as f64;
+    let mut all = vec![estimate(Choice::Direct, pixels * taps, taps, DIRECT_SHARE)];
+    for tiling in Tiling::ALL.into_iter().filter(|tiling| tiling.supports(geometry)) {
+        let [products, points] = tiling.products(output);
+        all.push(estimate(Choice::Fast(tiling), products as f64, points as f64, FAST_SHARE));
+    }
+    all.sort_by(|a, b| a.cost.total_cmp(&b.cost));
+    all
+}

@@ -1,0 +1,305 @@
+//! From a network to segments of steps.
+
+use super::StepInfo;
+use super::choose::{Choice, candidates};
+use super::fold::{Folded, fold};
+use super::kernel::Kernel;
+use super::segment::{Operation, Place, Segment, Step};
+use crate::arch::{self, ArchError, BlockShortcut, PoolKind};
+use crate::kernels::Context;
+use crate::kernels::conv::ConvGeometry;
+use crate::kernels::pool::{LinearPool, MaxPool};
+use crate::layer::Unit;
+use crate::network::Network;
+
+/// Bytes of activations that a group of images may keep busy: what stays in a core's L2 cache.
+const GROUP_BYTES: usize = 1 << 20;
+
+/// Bytes of a layer's packed weights beyond which the whole batch goes through the layer at once, so that its weights are
+/// read once.
+const RESIDENT_BYTES: f64 = 3e6;
+
+/// An activation inside a segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Value(usize);
+
+/// A step whose activations have no buffers yet.
+struct Draft {
+    operation: Operation,
+    input: Value,
+    residual: Option<Value>,
+    output: Value,
+    index: usize,
+}
+
+/// A stage that is being compiled.
+struct Stage {
+    /// Values an image of each activation; the first is the input.
+    values: Vec<usize>,
+    drafts: Vec<Draft>,
+    /// Bytes of the largest packed weights.
+    weight_bytes: f64,
+}
+
+/// Compiles one layer after the other.
+pub(super) struct Compiler<'a> {
+    cx: &'a Context,
+    batch: usize,
+    /// The algorithm that a measurement found best, by the step's name.
+    tuned: &'a dyn Fn(&str) -> Option<Choice>,
+    infos: Vec<StepInfo>,
+    segments: Vec<Segment>,
+}
+
+impl<'a> Compiler<'a> {
+    pub(super) fn new(cx: &'a Context, batch: usize, tuned: &'a dyn Fn(&str) -> Option<Choice>) -> Self {
+        Compiler { cx, batch, tuned, infos: Vec::new(), segments: Vec::new() }
+    }
+
+    /// Compiles the whole network.
+    pub(super) fn network(mut self, network: &Network) -> Result<(Vec<Segment>, Vec<StepInfo>), ArchError> {
+        let (arch, structure) = (network.arch(), network.arch().structure()?);
+        let mut units = network.units();
+        let mut unit = || units.next().expect("the network has the structure's units");
+        let mut size = network.input();
+        let mut stage = Stage::new(size[0] * size[1] * arch.in_channels);
+        let mut value = self.unit(&mut stage, Value(0), &structure.stem, unit(), &mut size, None)?;
+        let mut blocks = structure.blocks.iter().peekable();
+        while let Some(block) = blocks.next() {
+            value = self.block(&mut stage, value, block, &mut unit, &mut size)?;
+            let ends = blocks.peek().is_none_or(|next| next.stage != block.stage);
+            if ends && blocks.peek().is_some() {
+                let next = Stage::new(stage.values[value.0]);
+                self.finish(std::mem::replace(&mut stage, next), value);
+                value = Value(0);
+            }
+        }
+        let value = self.head(&mut stage, value, &structure.head, network, size)?;
+        self.finish(stage, value);
+        Ok((self.segments, self.infos))
+    }
+
+    /// Adds a step and returns its output.
+    fn push(
+        &mut self,
+        stage: &mut Stage,
+        operation: Operation,
+        [input, residual]: [Option<Value>; 2],
+        len: usize,
+        info: StepInfo,
+    ) -> Value {
+        let output = Value(stage.values.len());
+        stage.values.push(len);
+        let input = input.unwrap_or(Value(0));
+        stage.drafts.push(Draft { operation, input, residual, output, index: self.infos.len() });
+        self.infos.push(info);
+        output
+    }
+
+    fn conv(
+        &mut self,
+        stage: &mut Stage,
+        name: &str,
+        geometry: ConvGeometry,
+        input: [usize; 2],
+        folded: Folded,
+        [value, residual]: [Option<Value>; 2],
+        relu: bool,
+    ) -> Result<Value, ArchError> {
+        let at = || ArchError::at(name);
+        let output = geometry.output_size(input).map_err(at())?;
+        let candidates = candidates(&geometry, input, self.batch);
+        let tuned = (self.tuned)(name);
+        let best = candidates.iter().find(|candidate| tuned.is_none_or(|tuned| candidate.choice == tuned));
+        let best = *best.or(candidates.first()).expect("the direct sum is always a candidate");
+        let kernel = Kernel::new(self.cx, best.choice, geometry, input, &folded).map_err(at())?;
+        stage.weight_bytes = stage.weight_bytes.max(best.weight_bytes);
+        let direct = candidates.iter().find(|candidate| candidate.choice == Choice::Direct);
+        let macs = direct.map_or(best.macs, |direct| direct.macs) / self.batch as f64;
+        let info = StepInfo {
+            name: name.to_owned(),
+            algorithm: best.choice.to_string(),
+            reason: reason(&candidates, best.choice, tuned.is_some()),
+            input: [input[0], input[1], geometry.in_channels],
+            output: [output[0], output[1], geometry.out_channels],
+            kernel: geometry.kernel,
+            stride: geometry.stride,
+            groups: geometry.groups,
+            macs: macs as u64,
+            products: (best.macs / self.batch as f64) as u64,
+            weight_bytes: best.weight_bytes as u64,
+        };
+        let len = output[0] * output[1] * geometry.out_channels;
+        let operation = Operation::Conv { kernel, bias: folded.bias, relu };
+        Ok(self.push(stage, operation, [value, residual], len, info))
+    }
+
+    fn unit(
+        &mut self,
+        stage: &mut Stage,
+        input: Value,
+        description: &arch::Unit,
+        unit: &Unit,
+        size: &mut [usize; 2],
+        residual: Option<Value>,
+    ) -> Result<Value, ArchError> {
+        let geometry = description.geometry;
+        let relu = description.relu || residual.is_some();
+        let name = &description.conv;
+        let value = self.conv(stage, name, geometry, *size, fold(unit), [Some(input), residual], relu)?;
+        let before = geometry.output_size(*size).map_err(ArchError::at(name))?;
+        *size = description.output_size(*size).map_err(ArchError::at(name))?;
+        let Some(kind) = description.pool else { return Ok(value) };
+        let channels = geometry.out_channels;
+        let pool = |kind| -> Result<(Operation, &str), _> {
+            Ok(match kind {
+                PoolKind::Max(window) => {
+                    (Operation::MaxPool { pool: MaxPool::new([window; 2], before)?, channels }, "max pool")
+                }
+                PoolKind::Avg { stride } => {
+                    (Operation::LinearPool(LinearPool::average(before, channels, stride)?), "average pool")
+                }
+                PoolKind::Blur { stride } => {
+                    (Operation::LinearPool(LinearPool::blur(before, channels, stride)?), "blur pool")
+                }
+            })
+        };
+        let (operation, algorithm) = pool(kind).map_err(ArchError::at(name))?;
+        let info = StepInfo::pool(format!("{name}.pool"), algorithm, before, *size, channels);
+        Ok(self.push(stage, operation, [Some(value), None], size[0] * size[1] * channels, info))
+    }
+
+    fn block<'n>(
+        &mut self,
+        stage: &mut Stage,
+        input: Value,
+        block: &arch::Block,
+        unit: &mut impl FnMut() -> &'n Unit,
+        size: &mut [usize; 2],
+    ) -> Result<Value, ArchError> {
+        let before = *size;
+        let units: Vec<&Unit> = block.units.iter().map(|_| unit()).collect();
+        let residual = match &block.shortcut {
+            BlockShortcut::Identity => input,
+            BlockShortcut::Projection(description) => {
+                self.unit(stage, input, description, unit(), &mut before.clone(), None)?
+            }
+            &BlockShortcut::ZeroPad { stride, in_channels, out_channels } => {
+                let pool = LinearPool::subsample(before, [in_channels, out_channels], stride)
+                    .map_err(ArchError::at(&block.name))?;
+                let after = pool.output();
+                let info = StepInfo::pool(
+                    format!("{}.shortcut", block.name),
+                    "subsample, pad with zero channels",
+                    before,
+                    after,
+                    out_channels,
+                );
+                let len = after[0] * after[1] * out_channels;
+                self.push(stage, Operation::LinearPool(pool), [Some(input), None], len, info)
+            }
+        };
+        let last = units.len() - 1;
+        let mut value = input;
+        for (index, (description, unit)) in block.units.iter().zip(units).enumerate() {
+            let residual = (index == last).then_some(residual);
+            value = self.unit(stage, value, description, unit, size, residual)?;
+        }
+        Ok(value)
+    }
+
+    fn head(
+        &mut self,
+        stage: &mut Stage,
+        input: Value,
+        head: &arch::Head,
+        network: &Network,
+        size: [usize; 2],
+    ) -> Result<Value, ArchError> {
+        let features = head.in_features;
+        let pool = LinearPool::global_average(size, features).map_err(ArchError::at(&head.name))?;
+        let info = StepInfo::pool("global_pool".to_owned(), "global average pool", size, [1, 1], features);
+        let pooled = self.push(stage, Operation::LinearPool(pool), [Some(input), None], features, info);
+        let [weight, bias] = network.head_weights();
+        let folded = Folded { weight: weight.to_vec(), bias: bias.to_vec() };
+        let geometry = ConvGeometry::square(features, head.out_features, 1, 1);
+        self.conv(stage, &head.name, geometry, [1, 1], folded, [Some(pooled), None], false)
+    }
+
+    /// Gives a stage's activations buffers and closes it with `output` as its result.
+    fn finish(&mut self, stage: Stage, output: Value) {
+        let Stage { values, drafts, weight_bytes } = stage;
+        let last_use = |value: Value| {
+            drafts.iter().rposition(|draft| draft.input == value || draft.residual == Some(value))
+        };
+        let mut slots: Vec<usize> = Vec::new();
+        let mut free: Vec<usize> = Vec::new();
+        let mut places = vec![Place::Input; values.len()];
+        places[output.0] = Place::Output;
+        for (step, draft) in drafts.iter().enumerate() {
+            let need = values[draft.output.0];
+            if draft.output != output {
+                // The free buffer that fits best; growing the largest one beats a new one.
+                let fitting = free.iter().copied().filter(|&slot| slots[slot] >= need);
+                let best = fitting.min_by_key(|&slot| slots[slot]);
+                let slot = best
+                    .or_else(|| free.iter().copied().max_by_key(|&slot| slots[slot]))
+                    .unwrap_or(slots.len());
+                if slot == slots.len() {
+                    slots.push(need);
+                } else {
+                    slots[slot] = slots[slot].max(need);
+                    free.retain(|&other| other != slot);
+                }
+                places[draft.output.0] = Place::Slot { slot, len: need };
+            }
+            for value in [Some(draft.input), draft.residual].into_iter().flatten() {
+                if let (Place::Slot { slot, .. }, Some(last)) = (places[value.0], last_use(value))
+                    && last == step
+                    && !free.contains(&slot)
+                {
+                    free.push(slot);
+                }
+            }
+        }
+        let busy: usize = slots.iter().sum::<usize>() + values[0] + values[output.0];
+        let group = (weight_bytes <= RESIDENT_BYTES).then(|| (GROUP_BYTES / (4 * busy)).clamp(1, self.batch));
+        let steps = drafts
+            .into_iter()
+            .map(|draft| Step {
+                operation: draft.operation,
+                input: places[draft.input.0],
+                residual: draft.residual.map(|value| places[value.0]),
+                output: places[draft.output.0],
+                index: draft.index,
+            })
+            .collect();
+        self.segments.push(Segment {
+            steps,
+            slots,
+            group,
+            input_len: values[0],
+            output_len: values[output.0],
+        });
+    }
+}
+
+impl Stage {
+    fn new(input_len: usize) -> Self {
+        Stage { values: vec![input_len], drafts: Vec::new(), weight_bytes: 0.0 }
+    }
+}
+
+/// Why an algorithm was taken, in a few words.
+fn reason(candidates: &[super::choose::Estimate], choice: Choice, tuned: bool) -> String {
+    if tuned {
+        return "measured on this machine".to_owned();
+    }
+    match candidates {
+        [_] => "the only algorithm for this shape".to_owned(),
+        [best, second, ..] if best.choice == choice => {
+            format!("estimated {:.2} x faster than {}", second.cost / best.cost, second.choice)
+        }
+        _ => "the measured choice does not fit this shape".to_owned(),
+    }
+}

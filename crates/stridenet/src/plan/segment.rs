@@ -1,0 +1,132 @@
+//! A run of steps between two activations that are kept for the whole batch.
+
+use super::kernel::{Kernel, Scratch};
+use super::profile::Profile;
+use crate::kernels::Context;
+use crate::kernels::gemm::Epilogue;
+use crate::kernels::pool::{LinearPool, MaxPool};
+
+/// Where a step finds or leaves an activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The segment's input.
+    Input,
+    /// The segment's output.
+    Output,
+    /// The first `len` values an image of a buffer of the segment.
+    Slot { slot: usize, len: usize },
+}
+
+/// What a step does.
+#[derive(Debug)]
+pub(super) enum Operation {
+    /// Convolution, bias, residual, ReLU.
+    Conv {
+        kernel: Kernel,
+        bias: Vec<f32>,
+        relu: bool,
+    },
+    MaxPool {
+        pool: MaxPool,
+        channels: usize,
+    },
+    /// Average, blur, global average, or the pixels that a shortcut keeps.
+    LinearPool(LinearPool),
+}
+
+/// One operation of a plan.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) operation: Operation,
+    pub(super) input: Place,
+    pub(super) residual: Option<Place>,
+    pub(super) output: Place,
+    /// The step's number in the plan.
+    pub(super) index: usize,
+}
+
+/// Steps with one input and one output.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) steps: Vec<Step>,
+    /// Values an image of each buffer.
+    pub(super) slots: Vec<usize>,
+    /// Images that one thread takes through all steps before the next ones; with `None` all threads work on each step.
+    pub(super) group: Option<usize>,
+    /// Values an image of the input and the output.
+    pub(super) input_len: usize,
+    pub(super) output_len: usize,
+}
+
+/// The buffers that one thread, or all together, run steps in.
+#[derive(Debug, Default)]
+pub(super) struct Local {
+    slots: Vec<Vec<f32>>,
+    scratch: Scratch,
+}
+
+impl Local {
+    /// Makes room for `images` images.
+    pub(super) fn grow(&mut self, segment: &Segment, images: usize) {
+        if self.slots.len() < segment.slots.len() {
+            self.slots.resize_with(segment.slots.len(), Vec::new);
+        }
+        for (slot, len) in self.slots.iter_mut().zip(&segment.slots) {
+            if slot.len() < len * images {
+                slot.resize(len * images, 0.0);
+            }
+        }
+    }
+
+    /// Values of all buffers.
+    pub(super) fn len(&self) -> usize {
+        self.slots.iter().map(Vec::len).sum()
+    }
+}
+
+impl Segment {
+    /// Runs all steps on the images of `input`.
+    pub(super) fn run(
+        &self,
+        cx: &Context,
+        local: &mut Local,
+        input: &[f32],
+        output: &mut [f32],
+        profile: Option<&Profile>,
+    ) {
+        let images = input.len() / self.input_len;
+        for step in &self.steps {
+            let start = profile.map(|_| std::time::Instant::now());
+            // The output's buffer is taken out while the others are read.
+            let mut taken = match step.output {
+                Place::Slot { slot, .. } => std::mem::take(&mut local.slots[slot]),
+                Place::Input | Place::Output => Vec::new(),
+            };
+            let to = match step.output {
+                Place::Slot { len, .. } => &mut taken[..len * images],
+                Place::Input | Place::Output => &mut output[..],
+            };
+            let Local { slots, scratch } = local;
+            let read = |place: Place| match place {
+                Place::Slot { slot, len } => &slots[slot][..len * images],
+                Place::Input | Place::Output => input,
+            };
+            let from = read(step.input);
+            match &step.operation {
+                Operation::Conv { kernel, bias, relu } => {
+                    let epilogue =
+                        Epilogue { bias: Some(bias), residual: step.residual.map(read), relu: *relu };
+                    kernel.run(cx, from, epilogue, scratch, to);
+                }
+                Operation::MaxPool { pool, channels } => pool.infer(cx, *channels, from, to),
+                Operation::LinearPool(pool) => pool.forward(cx, from, to),
+            }
+            if let Place::Slot { slot, .. } = step.output {
+                local.slots[slot] = taken;
+            }
+            if let (Some(profile), Some(start)) = (profile, start) {
+                profile.add(step.index, start.elapsed());
+            }
+        }
+    }
+}
