@@ -60,6 +60,8 @@ pub(crate) enum Command {
 pub(crate) enum BenchCommand {
     /// Measure the time an image takes
     Infer(BenchInferFlags),
+    /// Measure each layer: its algorithm, time, rate, and share of the machine's limit
+    Layers(BenchLayersFlags),
 }
 
 /// Height and width from `224` or `160x224`.
@@ -325,12 +327,9 @@ pub(crate) struct InspectFlags {
     pub(crate) svg: Option<PathBuf>,
 }
 
-/// Flags of `bench infer`.
+/// The network that a benchmark runs.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:
-  stridenet bench infer resnet50 -b 8
-  stridenet bench infer runs/first -b 128 --threads 1 --json")]
-pub(crate) struct BenchInferFlags {
+pub(crate) struct BenchNetwork {
     /// A preset's name, a JSON file that describes an architecture, or a model
     pub(crate) network: String,
     /// Images at once
@@ -339,9 +338,27 @@ pub(crate) struct BenchInferFlags {
     /// Size of the images instead of the network's own: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
+}
+
+/// Flags of `bench infer`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet bench infer resnet50 -b 8
+  stridenet bench infer runs/first -b 128 --threads 1 --json")]
+pub(crate) struct BenchInferFlags {
+    #[command(flatten)]
+    pub(crate) network: BenchNetwork,
     /// Time to measure for
     #[arg(long, default_value = "3", value_name = "S", value_parser = seconds)]
     pub(crate) seconds: f64,
+}
+
+/// Flags of `bench layers`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example: stridenet bench layers resnet50 -b 8")]
+pub(crate) struct BenchLayersFlags {
+    #[command(flatten)]
+    pub(crate) network: BenchNetwork,
 }
 
 /// A time in seconds.

@@ -1,15 +1,16 @@
 //! `stridenet bench`: how fast this machine runs networks.
 
 use super::{architecture, open_model};
-use crate::arguments::{BenchCommand, BenchInferFlags};
+use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork};
 use crate::console::Console;
 use crate::failure::Failure;
 use serde::Serialize;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stridenet::Tensor;
-use stridenet::bench::{check, peak_rss_bytes, random_images, time};
+use stridenet::bench::{self, LayerTime, Machine, check, peak_rss_bytes, random_images, time};
 use stridenet::kernels::Context;
 use stridenet::network::{Initialise, Network};
 use stridenet::plan::{Plan, PlanOptions};
@@ -18,6 +19,7 @@ use stridenet::plan::{Plan, PlanOptions};
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Infer(flags) => infer(cx, console, flags),
+        BenchCommand::Layers(flags) => layers(cx, console, flags),
     }
 }
 
@@ -53,9 +55,9 @@ fn milliseconds(time: Duration) -> f64 {
 const CHECKED: usize = 2;
 
 fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Result<(), Failure> {
-    let batch = flags.batch_size.get();
+    let batch = flags.network.batch_size.get();
     let start = Instant::now();
-    let network = network(cx, console, flags)?;
+    let network = network(cx, console, &flags.network)?;
     let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx) })?;
     let load = start.elapsed();
     let [height, width, channels] = plan.input();
@@ -92,8 +94,78 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     Ok(())
 }
 
+/// What `bench layers --json` prints.
+#[derive(Debug, Serialize)]
+struct LayersOutcome {
+    arch: String,
+    batch: usize,
+    threads: usize,
+    level: &'static str,
+    machine: Machine,
+    ms: f64,
+    layers: Vec<LayerTime>,
+}
+
+/// Rounds of the measurement, and runs in each.
+const ROUNDS: [usize; 2] = [5, 4];
+
+fn layers(cx: &Arc<Context>, console: &Console, flags: &BenchLayersFlags) -> Result<(), Failure> {
+    let batch = flags.network.batch_size.get();
+    let network = network(cx, console, &flags.network)?;
+    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx) })?;
+    let [height, width, channels] = plan.input();
+    let images = random_images([batch, height, width, channels]);
+    check(cx, &network, &plan, &images)?;
+    let machine = Machine::measure(cx);
+    let layers = bench::layers(&plan, &machine, &images, ROUNDS)?;
+    let ms = layers.iter().map(|layer| layer.ms).sum();
+    let arch = network.arch().name.clone();
+    let outcome =
+        LayersOutcome { arch, batch, threads: cx.threads(), level: cx.level().name(), machine, ms, layers };
+    match console.json {
+        true => console.json(&outcome)?,
+        false => console.result(&table(&outcome))?,
+    }
+    Ok(())
+}
+
+fn table(outcome: &LayersOutcome) -> String {
+    let Machine { peak_flops, read_bandwidth } = outcome.machine;
+    let mut text = format!(
+        "{}, batch {}, {} threads, {}: peak {:.0} GFLOP/s, memory {:.1} GB/s\n{:<24} {:<30} {:>14} {:>14} {:>9} {:>6} {:>8} {:>6}\n",
+        outcome.arch,
+        outcome.batch,
+        outcome.threads,
+        outcome.level,
+        peak_flops / 1e9,
+        read_bandwidth / 1e9,
+        "layer",
+        "algorithm",
+        "input",
+        "output",
+        "ms",
+        "share",
+        "GFLOP/s",
+        "floor"
+    );
+    let shape = |[height, width, channels]: [usize; 3]| format!("{height}x{width}x{channels}");
+    for LayerTime { step, ms, share, gflops, of_floor } in &outcome.layers {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{:<24} {:<30} {:>14} {:>14} {ms:>9.3} {share:>5.1}% {gflops:>8.0} {of_floor:>5.0}%",
+            step.name,
+            step.algorithm,
+            shape(step.input),
+            shape(step.output)
+        );
+    }
+    let _ = writeln!(text, "{:<24} {:>70.3}", "sum", outcome.ms);
+    text
+}
+
 /// A model's network, or a preset's with random weights.
-fn network(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Result<Network, Failure> {
+fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result<Network, Failure> {
     let name = &flags.network;
     if Path::new(name).exists() && !name.ends_with(".json") {
         return Ok(open_model(cx, console, name.as_ref(), flags.img_size)?.network);

@@ -1,7 +1,9 @@
 //! Measuring how fast networks run on this machine. Answers are checked before anything is timed.
 
+mod layers;
 mod memory;
 
+pub use layers::{LayerTime, Machine, layers};
 pub use memory::peak_rss_bytes;
 
 use crate::kernels::Context;

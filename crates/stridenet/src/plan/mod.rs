@@ -271,11 +271,11 @@ impl Plan {
         Session { plan: Arc::clone(self), context, memory }
     }
 
-    /// The time that threads spend in each step, averaged over `runs` runs on random images of a full batch: for a step
-    /// that one thread takes alone, the sum over threads divided by their number.
+    /// The time that each step takes on the images `x`, averaged over `runs` runs. Where threads take images through several
+    /// steps alone, a step's time is the sum over the threads divided by their number.
     ///
     /// # Errors
-    /// Does not fail on a plan that compiled.
+    /// When the images do not fit the plan.
     pub fn profile(&self, x: &Tensor, runs: usize) -> Result<Vec<Duration>, Error> {
         let mut logits = Tensor::zeros([x.batch(), 1, 1, self.classes]);
         self.run(x, &mut logits)?;
@@ -283,8 +283,8 @@ impl Plan {
         for _ in 0..runs {
             self.run_in(&self.context, x, &mut logits, Some(&profile))?;
         }
-        let runs = runs.max(1) as u32;
-        Ok(profile.times().map(|time| time / runs).collect())
+        let divisor = (runs.max(1) * self.context.threads()) as u32;
+        Ok(profile.times().map(|time| time / divisor).collect())
     }
 
     fn check(&self, x: &Tensor, logits: &Tensor) -> Result<(), ShapeError> {

@@ -125,7 +125,7 @@ impl Segment {
                 local.slots[slot] = taken;
             }
             if let (Some(profile), Some(start)) = (profile, start) {
-                profile.add(step.index, start.elapsed());
+                profile.add(step.index, start.elapsed(), cx.pool().available());
             }
         }
     }
