@@ -1,7 +1,10 @@
 //! A persistent pool of threads that share out numbered tasks.
 //!
-//! A kernel cuts its work into tasks by the problem's shape alone; which thread runs a task is left to chance, and
-//! no task reads what another one writes. So the bits of a result do not depend on the number of threads.
+//! Each task's result depends on the task alone: which thread runs it is left to chance, and no task reads what another
+//! one writes. So the bits of a result do not depend on the number of threads.
+//!
+//! Each thread begins with a range of neighbouring tasks of its own and helps the others when it is done, so that in a
+//! chain of similar jobs a thread finds in its cache what it wrote in the job before.
 
 use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
@@ -36,7 +39,8 @@ struct Job {
 struct Shared {
     state: AtomicU64,
     job: UnsafeCell<Job>,
-    next: AtomicUsize,
+    /// For each thread, the next task of its range.
+    next: Vec<Cursor>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     spins: u32,
@@ -44,6 +48,10 @@ struct Shared {
     wake: Condvar,
     sleeping: AtomicUsize,
 }
+
+/// A counter in a cache line of its own.
+#[repr(align(64))]
+struct Cursor(AtomicUsize);
 
 const OPEN: u64 = 1 << 31;
 const INSIDE_MASK: u64 = OPEN - 1;
@@ -65,29 +73,33 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Claims and runs tasks until none is left, keeping the first panic.
-    fn work(&self, job: &Job) {
+    /// Claims and runs tasks until none is left, those of thread `own` first, keeping the first panic.
+    fn work(&self, job: &Job, own: usize) {
         INSIDE.with(|inside| inside.set(true));
         // SAFETY: the caller of `Pool::run` keeps the closure alive until all workers have left the job.
         let task = unsafe { &*job.task };
+        let threads = self.next.len();
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let index = self.next.fetch_add(1, Ordering::Relaxed);
-                if index >= job.tasks {
-                    break;
+            for thread in (own..threads).chain(0..own) {
+                let end = job.tasks * (thread + 1) / threads;
+                loop {
+                    let index = self.next[thread].0.fetch_add(1, Ordering::Relaxed);
+                    if index >= end {
+                        break;
+                    }
+                    task(index);
                 }
-                task(index);
             }
         }));
         INSIDE.with(|inside| inside.set(false));
         if let Err(panic) = outcome {
-            self.next.store(usize::MAX / 2, Ordering::Relaxed);
+            self.next.iter().for_each(|next| next.0.store(usize::MAX / 2, Ordering::Relaxed));
             lock(&self.panic).get_or_insert(panic);
         }
     }
 
     /// A worker's life: wait for a job number it has not seen, enter if the job still admits, work, leave.
-    fn serve(&self) {
+    fn serve(&self, own: usize) {
         let mut seen = 0;
         while !self.stop.load(Ordering::Acquire) {
             let state = self.state.load(Ordering::Acquire);
@@ -102,7 +114,7 @@ impl Shared {
             if self.state.compare_exchange(state, state + 1, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 seen = state >> 32;
                 // SAFETY: this worker has entered the job, so the caller does not change `job` until it has left.
-                self.work(unsafe { &*self.job.get() });
+                self.work(unsafe { &*self.job.get() }, own);
                 self.state.fetch_sub(1, Ordering::Release);
             }
         }
@@ -143,7 +155,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(Job { task: &nothing, tasks: 0 }),
-            next: AtomicUsize::new(0),
+            next: (0..threads).map(|_| Cursor(AtomicUsize::new(0))).collect(),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             // Spinning bridges the gap between two layers; with more threads than processors it would steal from them.
@@ -162,7 +174,7 @@ impl Pool {
                 // A thread that cannot be started leaves more work to the others; the result is the same.
                 std::thread::Builder::new()
                     .name(format!("stridenet-{index}"))
-                    .spawn(move || shared.serve())
+                    .spawn(move || shared.serve(index))
                     .ok()
             })
             .collect();
@@ -201,11 +213,14 @@ impl Pool {
         let own = Job { task, tasks };
         // SAFETY: the previous job is closed and drained and `turn` is held, so no other thread reads or writes `job`.
         unsafe { *shared.job.get() = job };
-        shared.next.store(0, Ordering::Relaxed);
+        let cursors = shared.next.len();
+        for (thread, next) in shared.next.iter().enumerate() {
+            next.0.store(tasks * thread / cursors, Ordering::Relaxed);
+        }
         let number = (shared.state.load(Ordering::Relaxed) >> 32).wrapping_add(1) & u64::from(u32::MAX);
         shared.state.store(number << 32 | OPEN, Ordering::SeqCst);
         shared.wake_sleepers();
-        shared.work(&own);
+        shared.work(&own, 0);
         shared.state.fetch_and(!OPEN, Ordering::AcqRel);
         let mut spins = 0u32;
         while shared.state.load(Ordering::Acquire) & INSIDE_MASK != 0 {

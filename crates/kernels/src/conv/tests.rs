@@ -1,6 +1,7 @@
 //! Every pass at every level against the f64 oracle, on random shapes; every gradient against finite differences.
 
 use super::*;
+use crate::gemm::Residual;
 use crate::reference::conv as oracle;
 use crate::testing::{Random, contexts, widen};
 
@@ -113,11 +114,18 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
             let weights = conv.pack_forward(&w);
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut ConvScratch::default(), &mut plain);
-            let epilogue = Epilogue { bias: Some(&bias), residual: Some(&residual), relu: true };
+            let epilogue =
+                Epilogue { bias: Some(&bias), residual: Some(Residual::Tensor(&residual)), relu: true };
             conv.forward(&cx, &x, &weights, epilogue, &mut ConvScratch::default(), &mut y);
+            let epilogue = Epilogue { residual: Some(Residual::InPlace), ..epilogue };
+            let mut in_place = residual.clone();
+            conv.forward(&cx, &x, &weights, epilogue, &mut ConvScratch::default(), &mut in_place);
             for (index, &found) in y.iter().enumerate() {
                 let expected = (plain[index] + bias[index % g.out_channels] + residual[index]).max(0.0);
                 assert_eq!(found, expected, "{} {g:?}", level.name());
+                // Added in another order, so rounded in another way.
+                let size = plain[index].abs() + bias[index % g.out_channels].abs() + residual[index].abs();
+                assert!((in_place[index] - expected).abs() <= 2.0 * f32::EPSILON * size, "in place {g:?}");
             }
         }
     }

@@ -15,13 +15,44 @@ const TAP_BLOCK: usize = 64;
 /// Parts into which a product is cut at least, where its size allows.
 const TASKS: usize = 16;
 
+/// What is added to each result.
+#[derive(Debug, Clone, Copy)]
+pub enum Residual<'a> {
+    /// Another tensor.
+    Tensor(&'a [f32]),
+    /// What stands in the output already.
+    InPlace,
+}
+
+impl<'a> Residual<'a> {
+    /// The other tensor.
+    pub(crate) fn tensor(self) -> Option<&'a [f32]> {
+        match self {
+            Residual::Tensor(values) => Some(values),
+            Residual::InPlace => None,
+        }
+    }
+}
+
+impl<'a> Epilogue<'a> {
+    /// The tensor that is added, where it is another one than the output.
+    pub(crate) fn other(&self) -> Option<&'a [f32]> {
+        self.residual.and_then(Residual::tensor)
+    }
+
+    /// Whether the results are added to what stands in the output.
+    pub(crate) fn in_place(&self) -> bool {
+        matches!(self.residual, Some(Residual::InPlace))
+    }
+}
+
 /// What is done to each result before it is stored, in this order.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Epilogue<'a> {
     /// A value a column (output channel) that is added.
     pub bias: Option<&'a [f32]>,
     /// A tensor of the output's shape that is added.
-    pub residual: Option<&'a [f32]>,
+    pub residual: Option<Residual<'a>>,
     /// Whether negative results become 0.
     pub relu: bool,
 }
@@ -87,7 +118,7 @@ impl Product<'_> {
         );
         assert!(c.len() >= scatter.end(*images, column + b.columns()), "the output is too short");
         assert!(epilogue.bias.is_none_or(|bias| bias.len() >= column + b.columns()), "the bias is too short");
-        assert!(epilogue.residual.is_none_or(|residual| residual.len() == c.len()), "the residual's length");
+        assert!(epilogue.other().is_none_or(|residual| residual.len() == c.len()), "the residual's length");
     }
 
     fn depth_blocks(&self) -> impl Iterator<Item = DepthBlock> + Clone {
@@ -112,7 +143,14 @@ impl Product<'_> {
         for block in self.depth_blocks().chain((whole == 0).then_some(nothing)) {
             let first = done == 0;
             done += block.taps * block.depth;
-            self.depth_block(cx, panel, rows.clone(), block, [!first, done == whole], out);
+            self.depth_block(
+                cx,
+                panel,
+                rows.clone(),
+                block,
+                [!first || self.epilogue.in_place(), done == whole],
+                out,
+            );
         }
     }
 
@@ -134,7 +172,7 @@ impl Product<'_> {
         let mut residuals = [std::ptr::null(); MAX_ROWS];
         let mut position = self.gather.position(rows.start);
         let bias = self.epilogue.bias.filter(|_| last);
-        let residual = self.epilogue.residual.filter(|_| last);
+        let residual = self.epilogue.other().filter(|_| last);
         for start in rows.clone().step_by(tallest) {
             let height = tallest.min(rows.end - start);
             for row in 0..height {

@@ -5,6 +5,7 @@
 //! [`Transposed`] multiplies the transposed rows by unpacked rows of another matrix and is the gradient of the
 //! weights. Both exist for every height from 1 to what the level's registers hold.
 
+use crate::buffer::LINE;
 use crate::simd::{Scalar, Simd, Task};
 
 /// Largest number of rows of a block, over all levels.
@@ -68,6 +69,10 @@ pub(crate) struct Blocked {
     pub(crate) b: *const f32,
     /// First row of C; rows of `vectors · lanes` values follow each other.
     pub(crate) c: *mut f32,
+    /// Values that will be needed next; any address.
+    pub(crate) next: *const f32,
+    /// Cache lines of them to ask for with each vector of A's columns.
+    pub(crate) lines: usize,
 }
 
 /// The micro-kernels of one level. Tables are indexed by `[vectors − 1][rows − 1]`.
@@ -154,9 +159,13 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
     fn run<S: Simd>(self, simd: S) {
         let block = self.0;
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
-        let (mut a, mut b, mut left) = (block.a, block.b, block.depth);
+        let (mut a, mut b, mut left, mut next) = (block.a, block.b, block.depth, block.next);
         while left > 0 {
             let count = left.min(S::LANES);
+            for _ in 0..block.lines {
+                simd.prefetch(next);
+                next = next.wrapping_add(LINE);
+            }
             // SAFETY: each of ROWS rows has a vector at `a`, and the panel `count` more rows of `VECTORS · LANES`
             // values (promised by the caller of `MicroKernels::blocked`).
             unsafe {

@@ -11,7 +11,7 @@ pub(crate) mod pack;
 #[cfg(test)]
 mod tests;
 
-pub use driver::Epilogue;
+pub use driver::{Epilogue, Residual};
 pub(crate) use driver::{Product, TransposedProduct};
 pub use pack::PackedMatrix;
 

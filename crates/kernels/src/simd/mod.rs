@@ -112,6 +112,11 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `count <= LANES`, and `to` must be valid for writes of `count` values.
     unsafe fn store_partial(self, to: *mut f32, value: Self::V, count: usize);
 
+    /// Asks for the cache line at `at` to come to the second-level cache. `at` may be any address: nothing is read. Where
+    /// stable Rust has no instruction for it, nothing happens.
+    #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
+
     /// Runs `task` inside a function that has this instruction set's target features.
     fn run<T: Task>(self, task: T) -> T::Output;
 

@@ -91,6 +91,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        trusted!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
+
+    #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         trusted!(run_avx2(task, self))
     }
@@ -180,6 +185,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn store_partial(self, to: *mut f32, value: __m512, count: usize) {
         trusted!(_mm512_mask_storeu_ps(to, avx512_mask(count), value))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        trusted!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
     }
 
     #[inline(always)]

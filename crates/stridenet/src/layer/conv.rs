@@ -3,7 +3,7 @@
 use super::{Parameter, Workspace};
 use crate::Tensor;
 use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, ForwardWeights, GeometryError};
-use crate::kernels::gemm::Epilogue;
+use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level};
 
 /// A convolution for one input size, with its weights packed for both passes.
@@ -72,7 +72,8 @@ impl Conv {
     ) -> Tensor {
         self.grad_weight(cx, workspace, x, dy);
         let mut dx = workspace.tensor(x.shape());
-        let epilogue = Epilogue { residual: also.map(Tensor::data), ..Epilogue::default() };
+        let epilogue =
+            Epilogue { residual: also.map(|also| Residual::Tensor(also.data())), ..Epilogue::default() };
         self.kernel.grad_input(cx, dy.data(), &self.backward, epilogue, dx.data_mut());
         dx
     }

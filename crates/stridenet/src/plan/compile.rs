@@ -229,16 +229,29 @@ impl<'a> Compiler<'a> {
     /// Gives a stage's activations buffers and closes it with `output` as its result.
     fn finish(&mut self, stage: Stage, output: Value) {
         let Stage { values, drafts, weight_bytes } = stage;
-        let last_use = |value: Value| {
-            drafts.iter().rposition(|draft| draft.input == value || draft.residual == Some(value))
+        // A sum with a residual that nobody reads any more takes the residual's place; the input is not ours to change.
+        let mut cells: Vec<usize> = (0..values.len()).collect();
+        for (step, draft) in drafts.iter().enumerate() {
+            let Some(residual) = draft.residual else { continue };
+            let read_later = drafts[step + 1..]
+                .iter()
+                .any(|later| later.input == residual || later.residual == Some(residual));
+            if cells[residual.0] != 0 && !read_later {
+                cells[draft.output.0] = cells[residual.0];
+            }
+        }
+        let last_use = |cell: usize| {
+            let reads = |value: Value| cells[value.0] == cell;
+            drafts.iter().rposition(|draft| reads(draft.input) || draft.residual.is_some_and(reads))
         };
         let mut slots: Vec<usize> = Vec::new();
         let mut free: Vec<usize> = Vec::new();
-        let mut places = vec![Place::Input; values.len()];
-        places[output.0] = Place::Output;
+        let mut places: Vec<Option<Place>> = vec![None; values.len()];
+        places[0] = Some(Place::Input);
+        places[cells[output.0]] = Some(Place::Output);
         for (step, draft) in drafts.iter().enumerate() {
-            let need = values[draft.output.0];
-            if draft.output != output {
+            let (cell, need) = (cells[draft.output.0], values[draft.output.0]);
+            if places[cell].is_none() {
                 // The free buffer that fits best; growing the largest one beats a new one.
                 let fitting = free.iter().copied().filter(|&slot| slots[slot] >= need);
                 let best = fitting.min_by_key(|&slot| slots[slot]);
@@ -251,26 +264,29 @@ impl<'a> Compiler<'a> {
                     slots[slot] = slots[slot].max(need);
                     free.retain(|&other| other != slot);
                 }
-                places[draft.output.0] = Place::Slot { slot, len: need };
+                places[cell] = Some(Place::Slot { slot, len: need });
             }
             for value in [Some(draft.input), draft.residual].into_iter().flatten() {
-                if let (Place::Slot { slot, .. }, Some(last)) = (places[value.0], last_use(value))
+                let cell = cells[value.0];
+                if let (Some(Place::Slot { slot, .. }), Some(last)) = (places[cell], last_use(cell))
                     && last == step
+                    && cell != cells[draft.output.0]
                     && !free.contains(&slot)
                 {
                     free.push(slot);
                 }
             }
         }
+        let place = |value: Value| places[cells[value.0]].expect("every activation has a place");
         let busy: usize = slots.iter().sum::<usize>() + values[0] + values[output.0];
         let group = (weight_bytes <= RESIDENT_BYTES).then(|| (GROUP_BYTES / (4 * busy)).clamp(1, self.batch));
         let steps = drafts
             .into_iter()
             .map(|draft| Step {
                 operation: draft.operation,
-                input: places[draft.input.0],
-                residual: draft.residual.map(|value| places[value.0]),
-                output: places[draft.output.0],
+                input: place(draft.input),
+                residual: draft.residual.map(place),
+                output: place(draft.output),
                 index: draft.index,
             })
             .collect();

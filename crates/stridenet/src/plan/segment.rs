@@ -3,7 +3,7 @@
 use super::kernel::{Kernel, Scratch};
 use super::profile::Profile;
 use crate::kernels::Context;
-use crate::kernels::gemm::Epilogue;
+use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::pool::{LinearPool, MaxPool};
 
 /// Where a step finds or leaves an activation.
@@ -39,6 +39,7 @@ pub(super) enum Operation {
 pub(super) struct Step {
     pub(super) operation: Operation,
     pub(super) input: Place,
+    /// What a convolution adds; where it is the output's place, the sum replaces it.
     pub(super) residual: Option<Place>,
     pub(super) output: Place,
     /// The step's number in the plan.
@@ -102,20 +103,24 @@ impl Segment {
                 Place::Slot { slot, .. } => std::mem::take(&mut local.slots[slot]),
                 Place::Input | Place::Output => Vec::new(),
             };
-            let to = match step.output {
-                Place::Slot { len, .. } => &mut taken[..len * images],
-                Place::Input | Place::Output => &mut output[..],
+            let (to, written): (&mut [f32], &[f32]) = match step.output {
+                Place::Slot { len, .. } => (&mut taken[..len * images], output),
+                Place::Input | Place::Output => (output, &[]),
             };
             let Local { slots, scratch } = local;
             let read = |place: Place| match place {
                 Place::Slot { slot, len } => &slots[slot][..len * images],
-                Place::Input | Place::Output => input,
+                Place::Input => input,
+                Place::Output => written,
             };
             let from = read(step.input);
             match &step.operation {
                 Operation::Conv { kernel, bias, relu } => {
-                    let epilogue =
-                        Epilogue { bias: Some(bias), residual: step.residual.map(read), relu: *relu };
+                    let residual = step.residual.map(|place| match place == step.output {
+                        true => Residual::InPlace,
+                        false => Residual::Tensor(read(place)),
+                    });
+                    let epilogue = Epilogue { bias: Some(bias), residual, relu: *relu };
                     kernel.run(cx, from, epilogue, scratch, to);
                 }
                 Operation::MaxPool { pool, channels } => pool.infer(cx, *channels, from, to),

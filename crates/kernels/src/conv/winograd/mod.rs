@@ -14,8 +14,8 @@ use self::algorithm::{Algorithm, F2, F4, MAX, S3};
 use self::tiles::{Block, MAX_TILES, Span};
 use super::{ConvGeometry, GeometryError};
 use crate::buffer::{Aligned, LINE};
-use crate::gemm::Epilogue;
 use crate::gemm::micro::Blocked;
+use crate::gemm::{Epilogue, Residual};
 use crate::parallel::SharedMut;
 use crate::simd::{Simd, Task};
 use crate::{Context, Level};
@@ -194,6 +194,11 @@ impl Winograd {
         self.output
     }
 
+    /// Values of the packed weights.
+    fn weight_values(&self) -> usize {
+        self.panel_start(self.geometry.out_channels)
+    }
+
     fn lanes(&self) -> usize {
         self.level.micro_kernels().lanes
     }
@@ -277,7 +282,7 @@ impl Winograd {
             epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
             "the bias's length"
         );
-        assert!(epilogue.residual.is_none_or(|residual| residual.len() == y.len()), "the residual's length");
+        assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
         let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
         match self.tiling {
             Tiling::F2 => run.batch::<F2>(images, scratch),
@@ -289,23 +294,25 @@ impl Winograd {
     /// Cuts `tiles` tiles for `threads` threads. The bits of the result do not depend on it.
     fn schedule(&self, tiles: usize, threads: usize) -> Schedule {
         let points = self.tiling.points() * self.tiling.points();
-        let weights = points * self.geometry.in_channels * self.geometry.out_channels;
-        // Few channels: V and M of a block beside the weights in the L2 cache. Many: the weights stream by, and each
-        // panel should meet as many tiles as V allows.
-        let most = match self.geometry.in_channels {
-            0..=160 => 14,
-            161..=320 => 32,
-            _ => MAX_TILES,
+        // Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as
+        // many tiles as possible.
+        let streamed = self.weight_values() > STREAMED;
+        let most = match streamed {
+            true => (TRANSFORMED / (points * self.geometry.in_channels)).clamp(16, MAX_TILES),
+            false => 14,
         };
         let blocks = tiles.div_ceil(most);
-        let shared = threads > 1 && (blocks < 2 * threads || weights > STREAMED);
+        let shared = threads > 1 && (streamed || blocks < 2 * threads);
         let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
         Schedule { blocks: blocks.min(tiles), shared }
     }
 }
 
 /// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
-const STREAMED: usize = 1 << 19;
+const STREAMED: usize = 1 << 20;
+
+/// Values of V at most, where the weights stream by.
+const TRANSFORMED: usize = 3 << 19;
 
 /// Transforms the weights of one panel.
 struct Pack<'a> {
@@ -465,11 +472,15 @@ impl Run<'_> {
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
         let (v_step, m_step) = (self.v_step(slots), slots * width + LINE);
         let tallest = kernels.max_blocked_rows(vectors);
+        let streamed = conv.weight_values() > STREAMED;
         let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
         for p in 0..A::POINTS {
             for q in 0..A::POINTS {
                 let (point, range) = (p * A::POINTS + q, block.slots::<A>(p, q));
                 let pieces = range.len().div_ceil(tallest);
+                // The next point's weights, shared out over this point's pieces and the steps of each.
+                let steps = depth.div_ceil(kernels.lanes) * pieces.max(1);
+                let lines = if streamed { (depth * width / LINE).div_ceil(steps) } else { 0 };
                 for piece in 0..pieces {
                     // Heights as equal as can be: a short last piece would waste the registers.
                     let from = range.start + range.len() * piece / pieces;
@@ -480,6 +491,8 @@ impl Run<'_> {
                         depth,
                         b,
                         c: m.wrapping_add(point * m_step + from * width),
+                        next: b.wrapping_add((depth + depth * piece / pieces) * width),
+                        lines,
                     };
                     // SAFETY: V has `slots` rows for each point and vector of channels, M `slots` rows of `width` for
                     // each point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
@@ -498,7 +511,11 @@ impl Run<'_> {
             channels: conv.geometry.out_channels,
             panel: channels,
             bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
-            residual: self.epilogue.residual.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            residual: match self.epilogue.residual {
+                Some(Residual::Tensor(values)) => values.as_ptr(),
+                Some(Residual::InPlace) => self.y.get(),
+                None => std::ptr::null(),
+            },
             relu: self.epilogue.relu,
             algorithm: PhantomData,
         });

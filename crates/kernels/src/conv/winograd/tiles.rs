@@ -40,7 +40,7 @@ pub(super) struct Tile {
 }
 
 /// Most tiles of a block.
-pub(super) const MAX_TILES: usize = 64;
+pub(super) const MAX_TILES: usize = 128;
 
 /// Neighbouring tiles that go through the transforms together. Their slots are ordered by kind (short columns, full
 /// tiles, short rows, both short), so that each point works on one range of slots.
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn each_point_finds_the_tiles_that_need_it() {
         let (rows, columns) = (cut::<F4>(14), cut::<F4>(7));
-        for (from, to) in [(0, 8), (3, 17), (5, 6), (0, 64)] {
+        for (from, to) in [(0, 8), (3, 17), (5, 6), (0, 64), (7, 135)] {
             let block = Block::new([&rows, &columns], from, to);
             let mut seen: Vec<_> = block.tiles().iter().map(|tile| tile.slot).collect();
             seen.sort_unstable();
