@@ -139,6 +139,45 @@ impl Algorithm for F4 {
     }
 }
 
+/// F(3, 4) with the points of [`F4`], whose input transform it shares.
+pub(super) struct F3Of4;
+
+impl Algorithm for F3Of4 {
+    const TAPS: usize = 4;
+    const OUTPUTS: usize = 3;
+    const STRIDE: usize = 1;
+    const POINTS: usize = F4::POINTS;
+    const LAST: &'static [usize] = F4::LAST;
+
+    fn weights(point: usize) -> Vec<f64> {
+        match point {
+            3 => vec![0.0, 0.0, 0.0, 1.0],
+            _ => {
+                let factors = F4::weights(point);
+                let x = if factors[0] == 0.0 { 0.0 } else { factors[1] / factors[0] };
+                vec![factors[0], factors[1], factors[2], factors[2] * x]
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(simd: S, d: [S::V; MAX]) -> [S::V; MAX] {
+        F4::input(simd, d)
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(simd: S, m: [S::V; MAX]) -> [S::V; MAX] {
+        let (a, b) = (simd.splat(F4::A as f32), simd.splat(F4::B as f32));
+        let (sum_a, difference_a) = (simd.add(m[0], m[1]), simd.sub(m[0], m[1]));
+        let (sum_b, difference_b) = (simd.add(m[4], m[5]), simd.sub(m[4], m[5]));
+        let mut y = [simd.zero(); MAX];
+        y[0] = simd.add(m[2], simd.add(sum_a, sum_b));
+        y[1] = simd.mul_add(a, difference_a, simd.mul(b, difference_b));
+        y[2] = simd.mul_add(simd.splat(0.5), sum_a, simd.mul_add(simd.splat(2.0), sum_b, m[3]));
+        y
+    }
+}
+
 /// Three outputs of a filter of three taps with stride 2, by its phases: taps 0 and 2 meet every other value and are
 /// F(3, 2) with the points 0, 1, −1, ∞; tap 1 meets the values between and is three plain products.
 pub(super) struct S3;
@@ -219,6 +258,7 @@ mod tests {
     fn tiles_are_filters() {
         is_a_filter::<F2>();
         is_a_filter::<F4>();
+        is_a_filter::<F3Of4>();
         is_a_filter::<S3>();
     }
 }

@@ -9,9 +9,11 @@ mod algorithm;
 mod tests;
 mod tiles;
 mod transform;
+mod view;
 
-use self::algorithm::{Algorithm, F2, F4, MAX, S3};
+use self::algorithm::{Algorithm, F2, F3Of4, F4, MAX, S3};
 use self::tiles::{Block, MAX_TILES, Span};
+use self::view::View;
 use super::{ConvGeometry, GeometryError};
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
@@ -32,22 +34,29 @@ pub enum Tiling {
     F4,
     /// 3×3 with stride 2 by phases: 49 products for 9 outputs, 1.65 times fewer.
     S3,
+    /// 7×7 with stride 2, the stem, by phases: squares of 2×2 pixels become pixels of four times the channels, and the
+    /// kernel becomes one of 4×4 with stride 1 and F(3×3, 4×4): 144 products for 9 outputs, 3.06 times fewer.
+    S7,
 }
 
 impl Tiling {
     /// All algorithms.
-    pub const ALL: [Tiling; 3] = [Tiling::F2, Tiling::F4, Tiling::S3];
+    pub const ALL: [Tiling; 4] = [Tiling::F2, Tiling::F4, Tiling::S3, Tiling::S7];
 
     /// Whether the algorithm computes this convolution.
     pub fn supports(self, geometry: &ConvGeometry) -> bool {
-        let stride = match self {
-            Tiling::F2 | Tiling::F4 => 1,
-            Tiling::S3 => 2,
+        let (kernel, stride) = match self {
+            Tiling::F2 | Tiling::F4 => (3, 1),
+            Tiling::S3 => (3, 2),
+            Tiling::S7 => (7, 2),
         };
-        geometry.kernel == [3, 3]
+        // More channels would fill vectors without being put side by side.
+        let folds = self != Tiling::S7 || (geometry.in_channels <= 4 && geometry.padding == [3, 3]);
+        geometry.kernel == [kernel; 2]
             && geometry.stride == [stride; 2]
             && geometry.dilation == [1, 1]
             && geometry.groups == 1
+            && folds
     }
 
     /// Products of one axis of a full tile.
@@ -56,6 +65,7 @@ impl Tiling {
             Tiling::F2 => F2::POINTS,
             Tiling::F4 => F4::POINTS,
             Tiling::S3 => S3::POINTS,
+            Tiling::S7 => F3Of4::POINTS,
         }
     }
 
@@ -66,7 +76,8 @@ impl Tiling {
         let along = |outputs| -> usize {
             self.cut(outputs).iter().map(|span| points - if span.full { 0 } else { last }).sum()
         };
-        [along(output[0]) * along(output[1]), points * points]
+        let squares = if self == Tiling::S7 { 4 } else { 1 };
+        [squares * along(output[0]) * along(output[1]), squares * points * points]
     }
 
     /// Points that only the last output needs.
@@ -75,6 +86,7 @@ impl Tiling {
             Tiling::F2 => F2::LAST.len(),
             Tiling::F4 => F4::LAST.len(),
             Tiling::S3 => S3::LAST.len(),
+            Tiling::S7 => F3Of4::LAST.len(),
         }
     }
 
@@ -83,6 +95,7 @@ impl Tiling {
             Tiling::F2 => tiles::cut::<F2>(outputs),
             Tiling::F4 => tiles::cut::<F4>(outputs),
             Tiling::S3 => tiles::cut::<S3>(outputs),
+            Tiling::S7 => tiles::cut::<F3Of4>(outputs),
         }
     }
 
@@ -92,6 +105,7 @@ impl Tiling {
             Tiling::F2 => F2::weights(point),
             Tiling::F4 => F4::weights(point),
             Tiling::S3 => S3::weights(point),
+            Tiling::S7 => F3Of4::weights(point),
         }
     }
 }
@@ -107,6 +121,7 @@ pub struct Winograd {
     level: Level,
     input: [usize; 2],
     output: [usize; 2],
+    view: View,
     rows: Vec<Span>,
     columns: Vec<Span>,
     zeros: Vec<f32>,
@@ -122,6 +137,8 @@ pub struct WinogradWeights {
 /// Memory that fast convolutions use while they run, reused from one to the next.
 #[derive(Debug, Default)]
 pub struct WinogradScratch {
+    /// The input as the tiles read it, where that is not as it stands.
+    copy: Aligned,
     /// The transformed input, where threads share it.
     shared: Aligned,
     /// What each thread has for itself.
@@ -175,8 +192,12 @@ impl Winograd {
         assert!(tiling.supports(&geometry), "{tiling:?} cannot compute {geometry:?}");
         let output = geometry.output_size(input)?;
         let (rows, columns) = (tiling.cut(output[0]), tiling.cut(output[1]));
-        let zeros = vec![0.0; input[1] * geometry.in_channels];
-        Ok(Winograd { geometry, tiling, level, input, output, rows, columns, zeros })
+        let view = match tiling {
+            Tiling::F2 | Tiling::F4 | Tiling::S3 => View::plain(&geometry, input),
+            Tiling::S7 => View::squares(&geometry, input),
+        };
+        let zeros = vec![0.0; view.size[1] * view.channels];
+        Ok(Winograd { geometry, tiling, level, input, output, view, rows, columns, zeros })
     }
 
     /// The convolution's parameters.
@@ -215,7 +236,7 @@ impl Winograd {
 
     /// First value of a panel in the packed weights.
     fn panel_start(&self, first_channel: usize) -> usize {
-        first_channel * self.geometry.in_channels * self.tiling.points() * self.tiling.points()
+        first_channel * self.view.channels * self.tiling.points() * self.tiling.points()
     }
 
     /// Transforms weights (HWIO, `[3, 3, in, out]`) and packs them. The transform is computed in `f64` and rounded once.
@@ -227,15 +248,16 @@ impl Winograd {
         let points = self.tiling.points();
         let channels = self.geometry.out_channels.next_multiple_of(self.lanes());
         let mut values = Aligned::zeros(self.panel_start(channels));
-        let mut factors = [[0.0; 3]; MAX];
+        let mut factors = [[0.0; TAPS]; MAX];
         for (point, factors) in factors.iter_mut().enumerate().take(points) {
-            factors.copy_from_slice(&self.tiling.weights(point));
+            let weights = self.tiling.weights(point);
+            factors[..weights.len()].copy_from_slice(&weights);
         }
         let out = SharedMut(values.as_mut_ptr());
         let panels = self.panels();
         cx.pool().run(panels.len(), |panel| {
             let Some((channels, vectors)) = panels.clone().nth(panel) else { return };
-            let depth = self.geometry.in_channels;
+            let depth = self.view.channels;
             let width = vectors * self.lanes();
             let start = self.panel_start(channels.start);
             // SAFETY: panels are disjoint and lie within `values`.
@@ -245,6 +267,7 @@ impl Winograd {
             cx.level().run(Pack {
                 weight,
                 geometry: &self.geometry,
+                view: &self.view,
                 factors: &factors[..points],
                 channels,
                 width,
@@ -283,11 +306,14 @@ impl Winograd {
             "the bias's length"
         );
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
+        let WinogradScratch { copy, shared, own } = scratch;
+        let x = self.view.of(cx, &self.geometry, self.input, x, copy);
         let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
         match self.tiling {
-            Tiling::F2 => run.batch::<F2>(images, scratch),
-            Tiling::F4 => run.batch::<F4>(images, scratch),
-            Tiling::S3 => run.batch::<S3>(images, scratch),
+            Tiling::F2 => run.batch::<F2>(images, shared, own),
+            Tiling::F4 => run.batch::<F4>(images, shared, own),
+            Tiling::S3 => run.batch::<S3>(images, shared, own),
+            Tiling::S7 => run.batch::<F3Of4>(images, shared, own),
         }
     }
 
@@ -298,7 +324,7 @@ impl Winograd {
         // many tiles as possible.
         let streamed = self.weight_values() > STREAMED;
         let most = match streamed {
-            true => (TRANSFORMED / (points * self.geometry.in_channels)).clamp(16, MAX_TILES),
+            true => (TRANSFORMED / (points * self.view.channels)).clamp(16, MAX_TILES),
             false => 14,
         };
         let blocks = tiles.div_ceil(most);
@@ -314,11 +340,15 @@ const STREAMED: usize = 1 << 20;
 /// Values of V at most, where the weights stream by.
 const TRANSFORMED: usize = 3 << 19;
 
+/// Most taps of a kernel along one axis.
+const TAPS: usize = 4;
+
 /// Transforms the weights of one panel.
 struct Pack<'a> {
     weight: &'a [f32],
     geometry: &'a ConvGeometry,
-    factors: &'a [[f64; 3]],
+    view: &'a View,
+    factors: &'a [[f64; TAPS]],
     channels: Range<usize>,
     width: usize,
     packed: &'a mut [f32],
@@ -329,37 +359,37 @@ impl Task for Pack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (depth, columns) = (self.geometry.in_channels, self.geometry.out_channels);
-        let points = self.factors.len();
+        let (depth, points, taps) = (self.view.channels, self.factors.len(), self.view.taps);
         for input in 0..depth {
             for first in self.channels.clone().step_by(LINE) {
                 let count = (self.channels.end - first).min(LINE);
-                let mut taps = [[[0.0; LINE]; 3]; 3];
-                for (ky, row) in taps.iter_mut().enumerate() {
-                    for (kx, tap) in row.iter_mut().enumerate() {
-                        let at = ((ky * 3 + kx) * depth + input) * columns + first;
-                        for (tap, &weight) in tap.iter_mut().zip(&self.weight[at..at + count]) {
+                let mut kernel = [[[0.0; LINE]; TAPS]; TAPS];
+                for (ky, row) in kernel.iter_mut().enumerate().take(taps) {
+                    for (kx, tap) in row.iter_mut().enumerate().take(taps) {
+                        let Some(at) = self.view.weight(self.geometry, self.weight, [ky, kx], input) else {
+                            continue;
+                        };
+                        let weights = &self.weight[at + first..at + first + count];
+                        for (tap, &weight) in tap.iter_mut().zip(weights) {
                             *tap = f64::from(weight);
                         }
                     }
                 }
                 for (p, vertical) in self.factors.iter().enumerate() {
-                    let mut row = [[0.0; LINE]; 3];
-                    for (kx, row) in row.iter_mut().enumerate() {
-                        for lane in 0..LINE {
-                            row[lane] = vertical[0] * taps[0][kx][lane]
-                                + vertical[1] * taps[1][kx][lane]
-                                + vertical[2] * taps[2][kx][lane];
+                    let mut row = [[0.0; LINE]; TAPS];
+                    for (ky, factor) in vertical.iter().enumerate().take(taps) {
+                        for (row, tap) in row.iter_mut().zip(&kernel[ky]) {
+                            row.iter_mut().zip(tap).for_each(|(row, tap)| *row += factor * tap);
                         }
                     }
                     for (q, horizontal) in self.factors.iter().enumerate() {
                         let at =
                             ((p * points + q) * depth + input) * self.width + first - self.channels.start;
-                        let to = &mut self.packed[at..at + count];
-                        for (lane, to) in to.iter_mut().enumerate() {
-                            let value = horizontal[0] * row[0][lane]
-                                + horizontal[1] * row[1][lane]
-                                + horizontal[2] * row[2][lane];
+                        let mut values = [0.0; LINE];
+                        for (factor, row) in horizontal.iter().zip(&row).take(taps) {
+                            values.iter_mut().zip(row).for_each(|(value, row)| *value += factor * row);
+                        }
+                        for (to, value) in self.packed[at..at + count].iter_mut().zip(values) {
                             *to = value as f32;
                         }
                     }
@@ -380,7 +410,7 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn batch<A: Algorithm>(&self, images: usize, scratch: &mut WinogradScratch) {
+    fn batch<A: Algorithm>(&self, images: usize, v: &mut Aligned, own: &mut Vec<Mutex<Own>>) {
         let conv = self.conv;
         let tiles = images * conv.rows.len() * conv.columns.len();
         if tiles == 0 {
@@ -389,7 +419,6 @@ impl Run<'_> {
         let threads = self.cx.pool().available();
         let Schedule { blocks, shared } = conv.schedule(tiles, threads);
         let most = tiles.div_ceil(blocks);
-        let WinogradScratch { shared: v, own } = scratch;
         if own.len() < threads {
             own.resize_with(threads, Mutex::default);
         }
@@ -403,7 +432,7 @@ impl Run<'_> {
                 WinogradScratch::with(own, |Own { v, m }| {
                     v.grow(v_len);
                     m.grow(m_len);
-                    let vectors = conv.geometry.in_channels.div_ceil(conv.lanes());
+                    let vectors = conv.view.channels.div_ceil(conv.lanes());
                     self.transform::<A>(&block, 0..vectors, v.as_mut_ptr());
                     for (channels, vectors) in conv.panels() {
                         self.panel::<A>(&block, channels, vectors, v.as_ptr(), m.as_mut_ptr());
@@ -414,7 +443,7 @@ impl Run<'_> {
         }
         v.grow(v_len);
         let v = SharedMut(v.as_mut_ptr());
-        let (panels, vectors) = (conv.panels(), conv.geometry.in_channels.div_ceil(conv.lanes()));
+        let (panels, vectors) = (conv.panels(), conv.view.channels.div_ceil(conv.lanes()));
         for index in 0..blocks {
             let block = self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
             let pieces = vectors.min(4 * threads);
@@ -438,7 +467,7 @@ impl Run<'_> {
 
     /// Values between two points of V for a block of `tiles` tiles: a line more, so that points do not share cache sets.
     fn v_step(&self, tiles: usize) -> usize {
-        self.conv.geometry.in_channels.next_multiple_of(self.conv.lanes()) * tiles + LINE
+        self.conv.view.channels.next_multiple_of(self.conv.lanes()) * tiles + LINE
     }
 
     fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, v: *mut f32) {
@@ -446,9 +475,9 @@ impl Run<'_> {
         self.cx.level().run(transform::Input::<A> {
             block,
             x: self.x.as_ptr(),
-            size: self.conv.input,
-            padding: self.conv.geometry.padding,
-            channels: self.conv.geometry.in_channels,
+            size: self.conv.view.size,
+            padding: self.conv.view.padding,
+            channels: self.conv.view.channels,
             vectors,
             zeros: self.conv.zeros.as_ptr(),
             v,
@@ -468,7 +497,7 @@ impl Run<'_> {
         m: *mut f32,
     ) {
         let conv = self.conv;
-        let (kernels, depth) = (conv.level.micro_kernels(), conv.geometry.in_channels);
+        let (kernels, depth) = (conv.level.micro_kernels(), conv.view.channels);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
         let (v_step, m_step) = (self.v_step(slots), slots * width + LINE);
         let tallest = kernels.max_blocked_rows(vectors);

@@ -17,10 +17,11 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
             2 => 16 * (1 + random.below(5)),
             _ => 1 + random.below(90),
         };
-        let stride = if tiling == Tiling::S3 { 2 } else { 1 };
-        let geometry = ConvGeometry {
-            padding: [random.below(4), random.below(3)],
-            ..ConvGeometry::square(channels(random), channels(random), 3, stride)
+        let padding = [random.below(4), random.below(3)];
+        let geometry = match tiling {
+            Tiling::F2 | Tiling::F4 => ConvGeometry { padding, ..square(random, channels, 3, 1) },
+            Tiling::S3 => ConvGeometry { padding, ..square(random, channels, 3, 2) },
+            Tiling::S7 => ConvGeometry::square(1 + random.below(4), channels(random), 7, 2),
         };
         let (batch, input) = (1 + random.below(3), [1 + random.below(19), 1 + random.below(19)]);
         if geometry.macs(input).is_ok_and(|macs| macs * batch as u64 <= 600_000) {
@@ -29,8 +30,18 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
     }
 }
 
+fn square(
+    random: &mut Random,
+    channels: impl Fn(&mut Random) -> usize,
+    kernel: usize,
+    stride: usize,
+) -> ConvGeometry {
+    ConvGeometry::square(channels(random), channels(random), kernel, stride)
+}
+
 /// The matrices of an algorithm in absolute values: `|Bᵀ|`, `|G|`, `|Aᵀ|`.
 struct Matrices {
+    stride: usize,
     input: Vec<Vec<f64>>,
     weights: Vec<Vec<f64>>,
     output: Vec<Vec<f64>>,
@@ -45,6 +56,7 @@ impl Matrices {
         };
         let absolute = |point| A::weights(point).iter().map(|factor| factor.abs()).collect();
         Matrices {
+            stride: A::STRIDE,
             input: (0..A::INPUTS).map(|place| column(&|d| A::input(Scalar, d), place)).collect(),
             weights: (0..A::POINTS).map(absolute).collect(),
             output: (0..A::POINTS).map(|point| column(&|m| A::output(Scalar, m), point)).collect(),
@@ -53,32 +65,33 @@ impl Matrices {
 
     /// What the algorithm computes with everything in absolute values, one value an output: the size that its rounding
     /// errors are relative to. `|Aᵀ| (|G| |w| |Gᵀ| ⊙ |Bᵀ| |d| |B|) |A|`, summed over the input channels.
-    fn magnitude(&self, conv: &Winograd, batch: usize, x: &[f64], w: &[f64]) -> Vec<f64> {
-        let (g, points, [height, width]) = (&conv.geometry, self.weights.len(), conv.input);
-        let stride = g.stride[0];
+    fn magnitude(&self, cx: &Context, conv: &Winograd, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+        let (g, view, points) = (&conv.geometry, &conv.view, self.weights.len());
+        let ([height, width], channels) = (view.size, view.channels);
+        let mut copy = Aligned::default();
+        let x = view.of(cx, g, conv.input, x, &mut copy);
         let mut y = vec![0.0; batch * conv.output[0] * conv.output[1] * g.out_channels];
         let weight = |p: usize, q: usize, i: usize, o: usize| -> f64 {
             let tap = |k: usize| {
-                self.weights[p][k / 3]
-                    * self.weights[q][k % 3]
-                    * w[(k * g.in_channels + i) * g.out_channels + o].abs()
+                let at = view.weight(g, w, [k / view.taps, k % view.taps], i);
+                let value = at.map_or(0.0, |at| f64::from(w[at + o].abs()));
+                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * value
             };
-            (0..9).map(tap).sum()
+            (0..view.taps * view.taps).map(tap).sum()
         };
         for image in 0..batch {
             for (rows, columns) in
                 conv.rows.iter().flat_map(|rows| conv.columns.iter().map(move |c| (rows, c)))
             {
-                for i in 0..g.in_channels {
+                for i in 0..channels {
                     let data = |r: usize, c: usize| -> f64 {
                         let place = |start: usize, at: usize, padding: usize, size: usize| {
-                            (start * stride + at).checked_sub(padding).filter(|&place| place < size)
+                            (start * self.stride + at).checked_sub(padding).filter(|&place| place < size)
                         };
-                        let y = place(rows.start, r, g.padding[0], height);
-                        let x_at = place(columns.start, c, g.padding[1], width);
-                        y.zip(x_at).map_or(0.0, |(y, at)| {
-                            x[((image * height + y) * width + at) * g.in_channels + i].abs()
-                        })
+                        let y = place(rows.start, r, view.padding[0], height);
+                        let x_at = place(columns.start, c, view.padding[1], width);
+                        let value = |(y, at)| x[((image * height + y) * width + at) * channels + i];
+                        y.zip(x_at).map_or(0.0, |at| f64::from(value(at).abs()))
                     };
                     for (p, q) in (0..points).flat_map(|p| (0..points).map(move |q| (p, q))) {
                         let mut v = 0.0;
@@ -92,9 +105,8 @@ impl Matrices {
                             for (r, c) in
                                 (0..rows.outputs).flat_map(|r| (0..columns.outputs).map(move |c| (r, c)))
                             {
-                                let pixel = (image * conv.output[0] + rows.start + r) * conv.output[1]
-                                    + columns.start
-                                    + c;
+                                let row = image * conv.output[0] + rows.start + r;
+                                let pixel = row * conv.output[1] + columns.start + c;
                                 y[pixel * g.out_channels + o] +=
                                     self.output[p][r] * self.output[q][c] * product;
                             }
@@ -112,6 +124,7 @@ fn matrices(tiling: Tiling) -> Matrices {
         Tiling::F2 => Matrices::of::<F2>(),
         Tiling::F4 => Matrices::of::<F4>(),
         Tiling::S3 => Matrices::of::<S3>(),
+        Tiling::S7 => Matrices::of::<F3Of4>(),
     }
 }
 
@@ -133,7 +146,7 @@ fn all_tilings_agree_with_the_oracle_at_every_level() {
             let mut magnitude = None;
             for cx in &contexts {
                 let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
-                let magnitude = magnitude.get_or_insert_with(|| matrices.magnitude(&conv, batch, &x64, &w64));
+                let magnitude = magnitude.get_or_insert_with(|| matrices.magnitude(cx, &conv, batch, &x, &w));
                 let (weights, mut y) = (conv.pack(cx, &w), vec![f32::NAN; expected.len()]);
                 conv.forward(cx, &x, &weights, Epilogue::default(), &mut WinogradScratch::default(), &mut y);
                 let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
@@ -148,8 +161,8 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
     let mut random = Random::new(12);
     for cx in contexts() {
         for round in 0..30 {
-            let (g, batch, input) = random_shape(&mut random, Tiling::ALL[round % 3]);
-            let conv = Winograd::new(cx.level(), Tiling::ALL[round % 3], g, input).unwrap();
+            let (g, batch, input) = random_shape(&mut random, Tiling::ALL[round % 4]);
+            let conv = Winograd::new(cx.level(), Tiling::ALL[round % 4], g, input).unwrap();
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let (weights, bias) =
                 (conv.pack(&cx, &random.values(g.weight_len())), random.values(g.out_channels));
@@ -181,6 +194,7 @@ fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
         (Tiling::F4, ConvGeometry::square(300, 70, 3, 1), 9, [14, 14]),
         (Tiling::F2, ConvGeometry::square(340, 50, 3, 1), 2, [7, 7]),
         (Tiling::S3, ConvGeometry::square(40, 72, 3, 2), 3, [28, 27]),
+        (Tiling::S7, ConvGeometry::square(3, 40, 7, 2), 3, [33, 30]),
     ]
 }
 

@@ -1,0 +1,109 @@
+//! A convolution as the tiles see it: with stride 1, or with the stride of its algorithm.
+
+use super::super::ConvGeometry;
+use crate::Context;
+use crate::buffer::Aligned;
+
+/// Pixels of 2×2 squares side by side, so that a 7×7 kernel with stride 2 becomes a 4×4 kernel with stride 1.
+const SQUARE: usize = 2;
+
+/// What the tiles read.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    /// Size `[height, width]` of the images that the tiles read.
+    pub(super) size: [usize; 2],
+    /// Their channels.
+    pub(super) channels: usize,
+    /// Zeros before the first row and column.
+    pub(super) padding: [usize; 2],
+    /// Taps of the kernel along each axis.
+    pub(super) taps: usize,
+    /// Whether squares of the input become pixels first.
+    folded: bool,
+}
+
+impl View {
+    /// The input as it is.
+    pub(super) fn plain(geometry: &ConvGeometry, input: [usize; 2]) -> Self {
+        View {
+            size: input,
+            channels: geometry.in_channels,
+            padding: geometry.padding,
+            taps: geometry.kernel[0],
+            folded: false,
+        }
+    }
+
+    /// Squares of 2×2 pixels of the input as pixels of four times the channels: tap `t` of output `o` reads pixel
+    /// `2o + t − 3`, which is half `(t + 1) mod 2` of square `o + (t + 1) div 2 − 2`.
+    pub(super) fn squares(geometry: &ConvGeometry, input: [usize; 2]) -> Self {
+        View {
+            size: input.map(|size| size.div_ceil(SQUARE)),
+            channels: geometry.in_channels * SQUARE * SQUARE,
+            padding: [2, 2],
+            taps: 4,
+            folded: true,
+        }
+    }
+
+    /// The weight (HWIO) of a tap, a channel and an output as the tiles see it.
+    pub(super) fn weight(
+        &self,
+        geometry: &ConvGeometry,
+        weight: &[f32],
+        [ky, kx]: [usize; 2],
+        channel: usize,
+    ) -> Option<usize> {
+        let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
+        let at = |ky: usize, kx: usize, channel: usize| {
+            let first = ((ky * geometry.kernel[1] + kx) * inputs + channel) * outputs;
+            debug_assert!(first + outputs <= weight.len());
+            first
+        };
+        if !self.folded {
+            return Some(at(ky, kx, channel));
+        }
+        let (half, channel) = (channel / inputs, channel % inputs);
+        // Tap 2u + v − 1; there is none before the first.
+        let ky = (SQUARE * ky + half / SQUARE).checked_sub(1)?;
+        let kx = (SQUARE * kx + half % SQUARE).checked_sub(1)?;
+        Some(at(ky, kx, channel))
+    }
+
+    /// The images as the tiles read them: `x` itself, or a rearranged copy in `copy`.
+    pub(super) fn of<'a>(
+        &self,
+        cx: &Context,
+        geometry: &ConvGeometry,
+        input: [usize; 2],
+        x: &'a [f32],
+        copy: &'a mut Aligned,
+    ) -> &'a [f32] {
+        if !self.folded {
+            return x;
+        }
+        let [height, width] = input;
+        let (channels, images) = (geometry.in_channels, x.len() / (height * width * geometry.in_channels));
+        let row = self.size[1] * self.channels;
+        let length = images * self.size[0] * row;
+        copy.grow(length);
+        let copy = &mut copy.values_mut()[..length];
+        let half = SQUARE * channels;
+        cx.pool().pieces(copy, row, |index, to| {
+            let (image, square) = (index / self.size[0], index % self.size[0]);
+            let first = (image * height + SQUARE * square) * width * channels;
+            for (column, to) in to.chunks_exact_mut(self.channels).enumerate() {
+                for (line, to) in to.chunks_exact_mut(half).enumerate() {
+                    let exists = SQUARE * square + line < height;
+                    let existing = if exists { (width - SQUARE * column).min(SQUARE) * channels } else { 0 };
+                    if exists {
+                        let from = first + (line * width + SQUARE * column) * channels;
+                        to[..existing].copy_from_slice(&x[from..from + existing]);
+                    }
+                    to[existing..].fill(0.0);
+                }
+            }
+        });
+        copy
+    }
+}
