@@ -174,6 +174,7 @@ fn main() {
         convolution(&cx, ConvGeometry::square(channels, 2 * channels, 3, 2), size, 128);
     }
     for batch in [1, 8] {
+        fast(&cx, Tiling::S7, stem, 224, batch);
         for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
             for tiling in [Tiling::F2, Tiling::F4] {
                 fast(&cx, tiling, ConvGeometry::square(channels, channels, 3, 1), size, batch);

@@ -67,8 +67,10 @@ pub(crate) struct Blocked {
     pub(crate) depth: usize,
     /// The panel's values, `[depth][vectors · lanes]`.
     pub(crate) b: *const f32,
-    /// First row of C; rows of `vectors · lanes` values follow each other.
+    /// First row of C, of `vectors · lanes` values.
     pub(crate) c: *mut f32,
+    /// Values between two rows of C.
+    pub(crate) c_step: usize,
     /// Values that will be needed next; any address.
     pub(crate) next: *const f32,
     /// Cache lines of them to ask for with each vector of A's columns.
@@ -186,7 +188,7 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
         for (row, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {
                 // SAFETY: C has ROWS rows of `VECTORS · LANES` values.
-                unsafe { simd.store(block.c.add((row * VECTORS + v) * S::LANES), sum) };
+                unsafe { simd.store(block.c.add(row * block.c_step + v * S::LANES), sum) };
             }
         }
     }

@@ -423,7 +423,7 @@ impl Run<'_> {
             own.resize_with(threads, Mutex::default);
         }
         let width = PANEL * conv.lanes();
-        let m_len = A::POINTS * A::POINTS * (most * width + LINE);
+        let m_len = most * self.m_step::<A>(width);
         let v_len = A::POINTS * A::POINTS * self.v_step(most);
         let own = &own[..];
         if !shared {
@@ -470,6 +470,11 @@ impl Run<'_> {
         self.conv.view.channels.next_multiple_of(self.conv.lanes()) * tiles + LINE
     }
 
+    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
+    fn m_step<A: Algorithm>(&self, width: usize) -> usize {
+        A::POINTS * A::POINTS * width + LINE
+    }
+
     fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, v: *mut f32) {
         let slots = block.tiles().len();
         self.cx.level().run(transform::Input::<A> {
@@ -499,7 +504,7 @@ impl Run<'_> {
         let conv = self.conv;
         let (kernels, depth) = (conv.level.micro_kernels(), conv.view.channels);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
-        let (v_step, m_step) = (self.v_step(slots), slots * width + LINE);
+        let (v_step, m_step) = (self.v_step(slots), self.m_step::<A>(width));
         let tallest = kernels.max_blocked_rows(vectors);
         let streamed = conv.weight_values() > STREAMED;
         let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
@@ -519,12 +524,13 @@ impl Run<'_> {
                         a_step: slots * kernels.lanes,
                         depth,
                         b,
-                        c: m.wrapping_add(point * m_step + from * width),
+                        c: m.wrapping_add(from * m_step + point * width),
+                        c_step: m_step,
                         next: b.wrapping_add((depth + depth * piece / pieces) * width),
                         lines,
                     };
-                    // SAFETY: V has `slots` rows for each point and vector of channels, M `slots` rows of `width` for
-                    // each point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
+                    // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot
+                    // and point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
                     unsafe { kernels.blocked(vectors, to - from, &arguments) };
                 }
                 b = b.wrapping_add(depth * width);
@@ -533,8 +539,7 @@ impl Run<'_> {
         self.cx.level().run(transform::Output::<A> {
             block,
             m,
-            point_step: m_step,
-            width,
+            slot_step: m_step,
             y: self.y.get(),
             size: conv.output,
             channels: conv.geometry.out_channels,

@@ -2,8 +2,9 @@
 
 #![expect(clippy::needless_range_loop, reason = "indices name places of matrices")]
 
+use super::PANEL;
 use super::algorithm::{Algorithm, MAX};
-use super::tiles::Block;
+use super::tiles::{Block, Tile};
 use crate::simd::{Simd, Task, opaque};
 use crate::vector::{load_first, store_first};
 use std::marker::PhantomData;
@@ -166,12 +167,10 @@ impl<A: Algorithm> Task for Input<'_, A> {
 /// `y = Aᵀ M A` with an epilogue, for one panel of output channels.
 pub(super) struct Output<'a, A> {
     pub(super) block: &'a Block,
-    /// M, `[point][slot][width]`.
+    /// M, `[slot][point][width of the panel]`.
     pub(super) m: *const f32,
-    /// Values between two points of M.
-    pub(super) point_step: usize,
-    /// Values between two slots of M: the panel's width.
-    pub(super) width: usize,
+    /// Values between two slots of M.
+    pub(super) slot_step: usize,
     /// The batch of outputs, NHWC.
     pub(super) y: *mut f32,
     /// Output size `[height, width]`.
@@ -187,65 +186,107 @@ pub(super) struct Output<'a, A> {
     pub(super) algorithm: PhantomData<A>,
 }
 
+/// One vector of output channels of one tile on its way out.
+struct Result<'a, S, A> {
+    simd: S,
+    output: &'a Output<'a, A>,
+    tile: &'a Tile,
+    /// The first point's vector.
+    m: *const f32,
+    /// Offset of the tile's first output, and of the vector's first channel in it.
+    first: usize,
+    channel: usize,
+    /// Channels of the vector.
+    count: usize,
+}
+
+impl<S: Simd, A: Algorithm> Result<'_, S, A> {
+    /// Transforms and stores, where M's points are `VECTORS` vectors apart. With `FULL`, all outputs of the tile exist.
+    ///
+    /// # Safety
+    /// M must hold a vector for each point; bias, residual and y the tile's outputs and channels.
+    #[inline(always)]
+    unsafe fn run<const VECTORS: usize, const FULL: bool>(&self) {
+        let (simd, output) = (self.simd, self.output);
+        let mut rows = [[MaybeUninit::uninit(); MAX]; MAX];
+        for q in 0..A::POINTS {
+            let mut products = [simd.zero(); MAX];
+            for p in 0..A::POINTS {
+                // SAFETY: promised by the caller; what a short tile has left out reaches no output that is stored.
+                products[p] = unsafe { simd.load(self.m.add((p * A::POINTS + q) * VECTORS * S::LANES)) };
+            }
+            let outputs = A::output(simd, products);
+            for i in 0..A::OUTPUTS {
+                rows[i][q].write(outputs[i]);
+            }
+        }
+        let mut bias = simd.zero();
+        if !output.bias.is_null() {
+            // SAFETY: `count` channels from `channel` on exist.
+            bias = unsafe { load_first(simd, output.bias.wrapping_add(self.channel), self.count) };
+        }
+        let line = output.size[1] * output.channels;
+        for i in 0..A::OUTPUTS {
+            if !FULL && i >= self.tile.rows.outputs {
+                break;
+            }
+            let mut products = [simd.zero(); MAX];
+            for q in 0..A::POINTS {
+                // SAFETY: written above, for each of the OUTPUTS rows and POINTS columns.
+                products[q] = unsafe { rows[i][q].assume_init() };
+            }
+            let outputs = A::output(simd, products);
+            let mut at = self.first + i * line;
+            for j in 0..A::OUTPUTS {
+                if !FULL && j >= self.tile.columns.outputs {
+                    break;
+                }
+                let mut value = simd.add(outputs[j], bias);
+                if !output.residual.is_null() {
+                    // SAFETY: the pixel exists, and `count` of its channels from `channel` on.
+                    let residual = unsafe { load_first(simd, output.residual.wrapping_add(at), self.count) };
+                    value = simd.add(value, residual);
+                }
+                if output.relu {
+                    value = simd.max(simd.zero(), value);
+                }
+                // SAFETY: as for the residual.
+                unsafe { store_first(simd, output.y.wrapping_add(at), value, self.count) };
+                at += output.channels;
+            }
+        }
+    }
+}
+
 impl<A: Algorithm> Task for Output<'_, A> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let [height, width] = self.size;
+        let vectors = self.panel.len().div_ceil(S::LANES);
         for tile in self.block.tiles() {
-            let first = (tile.image * height + tile.rows.start) * width + tile.columns.start;
-            for channel in self.panel.clone().step_by(S::LANES) {
-                let count = (self.panel.end - channel).min(S::LANES);
-                let m = self.m.wrapping_add(tile.slot * self.width + channel - self.panel.start);
-                let mut rows = [[MaybeUninit::uninit(); MAX]; MAX];
-                for q in 0..A::POINTS {
-                    let mut products = [simd.zero(); MAX];
-                    let mut offset = opaque(q * self.point_step);
-                    for p in 0..A::POINTS {
-                        // SAFETY: M holds `width` values for each point and slot; what a short tile has left out
-                        // reaches no output that is stored.
-                        products[p] = unsafe { simd.load(m.wrapping_add(offset)) };
-                        offset += A::POINTS * self.point_step;
-                    }
-                    let outputs = A::output(simd, products);
-                    for i in 0..A::OUTPUTS {
-                        rows[i][q].write(outputs[i]);
-                    }
-                }
-                let mut bias = simd.zero();
-                if !self.bias.is_null() {
-                    // SAFETY: `count` channels from `channel` on exist.
-                    bias = unsafe { load_first(simd, self.bias.wrapping_add(channel), count) };
-                }
-                for i in 0..A::OUTPUTS {
-                    if i >= tile.rows.outputs {
-                        break;
-                    }
-                    let mut products = [simd.zero(); MAX];
-                    for q in 0..A::POINTS {
-                        // SAFETY: written above, for each of the OUTPUTS rows and POINTS columns.
-                        products[q] = unsafe { rows[i][q].assume_init() };
-                    }
-                    let outputs = A::output(simd, products);
-                    for j in 0..A::OUTPUTS {
-                        if j >= tile.columns.outputs {
-                            break;
-                        }
-                        let at = (first + i * width + j) * self.channels + channel;
-                        let mut value = simd.add(outputs[j], bias);
-                        if !self.residual.is_null() {
-                            // SAFETY: the pixel exists, and `count` of its channels from `channel` on.
-                            value = unsafe {
-                                simd.add(value, load_first(simd, self.residual.wrapping_add(at), count))
-                            };
-                        }
-                        if self.relu {
-                            value = simd.max(simd.zero(), value);
-                        }
-                        let to = self.y.wrapping_add(at);
-                        // SAFETY: as for the residual.
-                        unsafe { store_first(simd, to, value, count) };
+            let pixel = (tile.image * height + tile.rows.start) * width + tile.columns.start;
+            let full = tile.rows.outputs == A::OUTPUTS && tile.columns.outputs == A::OUTPUTS;
+            for vector in 0..vectors {
+                let channel = self.panel.start + vector * S::LANES;
+                let result = Result {
+                    simd,
+                    output: &self,
+                    tile,
+                    m: self.m.wrapping_add(tile.slot * self.slot_step + vector * S::LANES),
+                    first: pixel * self.channels + channel,
+                    channel,
+                    count: (self.panel.end - channel).min(S::LANES),
+                };
+                // SAFETY: M holds `vectors` vectors for each slot and point, a panel has one vector or PANEL of them, and
+                // the tile's outputs and the panel's channels exist.
+                unsafe {
+                    match (vectors, full) {
+                        (1, true) => result.run::<1, true>(),
+                        (1, false) => result.run::<1, false>(),
+                        (_, true) => result.run::<PANEL, true>(),
+                        (_, false) => result.run::<PANEL, false>(),
                     }
                 }
             }

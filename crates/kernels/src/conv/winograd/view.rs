@@ -83,27 +83,44 @@ impl View {
             return x;
         }
         let [height, width] = input;
-        let (channels, images) = (geometry.in_channels, x.len() / (height * width * geometry.in_channels));
+        let channels = geometry.in_channels;
+        let images = x.len() / (height * width * channels);
         let row = self.size[1] * self.channels;
         let length = images * self.size[0] * row;
         copy.grow(length);
         let copy = &mut copy.values_mut()[..length];
-        let half = SQUARE * channels;
         cx.pool().pieces(copy, row, |index, to| {
             let (image, square) = (index / self.size[0], index % self.size[0]);
             let first = (image * height + SQUARE * square) * width * channels;
-            for (column, to) in to.chunks_exact_mut(self.channels).enumerate() {
-                for (line, to) in to.chunks_exact_mut(half).enumerate() {
-                    let exists = SQUARE * square + line < height;
-                    let existing = if exists { (width - SQUARE * column).min(SQUARE) * channels } else { 0 };
-                    if exists {
-                        let from = first + (line * width + SQUARE * column) * channels;
-                        to[..existing].copy_from_slice(&x[from..from + existing]);
-                    }
-                    to[existing..].fill(0.0);
-                }
+            let lines = (height - SQUARE * square).min(SQUARE);
+            let x = &x[first..first + lines * width * channels];
+            match channels {
+                1 => fold_row::<2>(x, width, to),
+                2 => fold_row::<4>(x, width, to),
+                3 => fold_row::<6>(x, width, to),
+                _ => fold_row::<8>(x, width, to),
             }
         });
         copy
+    }
+}
+
+/// One or two rows of `width` pixels as a row of squares; `PAIR` values are two pixels.
+fn fold_row<const PAIR: usize>(x: &[f32], width: usize, to: &mut [f32]) {
+    let line = width * PAIR / SQUARE;
+    if x.len() < SQUARE * line {
+        to.fill(0.0);
+    }
+    for (half, x) in x.chunks_exact(line).enumerate() {
+        let squares = to.chunks_exact_mut(SQUARE * PAIR);
+        let (pairs, rest) = x.as_chunks::<PAIR>();
+        for (pair, square) in pairs.iter().zip(squares) {
+            square[half * PAIR..][..PAIR].copy_from_slice(pair);
+        }
+        if !rest.is_empty() {
+            let last = to.len() - (SQUARE - half) * PAIR;
+            to[last..last + rest.len()].copy_from_slice(rest);
+            to[last + rest.len()..last + PAIR].fill(0.0);
+        }
     }
 }
