@@ -112,7 +112,7 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `count <= LANES`, and `to` must be valid for writes of `count` values.
     unsafe fn store_partial(self, to: *mut f32, value: Self::V, count: usize);
 
-    /// Asks for the cache line at `at` to come to the second-level cache. `at` may be any address: nothing is read. Where
+    /// Asks for the cache line at `at` to come near. `at` may be any address: nothing is read. Where
     /// stable Rust has no instruction for it, nothing happens.
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}

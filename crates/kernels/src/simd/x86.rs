@@ -92,7 +92,7 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
-        trusted!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+        trusted!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
     }
 
     #[inline(always)]
@@ -189,7 +189,7 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
-        trusted!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+        trusted!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
     }
 
     #[inline(always)]
