@@ -202,6 +202,17 @@ impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VE
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let block = self.0;
+        if block.accumulate || !block.residual.is_null() {
+            // What will be added is on its way while the products are made.
+            let added = if block.accumulate { block.c.cast() } else { block.residual };
+            for row in 0..ROWS {
+                // SAFETY: `c`, and `residual` where it is not null, hold ROWS pointers.
+                let row: *const f32 = unsafe { *added.add(row) };
+                for v in 0..VECTORS {
+                    simd.prefetch(row.wrapping_add(v * S::LANES));
+                }
+            }
+        }
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
         let mut b = block.b;
         for tap in 0..block.taps {
