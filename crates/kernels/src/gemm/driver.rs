@@ -15,6 +15,9 @@ const TAP_BLOCK: usize = 64;
 /// Parts into which a product is cut at least, where its size allows.
 const TASKS: usize = 16;
 
+/// Tasks that a product is cut into at least, even if B is read for few rows then.
+const LEAST_TASKS: usize = 4;
+
 /// What is added to each result.
 #[derive(Debug, Clone, Copy)]
 pub enum Residual<'a> {
@@ -95,7 +98,10 @@ impl Product<'_> {
         let block =
             panels.clone().next().map_or(1, |panel| cx.level().micro_kernels().max_rows(panel.vectors));
         // Enough rows a task to use a panel's block many times, few enough to keep all threads busy.
-        let chunk = rows.div_ceil(TASKS).clamp(8 * block, 48 * block).next_multiple_of(block);
+        let chunk = rows.div_ceil(TASKS).clamp(8 * block, 48 * block);
+        // A short last chunk would read all of B for a few rows.
+        let chunks = (rows / chunk).max(LEAST_TASKS.div_ceil(panels.len().max(1))).max(1);
+        let chunk = rows.div_ceil(chunks).next_multiple_of(block);
         let out = SharedMut(c.as_mut_ptr());
         let count = panels.len();
         cx.pool().run(rows.div_ceil(chunk) * count, |task| {
@@ -173,18 +179,30 @@ impl Product<'_> {
         let mut position = self.gather.position(rows.start);
         let bias = self.epilogue.bias.filter(|_| last);
         let residual = self.epilogue.other().filter(|_| last);
+        let added = residual.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let even = self.gather.even_step().zip(self.scatter.even_step());
         for start in rows.clone().step_by(tallest) {
             let height = tallest.min(rows.end - start);
-            for row in 0..height {
-                self.gather.pointers(input, &position, block.tap, block.taps, |tap, pointer| {
-                    pointers[tap * height + row] = pointer;
-                });
-                let at = self.scatter.offset(&position) + column;
-                targets[row] = out.get().wrapping_add(at);
-                if let Some(residual) = residual {
-                    residuals[row] = residual.as_ptr().wrapping_add(at);
+            match even {
+                Some((from, to)) => {
+                    for row in 0..height {
+                        let at = (start + row) * to + column;
+                        pointers[row] = input.wrapping_add((start + row) * from);
+                        targets[row] = out.get().wrapping_add(at);
+                        residuals[row] = added.wrapping_add(at);
+                    }
                 }
-                self.gather.advance(&mut position);
+                None => {
+                    for row in 0..height {
+                        self.gather.pointers(input, &position, block.tap, block.taps, |tap, pointer| {
+                            pointers[tap * height + row] = pointer;
+                        });
+                        let at = self.scatter.offset(&position) + column;
+                        targets[row] = out.get().wrapping_add(at);
+                        residuals[row] = added.wrapping_add(at);
+                        self.gather.advance(&mut position);
+                    }
+                }
             }
             let arguments = Gathered {
                 a: pointers.as_ptr(),

@@ -43,25 +43,35 @@ pub(crate) struct Gather {
     image_step: usize,
     depth: usize,
     zeros: Vec<f32>,
+    /// Values between two rows, where all rows of a batch are evenly spaced and have one tap.
+    even: Option<usize>,
 }
 
 impl Gather {
     /// The gather over two axes for images of `image_step` values.
     pub(crate) fn new(vertical: Axis, horizontal: Axis, image_step: usize, depth: usize) -> Self {
         let positions = [vertical.positions(), horizontal.positions()];
-        Gather { vertical, horizontal, positions, image_step, depth, zeros: vec![0.0; depth] }
+        let one_tap = vertical.taps * horizontal.taps == 1;
+        let even = even_step(&vertical.offsets, &horizontal.offsets, image_step).filter(|_| one_tap);
+        Gather { vertical, horizontal, positions, image_step, depth, zeros: vec![0.0; depth], even }
     }
 
     /// A gather without taps, all of whose `positions` rows are empty.
     pub(crate) fn empty(positions: [usize; 2], image_step: usize) -> Self {
         let axis = || Axis { taps: 0, offsets: Vec::new() };
-        Gather { vertical: axis(), horizontal: axis(), positions, image_step, depth: 1, zeros: vec![0.0] }
+        let (vertical, horizontal) = (axis(), axis());
+        Gather { vertical, horizontal, positions, image_step, depth: 1, zeros: vec![0.0], even: None }
     }
 
     /// The rows of an ordinary matrix of `rows × depth` values.
     pub(crate) fn matrix(rows: usize, depth: usize) -> Self {
         let one = Axis::new(1, 1, 0, |_, _| Some(0));
         Gather::new(Axis::new(rows, 1, depth, |row, _| Some(row)), one, rows * depth, depth)
+    }
+
+    /// Values between two rows, where all rows of a batch are evenly spaced, begin with the batch and have one tap.
+    pub(crate) fn even_step(&self) -> Option<usize> {
+        self.even
     }
 
     /// Rows of one image.
@@ -142,6 +152,17 @@ impl Gather {
     }
 }
 
+/// The step between positions whose offsets are sums of a vertical and a horizontal one, if it is the same everywhere.
+fn even_step(vertical: &[usize], horizontal: &[usize], image_step: usize) -> Option<usize> {
+    let width = horizontal.len();
+    let positions = vertical.len() * width;
+    let step = if positions == 0 { 0 } else { image_step / positions };
+    let even = |offsets: &[usize], step: usize| {
+        offsets.iter().enumerate().all(|(index, &offset)| offset == index * step)
+    };
+    (step * positions == image_step && even(horizontal, step) && even(vertical, step * width)).then_some(step)
+}
+
 /// A row of a gather: which image, and where in the output.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Position {
@@ -156,18 +177,26 @@ pub(crate) struct Scatter {
     vertical: Vec<usize>,
     horizontal: Vec<usize>,
     image_step: usize,
+    /// Values between two rows, where all rows of a batch are evenly spaced.
+    even: Option<usize>,
 }
 
 impl Scatter {
     /// Rows `(y, x)` of each image go to `vertical[y] + horizontal[x]`, images are `image_step` values apart.
     pub(crate) fn new(vertical: Vec<usize>, horizontal: Vec<usize>, image_step: usize) -> Self {
-        Scatter { vertical, horizontal, image_step }
+        let even = even_step(&vertical, &horizontal, image_step);
+        Scatter { vertical, horizontal, image_step, even }
     }
 
     /// Rows of `width` values one after the other, `[rows, columns]` an image.
     pub(crate) fn dense(rows: usize, columns: usize, width: usize) -> Self {
         let vertical = (0..rows).map(|y| y * columns * width).collect();
         Scatter::new(vertical, (0..columns).map(|x| x * width).collect(), rows * columns * width)
+    }
+
+    /// Values between two rows, where all rows of a batch are evenly spaced and begin with the batch.
+    pub(crate) fn even_step(&self) -> Option<usize> {
+        self.even
     }
 
     /// Offset of the row at `position`.

@@ -233,57 +233,87 @@ impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VE
                 }
             }
         }
-        for (row, sums) in sums.iter().enumerate() {
-            // SAFETY: `c`, and `residual` where it is not null, hold ROWS pointers.
-            let (c, residual) = unsafe {
-                let residual =
-                    if block.residual.is_null() { std::ptr::null() } else { *block.residual.add(row) };
-                (*block.c.add(row), residual)
-            };
-            for (v, &sum) in sums.iter().enumerate() {
-                let from = v * S::LANES;
-                let count = block.columns.saturating_sub(from).min(S::LANES);
-                // SAFETY: `count` values exist at `from` in each of these rows, as `from + count <= columns`.
-                unsafe {
-                    finish(simd, block, sum, c.wrapping_add(from), residual.wrapping_add(from), from, count)
-                };
+        // SAFETY: promised by the caller of `MicroKernels::gathered`; TAIL is set exactly when columns are missing.
+        unsafe {
+            if block.columns == VECTORS * S::LANES {
+                self.finish::<S, false>(simd, sums);
+            } else {
+                self.finish::<S, true>(simd, sums);
             }
         }
     }
 }
 
-/// Applies the epilogue to one vector and stores its first `count` lanes.
-///
-/// # Safety
-/// `c` must be valid for `count` values, as must be `residual` and `block.bias + from` unless they are null in `block`.
-#[inline(always)]
-unsafe fn finish<S: Simd>(
-    simd: S,
-    block: &Gathered,
-    mut sum: S::V,
-    c: *mut f32,
-    residual: *const f32,
-    from: usize,
-    count: usize,
-) {
-    // SAFETY: the caller promises `count` values at each of the pointers.
-    let load = |at: *const f32| unsafe {
-        if count == S::LANES { simd.load(at) } else { simd.load_partial(at, count) }
-    };
-    if block.accumulate {
-        sum = simd.add(load(c), sum);
+impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
+    /// Applies the epilogue and stores the sums.
+    ///
+    /// # Safety
+    /// As [`MicroKernels::gathered`]; without `TAIL`, all `VECTORS · LANES` columns exist.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const TAIL: bool>(&self, simd: S, mut sums: [[S::V; VECTORS]; ROWS]) {
+        let block = self.0;
+        // SAFETY: the caller promises ROWS pointers to `columns` values in `c`, and in `residual` unless it is null, and
+        // `columns` values at `bias` unless it is null.
+        unsafe {
+            if block.accumulate {
+                for row in 0..ROWS {
+                    for v in 0..VECTORS {
+                        let old = self.load::<S, TAIL>(simd, *block.c.add(row), v);
+                        sums[row][v] = simd.add(old, sums[row][v]);
+                    }
+                }
+            }
+            if !block.bias.is_null() {
+                for v in 0..VECTORS {
+                    let bias = self.load::<S, TAIL>(simd, block.bias, v);
+                    for sums in &mut sums {
+                        sums[v] = simd.add(sums[v], bias);
+                    }
+                }
+            }
+            if !block.residual.is_null() {
+                for row in 0..ROWS {
+                    for v in 0..VECTORS {
+                        let residual = self.load::<S, TAIL>(simd, *block.residual.add(row), v);
+                        sums[row][v] = simd.add(sums[row][v], residual);
+                    }
+                }
+            }
+            if block.relu {
+                for sum in sums.as_flattened_mut() {
+                    *sum = simd.max(simd.zero(), *sum);
+                }
+            }
+            for row in 0..ROWS {
+                let c = *block.c.add(row);
+                for v in 0..VECTORS {
+                    let to = c.wrapping_add(v * S::LANES);
+                    if TAIL {
+                        simd.store_partial(to, sums[row][v], self.count::<S>(v));
+                    } else {
+                        simd.store(to, sums[row][v]);
+                    }
+                }
+            }
+        }
     }
-    if !block.bias.is_null() {
-        sum = simd.add(sum, load(block.bias.wrapping_add(from)));
+
+    /// Columns of vector `v` that exist.
+    #[inline(always)]
+    fn count<S: Simd>(&self, v: usize) -> usize {
+        self.0.columns.saturating_sub(v * S::LANES).min(S::LANES)
     }
-    if !block.residual.is_null() {
-        sum = simd.add(sum, load(residual));
+
+    /// Vector `v` of a row.
+    ///
+    /// # Safety
+    /// The row must be valid for reads of `columns` values; without `TAIL`, those are all of the vector's lanes.
+    #[inline(always)]
+    unsafe fn load<S: Simd, const TAIL: bool>(&self, simd: S, row: *const f32, v: usize) -> S::V {
+        let from = row.wrapping_add(v * S::LANES);
+        // SAFETY: promised by the caller.
+        unsafe { if TAIL { simd.load_partial(from, self.count::<S>(v)) } else { simd.load(from) } }
     }
-    if block.relu {
-        sum = simd.max(simd.zero(), sum);
-    }
-    // SAFETY: the caller promises `count` values at `c`.
-    unsafe { if count == S::LANES { simd.store(c, sum) } else { simd.store_partial(c, sum, count) } }
 }
 
 struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Transposed);
