@@ -6,7 +6,7 @@ mod tests;
 mod winograd;
 
 pub use geometry::{ConvGeometry, GeometryError, Window};
-pub use winograd::{Tiling, Winograd, WinogradScratch, WinogradWeights};
+pub use winograd::{Tiling, TilingCost, Winograd, WinogradScratch, WinogradWeights};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
 use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct};

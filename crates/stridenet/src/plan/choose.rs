@@ -3,6 +3,7 @@
 //! The choice depends on the shapes, the batch and the instruction-set level alone, never on the number of threads, so
 //! that the same plan gives the same bits on any of them.
 
+use crate::kernels::Level;
 use crate::kernels::conv::{ConvGeometry, Tiling};
 use std::fmt;
 
@@ -46,22 +47,30 @@ const MACS_PER_BYTE: f64 = 5.0;
 const FAST_SHARE: f64 = 0.80;
 const DIRECT_SHARE: f64 = 0.90;
 
+/// The same for the direct sum of groups, whose products are narrow.
+const GROUPED_SHARE: f64 = 0.10;
+
 /// The candidates for a convolution of `batch` images of `[height, width]`, the cheapest first.
-pub(super) fn candidates(geometry: &ConvGeometry, input: [usize; 2], batch: usize) -> Vec<Estimate> {
+pub(super) fn candidates(
+    level: Level,
+    geometry: &ConvGeometry,
+    input: [usize; 2],
+    batch: usize,
+) -> Vec<Estimate> {
     let Ok(output) = geometry.output_size(input) else { return Vec::new() };
-    let channels = (geometry.in_channels / geometry.groups * geometry.out_channels) as f64;
-    let estimate = |choice: Choice, products: f64, points: f64, share: f64| {
-        let (macs, weight_bytes) = (products * channels * batch as f64, 4.0 * points * channels);
+    let estimate = |choice: Choice, products: usize, weights: usize, share: f64| {
+        let (macs, weight_bytes) = ((products * batch) as f64, 4.0 * weights as f64);
         // The weights stream by while the products are made; the slower of the two decides.
         let cost = (macs / share).max(weight_bytes * MACS_PER_BYTE);
         Estimate { choice, macs, weight_bytes, cost }
     };
-    let pixels = (output[0] * output[1]) as f64;
-    let taps = geometry.taps() as f64;
-    let mut all = vec![estimate(Choice::Direct, pixels * taps, taps, DIRECT_SHARE)];
-    for tiling in Tiling::ALL.into_iter().filter(|tiling| tiling.supports(geometry)) {
-        let [products, points] = tiling.products(output);
-        all.push(estimate(Choice::Fast(tiling), products as f64, points as f64, FAST_SHARE));
+    let weights = geometry.weight_len();
+    let share = if geometry.groups == 1 { DIRECT_SHARE } else { GROUPED_SHARE };
+    let mut all = vec![estimate(Choice::Direct, output[0] * output[1] * weights, weights, share)];
+    for tiling in Tiling::ALL {
+        if let Some(cost) = tiling.cost(level, geometry, input) {
+            all.push(estimate(Choice::Fast(tiling), cost.products, cost.weights, FAST_SHARE));
+        }
     }
     all.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     all

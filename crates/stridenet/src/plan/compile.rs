@@ -108,7 +108,7 @@ impl<'a> Compiler<'a> {
     ) -> Result<Value, ArchError> {
         let at = || ArchError::at(name);
         let output = geometry.output_size(input).map_err(at())?;
-        let candidates = candidates(&geometry, input, self.batch);
+        let candidates = candidates(self.cx.level(), &geometry, input, self.batch);
         let tuned = (self.tuned)(name);
         let best = candidates.iter().find(|candidate| tuned.is_none_or(|tuned| candidate.choice == tuned));
         let best = *best.or(candidates.first()).expect("the direct sum is always a candidate");

@@ -43,20 +43,40 @@ impl Tiling {
     /// All algorithms.
     pub const ALL: [Tiling; 4] = [Tiling::F2, Tiling::F4, Tiling::S3, Tiling::S7];
 
-    /// Whether the algorithm computes this convolution.
-    pub fn supports(self, geometry: &ConvGeometry) -> bool {
+    /// What the algorithm costs at `level` for an image of `[height, width]`, or `None` where it does not compute the
+    /// convolution: another kernel, stride or dilation, or groups that do not fill vectors.
+    pub fn cost(self, level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<TilingCost> {
+        let view = self.view(level, geometry, input)?;
+        let output = geometry.output_size(input).ok()?;
+        let (points, last) = (self.points(), self.last());
+        let along = |outputs| -> usize {
+            self.cut(outputs).iter().map(|span| points - if span.full { 0 } else { last }).sum()
+        };
+        let pairs = view.depth * geometry.out_channels;
+        Some(TilingCost {
+            products: along(output[0]) * along(output[1]) * pairs,
+            weights: points * points * pairs,
+        })
+    }
+
+    /// The convolution as the algorithm's tiles see it.
+    fn view(self, level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<View> {
         let (kernel, stride) = match self {
             Tiling::F2 | Tiling::F4 => (3, 1),
             Tiling::S3 => (3, 2),
             Tiling::S7 => (7, 2),
         };
-        // More channels would fill vectors without being put side by side.
-        let folds = self != Tiling::S7 || (geometry.in_channels <= 4 && geometry.padding == [3, 3]);
-        geometry.kernel == [kernel; 2]
-            && geometry.stride == [stride; 2]
-            && geometry.dilation == [1, 1]
-            && geometry.groups == 1
-            && folds
+        if (geometry.kernel, geometry.stride, geometry.dilation) != ([kernel; 2], [stride; 2], [1, 1]) {
+            return None;
+        }
+        match self {
+            Tiling::F2 | Tiling::F4 | Tiling::S3 => View::plain(geometry, input, level.micro_kernels().lanes),
+            // More channels would fill vectors without being put side by side.
+            Tiling::S7 => {
+                let narrow = geometry.groups == 1 && geometry.in_channels <= 4 && geometry.padding == [3, 3];
+                narrow.then(|| View::squares(geometry, input))
+            }
+        }
     }
 
     /// Products of one axis of a full tile.
@@ -67,17 +87,6 @@ impl Tiling {
             Tiling::S3 => S3::POINTS,
             Tiling::S7 => F3Of4::POINTS,
         }
-    }
-
-    /// Products for each pair of input and output channels of an image with `[height, width]` outputs, and values that a
-    /// pair's weights are packed to.
-    pub fn products(self, output: [usize; 2]) -> [usize; 2] {
-        let (points, last) = (self.points(), self.last());
-        let along = |outputs| -> usize {
-            self.cut(outputs).iter().map(|span| points - if span.full { 0 } else { last }).sum()
-        };
-        let squares = if self == Tiling::S7 { 4 } else { 1 };
-        [squares * along(output[0]) * along(output[1]), squares * points * points]
     }
 
     /// Points that only the last output needs.
@@ -108,6 +117,15 @@ impl Tiling {
             Tiling::S7 => F3Of4::weights(point),
         }
     }
+}
+
+/// What a fast algorithm needs for a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TilingCost {
+    /// Multiply-accumulates for an image.
+    pub products: usize,
+    /// Values of the packed weights.
+    pub weights: usize,
 }
 
 /// Vectors of output channels that go through the products together: M holds no more.
@@ -166,6 +184,16 @@ impl WinogradScratch {
     }
 }
 
+/// Output channels that are computed together.
+#[derive(Debug, Clone)]
+struct Panel {
+    channels: Range<usize>,
+    /// Vectors of channels.
+    vectors: usize,
+    /// The first input channel that they see.
+    input: usize,
+}
+
 /// How the work on a batch is cut.
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
@@ -182,20 +210,17 @@ impl Winograd {
     /// When the input is too small.
     ///
     /// # Panics
-    /// When the tiling does not [support](Tiling::supports) the geometry.
+    /// When the tiling does not compute the geometry, see [`Tiling::cost`].
     pub fn new(
         level: Level,
         tiling: Tiling,
         geometry: ConvGeometry,
         input: [usize; 2],
     ) -> Result<Self, GeometryError> {
-        assert!(tiling.supports(&geometry), "{tiling:?} cannot compute {geometry:?}");
         let output = geometry.output_size(input)?;
+        let view = tiling.view(level, &geometry, input);
+        let view = view.unwrap_or_else(|| panic!("{tiling:?} cannot compute {geometry:?}"));
         let (rows, columns) = (tiling.cut(output[0]), tiling.cut(output[1]));
-        let view = match tiling {
-            Tiling::F2 | Tiling::F4 | Tiling::S3 => View::plain(&geometry, input),
-            Tiling::S7 => View::squares(&geometry, input),
-        };
         let zeros = vec![0.0; view.size[1] * view.channels];
         Ok(Winograd { geometry, tiling, level, input, output, view, rows, columns, zeros })
     }
@@ -224,19 +249,26 @@ impl Winograd {
         self.level.micro_kernels().lanes
     }
 
-    /// The panels of output channels: first channel, channels, vectors.
-    fn panels(&self) -> impl ExactSizeIterator<Item = (Range<usize>, usize)> + Clone + use<> {
-        let (width, lanes, channels) = (PANEL * self.lanes(), self.lanes(), self.geometry.out_channels);
-        (0..channels.div_ceil(width)).map(move |panel| {
-            let range = panel * width..channels.min((panel + 1) * width);
-            let vectors = range.len().div_ceil(lanes);
-            (range, vectors)
+    /// The panels of output channels.
+    fn panels(&self) -> impl ExactSizeIterator<Item = Panel> + Clone + use<> {
+        let (lanes, depth) = (self.lanes(), self.view.depth);
+        let grouped = self.geometry.groups > 1;
+        // A panel stays within the outputs that see the same channels.
+        let together = if grouped { depth } else { self.geometry.out_channels };
+        let width = PANEL * lanes;
+        let each = together.div_ceil(width);
+        (0..self.geometry.out_channels / together * each).map(move |panel| {
+            let first = panel / each * together;
+            let start = panel % each * width;
+            let channels = first + start..first + together.min(start + width);
+            let vectors = channels.len().div_ceil(lanes);
+            Panel { channels, vectors, input: if grouped { first } else { 0 } }
         })
     }
 
     /// First value of a panel in the packed weights.
     fn panel_start(&self, first_channel: usize) -> usize {
-        first_channel * self.view.channels * self.tiling.points() * self.tiling.points()
+        first_channel * self.view.depth * self.tiling.points() * self.tiling.points()
     }
 
     /// Transforms weights (HWIO, `[3, 3, in, out]`) and packs them. The transform is computed in `f64` and rounded once.
@@ -256,10 +288,10 @@ impl Winograd {
         let out = SharedMut(values.as_mut_ptr());
         let panels = self.panels();
         cx.pool().run(panels.len(), |panel| {
-            let Some((channels, vectors)) = panels.clone().nth(panel) else { return };
-            let depth = self.view.channels;
-            let width = vectors * self.lanes();
-            let start = self.panel_start(channels.start);
+            let Some(panel) = panels.clone().nth(panel) else { return };
+            let depth = self.view.depth;
+            let width = panel.vectors * self.lanes();
+            let start = self.panel_start(panel.channels.start);
             // SAFETY: panels are disjoint and lie within `values`.
             let packed = unsafe {
                 std::slice::from_raw_parts_mut(out.get().add(start), points * points * depth * width)
@@ -269,7 +301,7 @@ impl Winograd {
                 geometry: &self.geometry,
                 view: &self.view,
                 factors: &factors[..points],
-                channels,
+                panel,
                 width,
                 packed,
             });
@@ -349,7 +381,7 @@ struct Pack<'a> {
     geometry: &'a ConvGeometry,
     view: &'a View,
     factors: &'a [[f64; TAPS]],
-    channels: Range<usize>,
+    panel: Panel,
     width: usize,
     packed: &'a mut [f32],
 }
@@ -359,20 +391,17 @@ impl Task for Pack<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let (depth, points, taps) = (self.view.channels, self.factors.len(), self.view.taps);
+        let (depth, points, taps) = (self.view.depth, self.factors.len(), self.view.taps);
+        let channels = &self.panel.channels;
         for input in 0..depth {
-            for first in self.channels.clone().step_by(LINE) {
-                let count = (self.channels.end - first).min(LINE);
+            for first in channels.clone().step_by(LINE) {
+                let count = (channels.end - first).min(LINE);
                 let mut kernel = [[[0.0; LINE]; TAPS]; TAPS];
                 for (ky, row) in kernel.iter_mut().enumerate().take(taps) {
                     for (kx, tap) in row.iter_mut().enumerate().take(taps) {
-                        let Some(at) = self.view.weight(self.geometry, self.weight, [ky, kx], input) else {
-                            continue;
-                        };
-                        let weights = &self.weight[at + first..at + first + count];
-                        for (tap, &weight) in tap.iter_mut().zip(weights) {
-                            *tap = f64::from(weight);
-                        }
+                        let channel = self.panel.input + input;
+                        let to = &mut tap[..count];
+                        self.view.weights(self.geometry, self.weight, [ky, kx], channel, first, to);
                     }
                 }
                 for (p, vertical) in self.factors.iter().enumerate() {
@@ -383,8 +412,7 @@ impl Task for Pack<'_> {
                         }
                     }
                     for (q, horizontal) in self.factors.iter().enumerate() {
-                        let at =
-                            ((p * points + q) * depth + input) * self.width + first - self.channels.start;
+                        let at = ((p * points + q) * depth + input) * self.width + first - channels.start;
                         let mut values = [0.0; LINE];
                         for (factor, row) in horizontal.iter().zip(&row).take(taps) {
                             values.iter_mut().zip(row).for_each(|(value, row)| *value += factor * row);
@@ -434,8 +462,8 @@ impl Run<'_> {
                     m.grow(m_len);
                     let vectors = conv.view.channels.div_ceil(conv.lanes());
                     self.transform::<A>(&block, 0..vectors, v.as_mut_ptr());
-                    for (channels, vectors) in conv.panels() {
-                        self.panel::<A>(&block, channels, vectors, v.as_ptr(), m.as_mut_ptr());
+                    for panel in conv.panels() {
+                        self.panel::<A>(&block, panel, v.as_ptr(), m.as_mut_ptr());
                     }
                 });
             });
@@ -452,10 +480,10 @@ impl Run<'_> {
                 self.transform::<A>(&block, vectors, v.get());
             });
             self.cx.pool().run(panels.len(), |panel| {
-                let Some((channels, vectors)) = panels.clone().nth(panel) else { return };
+                let Some(panel) = panels.clone().nth(panel) else { return };
                 WinogradScratch::with(own, |Own { m, .. }| {
                     m.grow(m_len);
-                    self.panel::<A>(&block, channels, vectors, v.get(), m.as_mut_ptr());
+                    self.panel::<A>(&block, panel, v.get(), m.as_mut_ptr());
                 });
             });
         }
@@ -493,16 +521,10 @@ impl Run<'_> {
     }
 
     /// The products of one panel of output channels, and their way back.
-    fn panel<A: Algorithm>(
-        &self,
-        block: &Block,
-        channels: Range<usize>,
-        vectors: usize,
-        v: *const f32,
-        m: *mut f32,
-    ) {
+    fn panel<A: Algorithm>(&self, block: &Block, panel: Panel, v: *const f32, m: *mut f32) {
+        let Panel { channels, vectors, input } = panel;
         let conv = self.conv;
-        let (kernels, depth) = (conv.level.micro_kernels(), conv.view.channels);
+        let (kernels, depth) = (conv.level.micro_kernels(), conv.view.depth);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
         let (v_step, m_step) = (self.v_step(slots), self.m_step::<A>(width));
         let tallest = kernels.max_blocked_rows(vectors);
@@ -520,7 +542,7 @@ impl Run<'_> {
                     let from = range.start + range.len() * piece / pieces;
                     let to = range.start + range.len() * (piece + 1) / pieces;
                     let arguments = Blocked {
-                        a: v.wrapping_add(point * v_step + from * kernels.lanes),
+                        a: v.wrapping_add(point * v_step + input * slots + from * kernels.lanes),
                         a_step: slots * kernels.lanes,
                         depth,
                         b,

@@ -19,9 +19,20 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
         };
         let padding = [random.below(4), random.below(3)];
         let geometry = match tiling {
-            Tiling::F2 | Tiling::F4 => ConvGeometry { padding, ..square(random, channels, 3, 1) },
-            Tiling::S3 => ConvGeometry { padding, ..square(random, channels, 3, 2) },
             Tiling::S7 => ConvGeometry::square(1 + random.below(4), channels(random), 7, 2),
+            _ => {
+                let stride = if tiling == Tiling::S3 { 2 } else { 1 };
+                // Groups that fill vectors at every level, some smaller and some larger than one.
+                let (each, groups) = ([4, 8, 16, 32][random.below(4)], 4 * (1 + random.below(2)));
+                match random.below(4) {
+                    0 => ConvGeometry {
+                        padding,
+                        groups,
+                        ..ConvGeometry::square(each * groups, each * groups, 3, stride)
+                    },
+                    _ => ConvGeometry { padding, ..square(random, channels, 3, stride) },
+                }
+            }
         };
         let (batch, input) = (1 + random.below(3), [1 + random.below(19), 1 + random.below(19)]);
         if geometry.macs(input).is_ok_and(|macs| macs * batch as u64 <= 600_000) {
@@ -73,9 +84,9 @@ impl Matrices {
         let mut y = vec![0.0; batch * conv.output[0] * conv.output[1] * g.out_channels];
         let weight = |p: usize, q: usize, i: usize, o: usize| -> f64 {
             let tap = |k: usize| {
-                let at = view.weight(g, w, [k / view.taps, k % view.taps], i);
-                let value = at.map_or(0.0, |at| f64::from(w[at + o].abs()));
-                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * value
+                let mut value = [0.0];
+                view.weights(g, w, [k / view.taps, k % view.taps], i, o, &mut value);
+                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * value[0].abs()
             };
             (0..view.taps * view.taps).map(tap).sum()
         };

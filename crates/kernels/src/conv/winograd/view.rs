@@ -18,20 +18,32 @@ pub(super) struct View {
     pub(super) padding: [usize; 2],
     /// Taps of the kernel along each axis.
     pub(super) taps: usize,
+    /// Channels that an output sees: all of them, or those of the groups that share its vector.
+    pub(super) depth: usize,
     /// Whether squares of the input become pixels first.
     folded: bool,
 }
 
 impl View {
-    /// The input as it is.
-    pub(super) fn plain(geometry: &ConvGeometry, input: [usize; 2]) -> Self {
-        View {
+    /// The input as it is. Groups that are smaller than a vector of `lanes` channels are computed together, as one group
+    /// whose weights between channels of different groups are 0; where they do not fill vectors, there is no view.
+    pub(super) fn plain(geometry: &ConvGeometry, input: [usize; 2], lanes: usize) -> Option<Self> {
+        let depth = match geometry.groups {
+            1 => geometry.in_channels,
+            _ => geometry.group_in().max(lanes),
+        };
+        let fills = geometry.group_in() == geometry.group_out()
+            && depth.is_multiple_of(lanes)
+            && depth.is_multiple_of(geometry.group_in())
+            && geometry.in_channels.is_multiple_of(depth);
+        (geometry.groups == 1 || fills).then_some(View {
             size: input,
             channels: geometry.in_channels,
             padding: geometry.padding,
             taps: geometry.kernel[0],
+            depth,
             folded: false,
-        }
+        })
     }
 
     /// Squares of 2×2 pixels of the input as pixels of four times the channels: tap `t` of output `o` reads pixel
@@ -42,32 +54,44 @@ impl View {
             channels: geometry.in_channels * SQUARE * SQUARE,
             padding: [2, 2],
             taps: 4,
+            depth: geometry.in_channels * SQUARE * SQUARE,
             folded: true,
         }
     }
 
-    /// The weight (HWIO) of a tap, a channel and an output as the tiles see it.
-    pub(super) fn weight(
+    /// The weights (HWIO in `weight`) between input `channel` and the outputs from `first` on, at a tap as the tiles see it.
+    pub(super) fn weights(
         &self,
         geometry: &ConvGeometry,
         weight: &[f32],
         [ky, kx]: [usize; 2],
         channel: usize,
-    ) -> Option<usize> {
-        let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
-        let at = |ky: usize, kx: usize, channel: usize| {
-            let first = ((ky * geometry.kernel[1] + kx) * inputs + channel) * outputs;
-            debug_assert!(first + outputs <= weight.len());
-            first
+        first: usize,
+        to: &mut [f64],
+    ) {
+        let (inputs, outputs) = (geometry.group_in(), geometry.out_channels);
+        let count = to.len();
+        let row = |ky: usize, kx: usize, channel: usize| {
+            let at = ((ky * geometry.kernel[1] + kx) * inputs + channel) * outputs + first;
+            weight[at..at + count].iter().map(|&weight| f64::from(weight))
         };
-        if !self.folded {
-            return Some(at(ky, kx, channel));
+        to.fill(0.0);
+        if self.folded {
+            let (half, channel) = (channel / inputs, channel % inputs);
+            // Tap 2u + v − 1; there is none before the first.
+            let ky = (SQUARE * ky + half / SQUARE).checked_sub(1);
+            let kx = (SQUARE * kx + half % SQUARE).checked_sub(1);
+            if let Some((ky, kx)) = ky.zip(kx) {
+                to.iter_mut().zip(row(ky, kx, channel)).for_each(|(to, weight)| *to = weight);
+            }
+            return;
         }
-        let (half, channel) = (channel / inputs, channel % inputs);
-        // Tap 2u + v − 1; there is none before the first.
-        let ky = (SQUARE * ky + half / SQUARE).checked_sub(1)?;
-        let kx = (SQUARE * kx + half % SQUARE).checked_sub(1)?;
-        Some(at(ky, kx, channel))
+        let group = channel / inputs;
+        for (output, (to, weight)) in to.iter_mut().zip(row(ky, kx, channel % inputs)).enumerate() {
+            if (first + output) / geometry.group_out() == group {
+                *to = weight;
+            }
+        }
     }
 
     /// The images as the tiles read them: `x` itself, or a rearranged copy in `copy`.
