@@ -156,7 +156,7 @@ impl Gather {
 fn even_step(vertical: &[usize], horizontal: &[usize], image_step: usize) -> Option<usize> {
     let width = horizontal.len();
     let positions = vertical.len() * width;
-    let step = if positions == 0 { 0 } else { image_step / positions };
+    let step = image_step.checked_div(positions).unwrap_or(0);
     let even = |offsets: &[usize], step: usize| {
         offsets.iter().enumerate().all(|(index, &offset)| offset == index * step)
     };

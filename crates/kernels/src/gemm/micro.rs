@@ -256,10 +256,10 @@ impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
         // `columns` values at `bias` unless it is null.
         unsafe {
             if block.accumulate {
-                for row in 0..ROWS {
-                    for v in 0..VECTORS {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
                         let old = self.load::<S, TAIL>(simd, *block.c.add(row), v);
-                        sums[row][v] = simd.add(old, sums[row][v]);
+                        *sum = simd.add(old, *sum);
                     }
                 }
             }
@@ -272,10 +272,10 @@ impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
                 }
             }
             if !block.residual.is_null() {
-                for row in 0..ROWS {
-                    for v in 0..VECTORS {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
                         let residual = self.load::<S, TAIL>(simd, *block.residual.add(row), v);
-                        sums[row][v] = simd.add(sums[row][v], residual);
+                        *sum = simd.add(*sum, residual);
                     }
                 }
             }
@@ -284,14 +284,14 @@ impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
                     *sum = simd.max(simd.zero(), *sum);
                 }
             }
-            for row in 0..ROWS {
+            for (row, sums) in sums.iter().enumerate() {
                 let c = *block.c.add(row);
-                for v in 0..VECTORS {
+                for (v, &sum) in sums.iter().enumerate() {
                     let to = c.wrapping_add(v * S::LANES);
                     if TAIL {
-                        simd.store_partial(to, sums[row][v], self.count::<S>(v));
+                        simd.store_partial(to, sum, self.count::<S>(v));
                     } else {
-                        simd.store(to, sums[row][v]);
+                        simd.store(to, sum);
                     }
                 }
             }

@@ -5,25 +5,27 @@
 //! `tiles × in_channels` by `in_channels × out_channels`.
 
 mod algorithm;
+mod pack;
+mod run;
 #[cfg(test)]
 mod tests;
 mod tiles;
 mod transform;
 mod view;
 
+pub use run::WinogradScratch;
+
 use self::algorithm::{Algorithm, F2, F3Of4, F4, MAX, S3};
-use self::tiles::{Block, MAX_TILES, Span};
+use self::pack::{Pack, TAPS};
+use self::run::Run;
+use self::tiles::Span;
 use self::view::View;
 use super::{ConvGeometry, GeometryError};
-use crate::buffer::{Aligned, LINE};
-use crate::gemm::micro::Blocked;
-use crate::gemm::{Epilogue, Residual};
+use crate::buffer::Aligned;
+use crate::gemm::Epilogue;
 use crate::parallel::SharedMut;
-use crate::simd::{Simd, Task};
 use crate::{Context, Level};
-use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError, TryLockError};
 
 /// Which fast algorithm a convolution uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -152,55 +154,14 @@ pub struct WinogradWeights {
     values: Aligned,
 }
 
-/// Memory that fast convolutions use while they run, reused from one to the next.
-#[derive(Debug, Default)]
-pub struct WinogradScratch {
-    /// The input as the tiles read it, where that is not as it stands.
-    copy: Aligned,
-    /// The transformed input, where threads share it.
-    shared: Aligned,
-    /// What each thread has for itself.
-    own: Vec<Mutex<Own>>,
-}
-
-#[derive(Debug, Default)]
-struct Own {
-    v: Aligned,
-    m: Aligned,
-}
-
-impl WinogradScratch {
-    /// Calls `work` with memory that no other thread uses meanwhile.
-    fn with(own: &[Mutex<Own>], work: impl FnOnce(&mut Own)) {
-        for slot in own {
-            match slot.try_lock() {
-                Ok(mut slot) => return work(&mut slot),
-                Err(TryLockError::Poisoned(slot)) => return work(&mut slot.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
-        }
-        // More threads than places: wait for the first.
-        work(&mut own[0].lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
 /// Output channels that are computed together.
 #[derive(Debug, Clone)]
 struct Panel {
     channels: Range<usize>,
     /// Vectors of channels.
     vectors: usize,
-    /// The first input channel that they see.
-    input: usize,
-}
-
-/// How the work on a batch is cut.
-#[derive(Debug, Clone, Copy)]
-struct Schedule {
-    /// Blocks of tiles.
-    blocks: usize,
-    /// Whether all threads work on one block at a time and share its transformed input.
-    shared: bool,
+    /// The section that they belong to.
+    section: usize,
 }
 
 impl Winograd {
@@ -249,20 +210,25 @@ impl Winograd {
         self.level.micro_kernels().lanes
     }
 
-    /// The panels of output channels.
-    fn panels(&self) -> impl ExactSizeIterator<Item = Panel> + Clone + use<> {
-        let (lanes, depth) = (self.lanes(), self.view.depth);
-        let grouped = self.geometry.groups > 1;
-        // A panel stays within the outputs that see the same channels.
-        let together = if grouped { depth } else { self.geometry.out_channels };
-        let width = PANEL * lanes;
-        let each = together.div_ceil(width);
-        (0..self.geometry.out_channels / together * each).map(move |panel| {
-            let first = panel / each * together;
-            let start = panel % each * width;
-            let channels = first + start..first + together.min(start + width);
+    /// The sections: channels that see each other and nothing else.
+    fn sections(&self) -> Range<usize> {
+        0..if self.geometry.groups == 1 { 1 } else { self.geometry.in_channels / self.view.depth }
+    }
+
+    /// The vectors of input channels of a section.
+    fn vectors(&self, section: usize) -> Range<usize> {
+        let each = self.view.depth.div_ceil(self.lanes());
+        section * each..(section + 1) * each
+    }
+
+    /// The panels of output channels of a section.
+    fn panels(&self, section: usize) -> impl ExactSizeIterator<Item = Panel> + Clone + use<> {
+        let together = self.geometry.out_channels / self.sections().len();
+        let (lanes, width, first) = (self.lanes(), PANEL * self.lanes(), section * together);
+        (0..together.div_ceil(width)).map(move |panel| {
+            let channels = first + panel * width..first + together.min((panel + 1) * width);
             let vectors = channels.len().div_ceil(lanes);
-            Panel { channels, vectors, input: if grouped { first } else { 0 } }
+            Panel { channels, vectors, section }
         })
     }
 
@@ -286,9 +252,9 @@ impl Winograd {
             factors[..weights.len()].copy_from_slice(&weights);
         }
         let out = SharedMut(values.as_mut_ptr());
-        let panels = self.panels();
+        let panels: Vec<Panel> = self.sections().flat_map(|section| self.panels(section)).collect();
         cx.pool().run(panels.len(), |panel| {
-            let Some(panel) = panels.clone().nth(panel) else { return };
+            let panel = &panels[panel];
             let depth = self.view.depth;
             let width = panel.vectors * self.lanes();
             let start = self.panel_start(panel.channels.start);
@@ -338,242 +304,14 @@ impl Winograd {
             "the bias's length"
         );
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
-        let WinogradScratch { copy, shared, own } = scratch;
-        let x = self.view.of(cx, &self.geometry, self.input, x, copy);
+        let x = self.view.of(cx, &self.geometry, self.input, x, &mut scratch.copy);
         let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
+        let memory = &mut scratch.memory;
         match self.tiling {
-            Tiling::F2 => run.batch::<F2>(images, shared, own),
-            Tiling::F4 => run.batch::<F4>(images, shared, own),
-            Tiling::S3 => run.batch::<S3>(images, shared, own),
-            Tiling::S7 => run.batch::<F3Of4>(images, shared, own),
+            Tiling::F2 => run.batch::<F2>(images, memory),
+            Tiling::F4 => run.batch::<F4>(images, memory),
+            Tiling::S3 => run.batch::<S3>(images, memory),
+            Tiling::S7 => run.batch::<F3Of4>(images, memory),
         }
-    }
-
-    /// Cuts `tiles` tiles for `threads` threads. The bits of the result do not depend on it.
-    fn schedule(&self, tiles: usize, threads: usize) -> Schedule {
-        let points = self.tiling.points() * self.tiling.points();
-        // Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as
-        // many tiles as possible.
-        let streamed = self.weight_values() > STREAMED;
-        let most = match streamed {
-            true => (TRANSFORMED / (points * self.view.channels)).clamp(16, MAX_TILES),
-            false => 14,
-        };
-        let blocks = tiles.div_ceil(most);
-        let shared = threads > 1 && (streamed || blocks < 2 * threads);
-        let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
-        Schedule { blocks: blocks.min(tiles), shared }
-    }
-}
-
-/// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
-const STREAMED: usize = 1 << 20;
-
-/// Values of V at most, where the weights stream by.
-const TRANSFORMED: usize = 3 << 19;
-
-/// Most taps of a kernel along one axis.
-const TAPS: usize = 4;
-
-/// Transforms the weights of one panel.
-struct Pack<'a> {
-    weight: &'a [f32],
-    geometry: &'a ConvGeometry,
-    view: &'a View,
-    factors: &'a [[f64; TAPS]],
-    panel: Panel,
-    width: usize,
-    packed: &'a mut [f32],
-}
-
-impl Task for Pack<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let (depth, points, taps) = (self.view.depth, self.factors.len(), self.view.taps);
-        let channels = &self.panel.channels;
-        for input in 0..depth {
-            for first in channels.clone().step_by(LINE) {
-                let count = (channels.end - first).min(LINE);
-                let mut kernel = [[[0.0; LINE]; TAPS]; TAPS];
-                for (ky, row) in kernel.iter_mut().enumerate().take(taps) {
-                    for (kx, tap) in row.iter_mut().enumerate().take(taps) {
-                        let channel = self.panel.input + input;
-                        let to = &mut tap[..count];
-                        self.view.weights(self.geometry, self.weight, [ky, kx], channel, first, to);
-                    }
-                }
-                for (p, vertical) in self.factors.iter().enumerate() {
-                    let mut row = [[0.0; LINE]; TAPS];
-                    for (ky, factor) in vertical.iter().enumerate().take(taps) {
-                        for (row, tap) in row.iter_mut().zip(&kernel[ky]) {
-                            row.iter_mut().zip(tap).for_each(|(row, tap)| *row += factor * tap);
-                        }
-                    }
-                    for (q, horizontal) in self.factors.iter().enumerate() {
-                        let at = ((p * points + q) * depth + input) * self.width + first - channels.start;
-                        let mut values = [0.0; LINE];
-                        for (factor, row) in horizontal.iter().zip(&row).take(taps) {
-                            values.iter_mut().zip(row).for_each(|(value, row)| *value += factor * row);
-                        }
-                        for (to, value) in self.packed[at..at + count].iter_mut().zip(values) {
-                            *to = value as f32;
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// One call of [`Winograd::forward`], whose arguments have been checked.
-struct Run<'a> {
-    conv: &'a Winograd,
-    cx: &'a Context,
-    x: &'a [f32],
-    weights: &'a WinogradWeights,
-    epilogue: Epilogue<'a>,
-    y: SharedMut<f32>,
-}
-
-impl Run<'_> {
-    fn batch<A: Algorithm>(&self, images: usize, v: &mut Aligned, own: &mut Vec<Mutex<Own>>) {
-        let conv = self.conv;
-        let tiles = images * conv.rows.len() * conv.columns.len();
-        if tiles == 0 {
-            return;
-        }
-        let threads = self.cx.pool().available();
-        let Schedule { blocks, shared } = conv.schedule(tiles, threads);
-        let most = tiles.div_ceil(blocks);
-        if own.len() < threads {
-            own.resize_with(threads, Mutex::default);
-        }
-        let width = PANEL * conv.lanes();
-        let m_len = most * self.m_step::<A>(width);
-        let v_len = A::POINTS * A::POINTS * self.v_step(most);
-        let own = &own[..];
-        if !shared {
-            self.cx.pool().run(blocks, |index| {
-                let block = self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
-                WinogradScratch::with(own, |Own { v, m }| {
-                    v.grow(v_len);
-                    m.grow(m_len);
-                    let vectors = conv.view.channels.div_ceil(conv.lanes());
-                    self.transform::<A>(&block, 0..vectors, v.as_mut_ptr());
-                    for panel in conv.panels() {
-                        self.panel::<A>(&block, panel, v.as_ptr(), m.as_mut_ptr());
-                    }
-                });
-            });
-            return;
-        }
-        v.grow(v_len);
-        let v = SharedMut(v.as_mut_ptr());
-        let (panels, vectors) = (conv.panels(), conv.view.channels.div_ceil(conv.lanes()));
-        for index in 0..blocks {
-            let block = self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
-            let pieces = vectors.min(4 * threads);
-            self.cx.pool().run(pieces, |piece| {
-                let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
-                self.transform::<A>(&block, vectors, v.get());
-            });
-            self.cx.pool().run(panels.len(), |panel| {
-                let Some(panel) = panels.clone().nth(panel) else { return };
-                WinogradScratch::with(own, |Own { m, .. }| {
-                    m.grow(m_len);
-                    self.panel::<A>(&block, panel, v.get(), m.as_mut_ptr());
-                });
-            });
-        }
-    }
-
-    fn block(&self, from: usize, to: usize) -> Block {
-        Block::new([&self.conv.rows, &self.conv.columns], from, to)
-    }
-
-    /// Values between two points of V for a block of `tiles` tiles: a line more, so that points do not share cache sets.
-    fn v_step(&self, tiles: usize) -> usize {
-        self.conv.view.channels.next_multiple_of(self.conv.lanes()) * tiles + LINE
-    }
-
-    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
-    fn m_step<A: Algorithm>(&self, width: usize) -> usize {
-        A::POINTS * A::POINTS * width + LINE
-    }
-
-    fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, v: *mut f32) {
-        let slots = block.tiles().len();
-        self.cx.level().run(transform::Input::<A> {
-            block,
-            x: self.x.as_ptr(),
-            size: self.conv.view.size,
-            padding: self.conv.view.padding,
-            channels: self.conv.view.channels,
-            vectors,
-            zeros: self.conv.zeros.as_ptr(),
-            v,
-            point_step: self.v_step(slots),
-            slots,
-            algorithm: PhantomData,
-        });
-    }
-
-    /// The products of one panel of output channels, and their way back.
-    fn panel<A: Algorithm>(&self, block: &Block, panel: Panel, v: *const f32, m: *mut f32) {
-        let Panel { channels, vectors, input } = panel;
-        let conv = self.conv;
-        let (kernels, depth) = (conv.level.micro_kernels(), conv.view.depth);
-        let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
-        let (v_step, m_step) = (self.v_step(slots), self.m_step::<A>(width));
-        let tallest = kernels.max_blocked_rows(vectors);
-        let streamed = conv.weight_values() > STREAMED;
-        let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
-        for p in 0..A::POINTS {
-            for q in 0..A::POINTS {
-                let (point, range) = (p * A::POINTS + q, block.slots::<A>(p, q));
-                let pieces = range.len().div_ceil(tallest);
-                // The next point's weights, shared out over this point's pieces and the steps of each.
-                let steps = depth.div_ceil(kernels.lanes) * pieces.max(1);
-                let lines = if streamed { (depth * width / LINE).div_ceil(steps) } else { 0 };
-                for piece in 0..pieces {
-                    // Heights as equal as can be: a short last piece would waste the registers.
-                    let from = range.start + range.len() * piece / pieces;
-                    let to = range.start + range.len() * (piece + 1) / pieces;
-                    let arguments = Blocked {
-                        a: v.wrapping_add(point * v_step + input * slots + from * kernels.lanes),
-                        a_step: slots * kernels.lanes,
-                        depth,
-                        b,
-                        c: m.wrapping_add(from * m_step + point * width),
-                        c_step: m_step,
-                        next: b.wrapping_add((depth + depth * piece / pieces) * width),
-                        lines,
-                    };
-                    // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot
-                    // and point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
-                    unsafe { kernels.blocked(vectors, to - from, &arguments) };
-                }
-                b = b.wrapping_add(depth * width);
-            }
-        }
-        self.cx.level().run(transform::Output::<A> {
-            block,
-            m,
-            slot_step: m_step,
-            y: self.y.get(),
-            size: conv.output,
-            channels: conv.geometry.out_channels,
-            panel: channels,
-            bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
-            residual: match self.epilogue.residual {
-                Some(Residual::Tensor(values)) => values.as_ptr(),
-                Some(Residual::InPlace) => self.y.get(),
-                None => std::ptr::null(),
-            },
-            relu: self.epilogue.relu,
-            algorithm: PhantomData,
-        });
     }
 }

@@ -1,6 +1,7 @@
 //! Every tiling at every level against the f64 oracle, on random shapes with all tails.
 
 use super::*;
+use crate::gemm::Residual;
 use crate::reference::conv as oracle;
 use crate::simd::Scalar;
 use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, contexts, widen};

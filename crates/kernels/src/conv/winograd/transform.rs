@@ -24,7 +24,7 @@ pub(super) struct Input<'a, A> {
     pub(super) vectors: Range<usize>,
     /// A row of zeros as long as one of the input.
     pub(super) zeros: *const f32,
-    /// V, `[point][vector of channels][slot][lane]`.
+    /// V from the first of these vectors on, `[point][vector of channels][slot][lane]`.
     pub(super) v: *mut f32,
     /// Values between two points of V.
     pub(super) point_step: usize,
@@ -153,7 +153,9 @@ impl<A: Algorithm> Task for Input<'_, A> {
                     existing: existing.clone(),
                     count,
                     full: tile.rows.full,
-                    v: self.v.wrapping_add((vector * self.slots + tile.slot) * S::LANES),
+                    v: self
+                        .v
+                        .wrapping_add(((vector - self.vectors.start) * self.slots + tile.slot) * S::LANES),
                     point_step: self.point_step,
                 };
                 // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column

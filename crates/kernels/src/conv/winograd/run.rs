@@ -1,0 +1,298 @@
+//! One forward pass: blocks of tiles through the transforms and the products, on all threads.
+
+use super::algorithm::Algorithm;
+use super::tiles::{Block, MAX_TILES};
+use super::{PANEL, Panel, Winograd, WinogradWeights, transform};
+use crate::Context;
+use crate::buffer::{Aligned, LINE};
+use crate::gemm::micro::Blocked;
+use crate::gemm::{Epilogue, Residual};
+use crate::parallel::SharedMut;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError, TryLockError};
+
+/// Memory that fast convolutions use while they run, reused from one to the next.
+#[derive(Debug, Default)]
+pub struct WinogradScratch {
+    /// The input as the tiles read it, where that is not as it stands.
+    pub(super) copy: Aligned,
+    pub(super) memory: Memory,
+}
+
+/// Memory for transformed tiles and products.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    /// The transformed input, where threads share it.
+    shared: Aligned,
+    /// What each thread has for itself.
+    own: Vec<Mutex<Own>>,
+}
+
+#[derive(Debug, Default)]
+struct Own {
+    v: Aligned,
+    m: Aligned,
+}
+
+/// Calls `work` with memory that no other thread uses meanwhile.
+fn with_own(own: &[Mutex<Own>], work: impl FnOnce(&mut Own)) {
+    for slot in own {
+        match slot.try_lock() {
+            Ok(mut slot) => return work(&mut slot),
+            Err(TryLockError::Poisoned(slot)) => return work(&mut slot.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    // More threads than places: wait for the first.
+    work(&mut own[0].lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
+const STREAMED: usize = 1 << 20;
+
+/// Values of V at most, where the weights stream by.
+const TRANSFORMED: usize = 3 << 19;
+
+/// Tiles of a small block: about as many as two calls of the shortest micro-kernels take.
+const SMALL: usize = 12;
+
+/// Channels that are transformed together where there are groups: enough to read pixels in long runs.
+const TOGETHER: usize = 128;
+
+/// How the work on a batch is cut. The bits of the result do not depend on it.
+#[derive(Debug, Clone, Copy)]
+struct Schedule {
+    /// Blocks of tiles.
+    blocks: usize,
+    /// Whether all threads work on one block at a time and share its transformed input.
+    shared: bool,
+    /// Whether the weights come from memory.
+    streamed: bool,
+}
+
+impl Schedule {
+    fn new(conv: &Winograd, tiles: usize, threads: usize) -> Self {
+        let points = conv.tiling.points() * conv.tiling.points();
+        let kernels = conv.level.micro_kernels();
+        let sections = conv.sections().len();
+        // Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as
+        // many tiles as possible.
+        let streamed = sections == 1 && conv.weight_values() > STREAMED;
+        let vectors = PANEL.min(conv.geometry.out_channels / sections / kernels.lanes).max(1);
+        let tallest = kernels.max_blocked_rows(vectors);
+        let most = match streamed {
+            true => (TRANSFORMED / (points * conv.view.channels)).clamp(SMALL, MAX_TILES),
+            false => tallest * SMALL.div_ceil(tallest),
+        };
+        let blocks = tiles.div_ceil(most);
+        let shared = threads > 1 && sections == 1 && (streamed || blocks < 2 * threads);
+        let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
+        Schedule { blocks: blocks.min(tiles), shared, streamed }
+    }
+}
+
+/// The slots of one point, cut for the micro-kernels.
+#[derive(Clone, Copy)]
+struct Pieces {
+    start: usize,
+    length: usize,
+    count: usize,
+    /// Cache lines of the next weights to ask for with each vector of a piece.
+    lines: usize,
+}
+
+impl Pieces {
+    /// Piece `index`; heights are as equal as can be: a short last piece would waste the registers.
+    fn piece(&self, index: usize) -> Range<usize> {
+        let at = |index: usize| self.start + self.length * index / self.count;
+        at(index)..at(index + 1)
+    }
+}
+
+/// One call of [`Winograd::forward`], whose arguments have been checked.
+pub(super) struct Run<'a> {
+    pub(super) conv: &'a Winograd,
+    pub(super) cx: &'a Context,
+    pub(super) x: &'a [f32],
+    pub(super) weights: &'a WinogradWeights,
+    pub(super) epilogue: Epilogue<'a>,
+    pub(super) y: SharedMut<f32>,
+}
+
+impl Run<'_> {
+    /// Computes all tiles of `images` images.
+    pub(super) fn batch<A: Algorithm>(&self, images: usize, memory: &mut Memory) {
+        let conv = self.conv;
+        let tiles = images * conv.rows.len() * conv.columns.len();
+        if tiles == 0 {
+            return;
+        }
+        let threads = self.cx.pool().available();
+        let schedule = Schedule::new(conv, tiles, threads);
+        let (blocks, sections) = (schedule.blocks, conv.sections().len());
+        let together = (TOGETHER / conv.view.depth).clamp(1, sections);
+        let chunks = sections.div_ceil(together);
+        let most = tiles.div_ceil(blocks);
+        let Memory { shared, own } = memory;
+        if own.len() < threads {
+            own.resize_with(threads, Mutex::default);
+        }
+        let m_len = most * self.m_step::<A>(PANEL * conv.lanes());
+        let v_len = A::POINTS * A::POINTS * self.v_step(most, together);
+        let block = |index: usize| self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
+        let own = &own[..];
+        if !schedule.shared {
+            self.cx.pool().run(blocks * chunks, |task| {
+                let (block, first) = (block(task / chunks), task % chunks * together);
+                let chunk = first..sections.min(first + together);
+                let tiles = block.tiles().len();
+                let step = self.v_step(tiles, chunk.len());
+                let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
+                with_own(own, |Own { v, m }| {
+                    v.grow(v_len);
+                    m.grow(m_len);
+                    self.transform::<A>(&block, vectors, step, v.as_mut_ptr());
+                    for section in chunk {
+                        let v = v.as_ptr().wrapping_add((section - first) * self.section_len(tiles));
+                        for panel in conv.panels(section) {
+                            self.panel::<A>(&schedule, &block, panel, (v, step), m.as_mut_ptr());
+                        }
+                    }
+                });
+            });
+            return;
+        }
+        shared.grow(v_len);
+        let v = SharedMut(shared.as_mut_ptr());
+        let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
+        for index in 0..blocks {
+            let block = block(index);
+            let step = self.v_step(block.tiles().len(), 1);
+            let pieces = vectors.min(4 * threads);
+            self.cx.pool().run(pieces, |piece| {
+                let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
+                let first = vectors.start * block.tiles().len() * conv.lanes();
+                self.transform::<A>(&block, vectors, step, v.get().wrapping_add(first));
+            });
+            self.cx.pool().run(panels.len(), |panel| {
+                let Some(panel) = panels.clone().nth(panel) else { return };
+                with_own(own, |Own { m, .. }| {
+                    m.grow(m_len);
+                    self.panel::<A>(&schedule, &block, panel, (v.get(), step), m.as_mut_ptr());
+                });
+            });
+        }
+    }
+
+    fn block(&self, from: usize, to: usize) -> Block {
+        Block::new([&self.conv.rows, &self.conv.columns], from, to)
+    }
+
+    /// Values of a point of V for a section and a block of `tiles` tiles.
+    fn section_len(&self, tiles: usize) -> usize {
+        self.conv.view.depth.next_multiple_of(self.conv.lanes()) * tiles
+    }
+
+    /// Values between two points of V for some sections and a block of `tiles` tiles: a line more, so that points do not
+    /// share cache sets.
+    fn v_step(&self, tiles: usize, sections: usize) -> usize {
+        self.section_len(tiles) * sections + LINE
+    }
+
+    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
+    fn m_step<A: Algorithm>(&self, width: usize) -> usize {
+        A::POINTS * A::POINTS * width + LINE
+    }
+
+    /// Transforms some vectors of channels into V, which begins with the first of them and has its points `step` values
+    /// apart.
+    fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, step: usize, v: *mut f32) {
+        let slots = block.tiles().len();
+        self.cx.level().run(transform::Input::<A> {
+            block,
+            x: self.x.as_ptr(),
+            size: self.conv.view.size,
+            padding: self.conv.view.padding,
+            channels: self.conv.view.channels,
+            vectors,
+            zeros: self.conv.zeros.as_ptr(),
+            v,
+            point_step: step,
+            slots,
+            algorithm: PhantomData,
+        });
+    }
+
+    /// The products of one panel of output channels, and their way back. V begins with the panel's section and has its
+    /// points `v_step` values apart.
+    fn panel<A: Algorithm>(
+        &self,
+        schedule: &Schedule,
+        block: &Block,
+        panel: Panel,
+        (v, v_step): (*const f32, usize),
+        m: *mut f32,
+    ) {
+        let Panel { channels, vectors, .. } = panel;
+        let conv = self.conv;
+        let (kernels, depth) = (conv.level.micro_kernels(), conv.view.depth);
+        let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
+        let m_step = self.m_step::<A>(width);
+        let tallest = kernels.max_blocked_rows(vectors);
+        // Cut once for each kind of point.
+        let pieces = [false, true].map(|row| {
+            [false, true].map(|column| {
+                let range = block.slots(row, column);
+                let count = range.len().div_ceil(tallest);
+                let steps = (depth.div_ceil(kernels.lanes) * count).max(1);
+                let lines = if schedule.streamed { (depth * width / LINE).div_ceil(steps) } else { 0 };
+                Pieces { start: range.start, length: range.len(), count, lines }
+            })
+        });
+        let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
+        for p in 0..A::POINTS {
+            for q in 0..A::POINTS {
+                let point = p * A::POINTS + q;
+                let pieces = &pieces[usize::from(A::is_last(p))][usize::from(A::is_last(q))];
+                for index in 0..pieces.count {
+                    let piece = pieces.piece(index);
+                    let arguments = Blocked {
+                        a: v.wrapping_add(point * v_step + piece.start * kernels.lanes),
+                        a_step: slots * kernels.lanes,
+                        depth,
+                        b,
+                        c: m.wrapping_add(piece.start * m_step + point * width),
+                        c_step: m_step,
+                        // The next point's weights, shared out over this point's pieces.
+                        next: b.wrapping_add(
+                            depth * width + pieces.lines * LINE * index * depth / kernels.lanes,
+                        ),
+                        lines: pieces.lines,
+                    };
+                    // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot
+                    // and point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
+                    unsafe { kernels.blocked(vectors, piece.len(), &arguments) };
+                }
+                b = b.wrapping_add(depth * width);
+            }
+        }
+        self.cx.level().run(transform::Output::<A> {
+            block,
+            m,
+            slot_step: m_step,
+            y: self.y.get(),
+            size: conv.output,
+            channels: conv.geometry.out_channels,
+            panel: channels,
+            bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
+            residual: match self.epilogue.residual {
+                Some(Residual::Tensor(values)) => values.as_ptr(),
+                Some(Residual::InPlace) => self.y.get(),
+                None => std::ptr::null(),
+            },
+            relu: self.epilogue.relu,
+            algorithm: PhantomData,
+        });
+    }
+}
