@@ -39,6 +39,10 @@ pub(super) struct Estimate {
     pub(super) cost: f64,
 }
 
+/// Takes one of a step's candidates, of which the first is the cheapest by estimate: a choice that is not among them, or
+/// none, takes that.
+pub(super) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
+
 /// Multiply-accumulates that a core does while it reads a byte of weights from memory.
 const MACS_PER_BYTE: f64 = 5.0;
 

@@ -37,6 +37,7 @@ mod tests;
 
 pub use choose::Choice;
 
+use self::choose::Chooser;
 use self::compile::Compiler;
 use self::profile::Profile;
 use self::segment::{Local, Segment};
@@ -44,6 +45,7 @@ use crate::kernels::{Context, Level};
 use crate::network::Network;
 use crate::{Error, ShapeError, Tensor};
 use serde::Serialize;
+use std::fmt::Arguments;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -180,9 +182,19 @@ impl Plan {
     /// When the context's instruction-set level is not the network's.
     pub fn compile(network: &Network, options: PlanOptions) -> Result<Self, Error> {
         let PlanOptions { batch, context } = options;
+        Plan::choosing(network, batch, context, &|_, _| None)
+    }
+
+    /// Compiles with the algorithms that `choose` takes.
+    fn choosing(
+        network: &Network,
+        batch: usize,
+        context: Arc<Context>,
+        choose: &Chooser,
+    ) -> Result<Self, Error> {
         assert_eq!(network.level(), context.level(), "the network's instruction-set level");
         let batch = batch.max(1);
-        let (segments, steps) = Compiler::new(&context, batch, &|_| None).network(network)?;
+        let (segments, steps) = Compiler::new(&context, batch, choose).network(network)?;
         let [height, width] = network.input();
         Ok(Plan {
             level: context.level(),
@@ -289,16 +301,17 @@ impl Plan {
 
     fn check(&self, x: &Tensor, logits: &Tensor) -> Result<(), ShapeError> {
         let [height, width, channels] = self.input;
-        let same = |what: &str, found: [usize; 4], expected: [usize; 4]| {
+        let same = |what: Arguments, found: [usize; 4], expected: [usize; 4]| {
             if found == expected {
                 return Ok(());
             }
-            let (what, expected, found) = (what.to_owned(), expected.to_vec(), found.to_vec());
+            let (what, expected, found) = (what.to_string(), expected.to_vec(), found.to_vec());
             Err(ShapeError::Mismatch { what, expected, found })
         };
         let batch = x.batch().clamp(1, self.batch);
-        same("the batch of images", x.shape(), [batch, height, width, channels])?;
-        same("the logits", logits.shape(), [batch, 1, 1, self.classes])
+        let images = format_args!("the batch of 1 to {} images", self.batch);
+        same(images, x.shape(), [batch, height, width, channels])?;
+        same(format_args!("the tensor of logits"), logits.shape(), [batch, 1, 1, self.classes])
     }
 
     fn execute(
