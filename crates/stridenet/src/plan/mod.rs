@@ -148,10 +148,10 @@ impl Memory {
                 let len = plan.batch * segment.output_len;
                 buffer.resize(len.max(buffer.len()), 0.0);
             }
-            memory.together.grow(segment, segment.rest(plan.batch, threads));
+            memory.together.grow(segment, segment.rest(plan.batch, threads), threads);
             for local in &mut memory.alone {
                 let local = local.get_mut().unwrap_or_else(PoisonError::into_inner);
-                local.grow(segment, segment.group.unwrap_or(0));
+                local.grow(segment, segment.group.unwrap_or(0), 1);
             }
         }
         memory

@@ -317,8 +317,26 @@ impl Winograd {
         }
     }
 
-    /// Cuts `tiles` tiles for `threads` threads. The bits of the result do not depend on it.
-    fn schedule(&self, tiles: usize, threads: usize) -> Schedule {
+    /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
+    /// nothing.
+    pub fn reserve(&self, images: usize, threads: usize, scratch: &mut WinogradScratch) {
+        let WinogradScratch { copy, shared, own } = scratch;
+        copy.grow(self.view.copied(images));
+        let (most, streamed) = self.most_tiles();
+        let [v_len, m_len] = self.block_lens(most.min(images * self.rows.len() * self.columns.len()));
+        if own.len() < threads {
+            own.resize_with(threads, Mutex::default);
+        }
+        for own in &mut own[..threads] {
+            let Own { v, m } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+            v.grow(if streamed && threads > 1 { 0 } else { v_len });
+            m.grow(m_len);
+        }
+        shared.grow(if threads > 1 { v_len } else { 0 });
+    }
+
+    /// The most tiles of a block, and whether the weights stream by.
+    fn most_tiles(&self) -> (usize, bool) {
         let points = self.tiling.points() * self.tiling.points();
         // Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as
         // many tiles as possible.
@@ -327,6 +345,28 @@ impl Winograd {
             true => (TRANSFORMED / (points * self.view.channels)).clamp(16, MAX_TILES),
             false => 14,
         };
+        (most, streamed)
+    }
+
+    /// Values of V and of M for a block of `tiles` tiles.
+    fn block_lens(&self, tiles: usize) -> [usize; 2] {
+        let points = self.tiling.points() * self.tiling.points();
+        [points * self.v_step(tiles), tiles * self.m_step(PANEL * self.lanes())]
+    }
+
+    /// Values between two points of V for a block of `tiles` tiles: a line more, so that points do not share cache sets.
+    fn v_step(&self, tiles: usize) -> usize {
+        self.view.channels.next_multiple_of(self.lanes()) * tiles + LINE
+    }
+
+    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
+    fn m_step(&self, width: usize) -> usize {
+        self.tiling.points() * self.tiling.points() * width + LINE
+    }
+
+    /// Cuts `tiles` tiles for `threads` threads. The bits of the result do not depend on it.
+    fn schedule(&self, tiles: usize, threads: usize) -> Schedule {
+        let (most, streamed) = self.most_tiles();
         let blocks = tiles.div_ceil(most);
         let shared = threads > 1 && (streamed || blocks < 2 * threads);
         let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
@@ -422,9 +462,7 @@ impl Run<'_> {
         if own.len() < threads {
             own.resize_with(threads, Mutex::default);
         }
-        let width = PANEL * conv.lanes();
-        let m_len = most * self.m_step::<A>(width);
-        let v_len = A::POINTS * A::POINTS * self.v_step(most);
+        let [v_len, m_len] = conv.block_lens(most);
         let own = &own[..];
         if !shared {
             self.cx.pool().run(blocks, |index| {
@@ -465,16 +503,6 @@ impl Run<'_> {
         Block::new([&self.conv.rows, &self.conv.columns], from, to)
     }
 
-    /// Values between two points of V for a block of `tiles` tiles: a line more, so that points do not share cache sets.
-    fn v_step(&self, tiles: usize) -> usize {
-        self.conv.view.channels.next_multiple_of(self.conv.lanes()) * tiles + LINE
-    }
-
-    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
-    fn m_step<A: Algorithm>(&self, width: usize) -> usize {
-        A::POINTS * A::POINTS * width + LINE
-    }
-
     fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, v: *mut f32) {
         let slots = block.tiles().len();
         self.cx.level().run(transform::Input::<A> {
@@ -486,7 +514,7 @@ impl Run<'_> {
             vectors,
             zeros: self.conv.zeros.as_ptr(),
             v,
-            point_step: self.v_step(slots),
+            point_step: self.conv.v_step(slots),
             slots,
             algorithm: PhantomData,
         });
@@ -504,7 +532,7 @@ impl Run<'_> {
         let conv = self.conv;
         let (kernels, depth) = (conv.level.micro_kernels(), conv.view.channels);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
-        let (v_step, m_step) = (self.v_step(slots), self.m_step::<A>(width));
+        let (v_step, m_step) = (conv.v_step(slots), conv.m_step(width));
         let tallest = kernels.max_blocked_rows(vectors);
         let streamed = conv.weight_values() > STREAMED;
         let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
