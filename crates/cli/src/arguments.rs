@@ -338,6 +338,10 @@ pub(crate) struct BenchNetwork {
     /// Size of the images instead of the network's own: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
+    /// Measure which algorithm is the fastest for each layer, save that, and use it; later runs use it too. Last bits of
+    /// results may change
+    #[arg(long)]
+    pub(crate) tune: bool,
 }
 
 /// Flags of `bench infer`.

@@ -78,7 +78,7 @@ fn runs_allocate_nothing_after_the_first() {
         for threads in [1, 2, 3] {
             let context = Arc::new(Context::new(Level::detect(), threads));
             let network = Network::new(&arch, arch.img_size, context.level(), Initialise::default()).unwrap();
-            let options = PlanOptions { batch: BATCH, context: Arc::clone(&context) };
+            let options = PlanOptions { batch: BATCH, context: Arc::clone(&context), tuning: None };
             let plan = Arc::new(Plan::compile(&network, options).unwrap());
             let mut session = plan.session(Arc::clone(&context));
             let [height, width, channels] = plan.input();

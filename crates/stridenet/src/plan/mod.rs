@@ -7,7 +7,10 @@
 //! after the other on all threads.
 //!
 //! The bits of a result depend on the plan and the image alone: not on the number of threads, and not on the batch that
-//! the image is a part of.
+//! the image is a part of. Which algorithms a plan uses is estimated from shapes, batch and instruction-set level; a
+//! [`Tuning`] has measured them on this machine instead. Algorithms differ in their last bits, so that plans with different
+//! tunings may too; and as a tuning is measured for one number of threads, it is what makes bits depend on how many are asked
+//! for. Without tunings they never do.
 //!
 //! ```
 //! use stridenet::arch::Arch;
@@ -34,8 +37,10 @@ mod profile;
 mod segment;
 #[cfg(test)]
 mod tests;
+mod tune;
 
 pub use choose::Choice;
+pub use tune::{Conditions, TuneError, Tuning};
 
 use self::choose::Chooser;
 use self::compile::Compiler;
@@ -56,12 +61,14 @@ pub struct PlanOptions {
     pub batch: usize,
     /// The instruction-set level, which must be the network's, and the threads of [`Plan::run`].
     pub context: Arc<Context>,
+    /// Algorithms that were measured, for this network, batch, context and machine; without them they are estimated.
+    pub tuning: Option<Arc<Tuning>>,
 }
 
 impl Default for PlanOptions {
     /// One image at a time, with the best instructions and all processors.
     fn default() -> Self {
-        PlanOptions { batch: 1, context: Arc::new(Context::detect()) }
+        PlanOptions { batch: 1, context: Arc::new(Context::detect()), tuning: None }
     }
 }
 
@@ -176,13 +183,17 @@ impl Plan {
     /// Compiles `network` for its image size.
     ///
     /// # Errors
-    /// When the network's description is invalid.
+    /// When the network's description is invalid, or the tuning was measured for something else.
     ///
     /// # Panics
     /// When the context's instruction-set level is not the network's.
     pub fn compile(network: &Network, options: PlanOptions) -> Result<Self, Error> {
-        let PlanOptions { batch, context } = options;
-        Plan::choosing(network, batch, context, &|_, _| None)
+        let PlanOptions { batch, context, tuning } = options;
+        let Some(tuning) = tuning else { return Plan::choosing(network, batch, context, &|_, _| None) };
+        tuning.check(network, batch, &context)?;
+        let plan = Plan::choosing(network, batch, context, &|name, _| tuning.choices().get(name).copied())?;
+        tuning.check_applied(&plan)?;
+        Ok(plan)
     }
 
     /// Compiles with the algorithms that `choose` takes.

@@ -45,7 +45,7 @@ fn plans_agree_with_networks_and_with_f64_at_every_level() {
             let unfused = network.infer(&context, &mut Workspace::default(), &images).unwrap();
             for batch in [3, 16] {
                 let context = Arc::clone(&context);
-                let plan = Plan::compile(&network, PlanOptions { batch, context }).unwrap();
+                let plan = Plan::compile(&network, PlanOptions { batch, context, tuning: None }).unwrap();
                 let found = logits(&plan, &images);
                 let errors = [relative_l2(&found, &wide(unfused.data())), relative_l2(&found, exact)];
                 assert!(

@@ -24,8 +24,9 @@ fn errors(arch: &Arch, images: &Tensor, level: Level, seed: u64) -> [f64; 3] {
         let each = (0..images.batch()).flat_map(|image| logits(&plan, &part(images, image..image + 1)));
         relative_l2(&each.collect::<Vec<f32>>(), &exact)
     };
-    let chosen =
-        |batch| Plan::compile(&network, PlanOptions { batch, context: Arc::clone(&context) }).unwrap();
+    let chosen = |batch| {
+        Plan::compile(&network, PlanOptions { batch, context: Arc::clone(&context), tuning: None }).unwrap()
+    };
     let direct = Plan::choosing(&network, 1, Arc::clone(&context), &|_, _| Some(Choice::Direct)).unwrap();
     [error(direct), error(chosen(1)), error(chosen(8))]
 }

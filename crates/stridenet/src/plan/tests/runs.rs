@@ -15,7 +15,7 @@ const BATCH: usize = 13;
 fn compiled(arch: &Arch, level: Level, threads: usize) -> Plan {
     let context = Arc::new(Context::new(level, threads));
     let network = network(arch, &context, 1);
-    Plan::compile(&network, PlanOptions { batch: BATCH, context }).unwrap()
+    Plan::compile(&network, PlanOptions { batch: BATCH, context, tuning: None }).unwrap()
 }
 
 /// Some of the architectures: images in groups, pools, groups of channels, and weights that threads share out.
