@@ -338,6 +338,11 @@ pub(crate) struct BenchNetwork {
     /// Size of the images instead of the network's own: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
+    /// Measure which algorithm is the fastest for each layer, use it, and keep it for later runs with this network, image
+    /// size, batch and number of threads, in tuning.json beside the model or in the user's cache. Algorithms differ in the
+    /// last bits of results
+    #[arg(long)]
+    pub(crate) tune: bool,
 }
 
 /// Flags of `bench infer`.

@@ -27,6 +27,9 @@ pub enum Error {
     /// A measurement means nothing.
     #[error(transparent)]
     Bench(#[from] crate::bench::BenchError),
+    /// A tuning does not fit or cannot be read.
+    #[error(transparent)]
+    Tune(#[from] crate::plan::TuneError),
     /// Training cannot start or go on.
     #[error(transparent)]
     Train(#[from] crate::train::TrainError),

@@ -1,5 +1,7 @@
 //! Random numbers that depend on a seed and a place, never on timing or the number of threads.
 
+use crate::Tensor;
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
@@ -25,6 +27,14 @@ pub fn generator(seed: u64, purpose: Use, place: [u64; 2]) -> ChaCha8Rng {
         bytes.copy_from_slice(&word.to_le_bytes());
     }
     ChaCha8Rng::from_seed(key)
+}
+
+/// A batch of random images `[N, H, W, C]`, uniform with mean 0 and variance 1, the same every time.
+pub fn random_images(shape: [usize; 4]) -> Tensor {
+    let mut random = generator(0, Use::Benchmark, [0, 0]);
+    let bound = 3.0f32.sqrt();
+    let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
+    Tensor::new(shape, values).expect("as many values as the shape has")
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `stridenet bench`: how fast this machine runs networks.
 
-use super::{architecture, open_model};
+use super::{architecture, open_model, tuning};
 use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork};
 use crate::console::Console;
 use crate::failure::Failure;
@@ -13,7 +13,7 @@ use stridenet::Tensor;
 use stridenet::bench::{self, LayerTime, Machine, check, peak_rss_bytes, random_images, time};
 use stridenet::kernels::Context;
 use stridenet::network::{Initialise, Network};
-use stridenet::plan::{Plan, PlanOptions};
+use stridenet::plan::{Plan, PlanOptions, Tuning};
 
 /// Runs the benchmark that was asked for.
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, command: &BenchCommand) -> Result<(), Failure> {
@@ -39,6 +39,8 @@ struct InferOutcome {
     param_count: u64,
     /// Time to read (or draw), fold and pack the weights.
     load_ms: f64,
+    /// Whether the algorithms were measured on this machine instead of estimated.
+    tuned: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,8 +60,12 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     let batch = flags.network.batch_size.get();
     let start = Instant::now();
     let network = network(cx, console, &flags.network)?;
-    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx) })?;
-    let load = start.elapsed();
+    let read = start.elapsed();
+    let tuning = tuning(cx, console, &network, &flags.network)?;
+    let tuned = tuning.is_some();
+    let start = Instant::now();
+    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
+    let load = read + start.elapsed();
     let [height, width, channels] = plan.input();
     let error = check(cx, &network, &plan, &random_images([CHECKED.min(batch), height, width, channels]))?;
     console.detail(format_args!("logits agree with the unfused network to {error:.1e} (relative L2)"));
@@ -83,6 +89,7 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
         gmacs: summary.macs as f64 / 1e9,
         param_count: summary.param_count,
         load_ms: milliseconds(load),
+        tuned,
     };
     match console.json {
         true => console.json(&outcome)?,
@@ -112,7 +119,8 @@ const ROUNDS: [usize; 2] = [5, 4];
 fn layers(cx: &Arc<Context>, console: &Console, flags: &BenchLayersFlags) -> Result<(), Failure> {
     let batch = flags.network.batch_size.get();
     let network = network(cx, console, &flags.network)?;
-    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx) })?;
+    let tuning = tuning(cx, console, &network, &flags.network)?;
+    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
     let [height, width, channels] = plan.input();
     let images = random_images([batch, height, width, channels]);
     check(cx, &network, &plan, &images)?;
@@ -164,13 +172,32 @@ fn table(outcome: &LayersOutcome) -> String {
     text
 }
 
+/// The model that a benchmark names, where it does not name an architecture.
+fn model(flags: &BenchNetwork) -> Option<&Path> {
+    let path = Path::new(&flags.network);
+    (path.exists() && !flags.network.ends_with(".json")).then_some(path)
+}
+
+/// The tuning that `--tune` measures, or a saved one.
+fn tuning(
+    cx: &Arc<Context>,
+    console: &Console,
+    network: &Network,
+    flags: &BenchNetwork,
+) -> Result<Option<Arc<Tuning>>, Failure> {
+    let (batch, model) = (flags.batch_size.get(), model(flags));
+    match flags.tune {
+        true => tuning::measured(cx, console, network, batch, model).map(Some),
+        false => tuning::saved(cx, console, network, batch, model),
+    }
+}
+
 /// A model's network, or a preset's with random weights.
 fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result<Network, Failure> {
-    let name = &flags.network;
-    if Path::new(name).exists() && !name.ends_with(".json") {
-        return Ok(open_model(cx, console, name.as_ref(), flags.img_size)?.network);
+    if let Some(model) = model(flags) {
+        return Ok(open_model(cx, console, model, flags.img_size)?.network);
     }
-    let mut arch = architecture(name, &Default::default())?;
+    let mut arch = architecture(&flags.network, &Default::default())?;
     if let Some(size) = flags.img_size {
         arch.img_size = size;
     }

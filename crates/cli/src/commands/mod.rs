@@ -6,6 +6,7 @@ pub(crate) mod inspect;
 pub(crate) mod predict;
 mod report;
 pub(crate) mod train;
+mod tuning;
 
 use crate::arguments::{ArchFlags, OnErrorChoice};
 use crate::console::Console;

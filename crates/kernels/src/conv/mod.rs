@@ -167,6 +167,12 @@ impl Conv {
         }
     }
 
+    /// Makes room for [`forward`](Self::forward) on at most `images` images, which then allocates nothing.
+    pub fn reserve(&self, images: usize, scratch: &mut ConvScratch) {
+        let length = if self.widened { images * self.input[0] * self.widened_row() } else { 0 };
+        scratch.widened.reserve(length.saturating_sub(scratch.widened.len()));
+    }
+
     /// `y = conv(x)`, then the epilogue. x is `[batch, height, width, in_channels]`, y
     /// `[batch, out_height, out_width, out_channels]`.
     ///
@@ -240,6 +246,11 @@ impl Conv {
         images
     }
 
+    /// Values of a row between its zero columns.
+    fn widened_row(&self) -> usize {
+        (self.input[1] + 2 * self.geometry.padding[1]) * self.geometry.in_channels
+    }
+
     /// The input as the gather reads it: itself, or a copy with the horizontal padding written out.
     fn widen<'a>(&self, cx: &Context, x: &'a [f32], widened: &'a mut Vec<f32>) -> &'a [f32] {
         if !self.widened {
@@ -248,12 +259,12 @@ impl Conv {
         let (channels, margin) =
             (self.geometry.in_channels, self.geometry.padding[1] * self.geometry.in_channels);
         let width = self.input[1] * channels;
-        let rows = x.len() / width;
-        widened.resize(rows * (width + 2 * margin), 0.0);
+        let (rows, widened_row) = (x.len() / width, self.widened_row());
+        widened.resize(rows * widened_row, 0.0);
         let rows_a_task = rows.div_ceil(16).max(16);
-        cx.pool().pieces(widened, rows_a_task * (width + 2 * margin), |task, piece| {
+        cx.pool().pieces(widened, rows_a_task * widened_row, |task, piece| {
             let from = x[task * rows_a_task * width..].chunks_exact(width);
-            for (row, from) in piece.chunks_exact_mut(width + 2 * margin).zip(from) {
+            for (row, from) in piece.chunks_exact_mut(widened_row).zip(from) {
                 row[..margin].fill(0.0);
                 row[margin..margin + width].copy_from_slice(from);
                 row[margin + width..].fill(0.0);

@@ -3,6 +3,7 @@
 mod layers;
 mod memory;
 
+pub use crate::random::random_images;
 pub use layers::{LayerTime, Machine, layers};
 pub use memory::peak_rss_bytes;
 
@@ -10,9 +11,7 @@ use crate::kernels::Context;
 use crate::layer::Workspace;
 use crate::network::Network;
 use crate::plan::Plan;
-use crate::random::{Use, generator};
 use crate::{Error, Tensor};
-use rand::RngExt;
 use std::time::{Duration, Instant};
 use thiserror::Error;
 
@@ -44,14 +43,6 @@ pub struct Timing {
     pub min: Duration,
     /// Number of calls.
     pub calls: usize,
-}
-
-/// A batch of random images `[N, H, W, C]`, uniform with mean 0 and variance 1, the same every time.
-pub fn random_images(shape: [usize; 4]) -> Tensor {
-    let mut random = generator(0, Use::Benchmark, [0, 0]);
-    let bound = 3.0f32.sqrt();
-    let values = (0..shape.iter().product()).map(|_| random.random_range(-bound..bound)).collect();
-    Tensor::new(shape, values).expect("as many values as the shape has")
 }
 
 /// Compares the plan's logits with the layer-by-layer network's and returns their relative L2 distance.

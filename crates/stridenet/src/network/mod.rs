@@ -68,7 +68,7 @@ impl Network {
         std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(Block::all_units))
     }
 
-    fn units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
+    pub(crate) fn units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
         std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::all_units_mut))
     }
 

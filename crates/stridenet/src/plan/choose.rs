@@ -1,10 +1,12 @@
 //! Which algorithm computes a convolution.
 //!
-//! The choice depends on the shapes, the batch and the instruction-set level alone, never on the number of threads, so
-//! that the same plan gives the same bits on any of them.
+//! The estimate depends on the shapes, the batch and the instruction-set level alone, never on the number of threads, so
+//! that plans of the same network give the same bits on any of them. A [tuning](super::Tuning) takes its place where there
+//! is one.
 
 use crate::kernels::Level;
 use crate::kernels::conv::{ConvGeometry, Tiling};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
 /// An algorithm for a convolution.
@@ -14,6 +16,30 @@ pub enum Choice {
     Direct,
     /// Transformed tiles.
     Fast(Tiling),
+}
+
+impl Choice {
+    /// All algorithms.
+    pub fn all() -> impl Iterator<Item = Choice> {
+        std::iter::once(Choice::Direct).chain(Tiling::ALL.map(Choice::Fast))
+    }
+}
+
+impl Serialize for Choice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Choice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = String::deserialize(deserializer)?;
+        let found = Choice::all().find(|choice| choice.to_string() == name);
+        found.ok_or_else(|| {
+            let known: Vec<String> = Choice::all().map(|choice| choice.to_string()).collect();
+            serde::de::Error::custom(format!("algorithm {name:?}, expected one of {}", known.join(", ")))
+        })
+    }
 }
 
 impl fmt::Display for Choice {
@@ -39,6 +65,10 @@ pub(super) struct Estimate {
     /// Expected time relative to a multiply-accumulate at the peak.
     pub(super) cost: f64,
 }
+
+/// Takes one of a step's candidates, of which the first is the cheapest by estimate: a choice that is not among them, or
+/// none, takes that.
+pub(super) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
 
 /// Multiply-accumulates that a core does while it reads a byte of weights from memory.
 const MACS_PER_BYTE: f64 = 5.0;

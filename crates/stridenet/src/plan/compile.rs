@@ -1,7 +1,7 @@
 //! From a network to segments of steps.
 
 use super::StepInfo;
-use super::choose::{Choice, candidates};
+use super::choose::{Choice, Chooser, Estimate, candidates};
 use super::fold::{Folded, fold};
 use super::kernel::Kernel;
 use super::segment::{Operation, Place, Segment, Step};
@@ -45,15 +45,14 @@ struct Stage {
 pub(super) struct Compiler<'a> {
     cx: &'a Context,
     batch: usize,
-    /// The algorithm that a measurement found best, by the step's name.
-    tuned: &'a dyn Fn(&str) -> Option<Choice>,
+    choose: &'a Chooser<'a>,
     infos: Vec<StepInfo>,
     segments: Vec<Segment>,
 }
 
 impl<'a> Compiler<'a> {
-    pub(super) fn new(cx: &'a Context, batch: usize, tuned: &'a dyn Fn(&str) -> Option<Choice>) -> Self {
-        Compiler { cx, batch, tuned, infos: Vec::new(), segments: Vec::new() }
+    pub(super) fn new(cx: &'a Context, batch: usize, choose: &'a Chooser<'a>) -> Self {
+        Compiler { cx, batch, choose, infos: Vec::new(), segments: Vec::new() }
     }
 
     /// Compiles the whole network.
@@ -109,7 +108,7 @@ impl<'a> Compiler<'a> {
         let at = || ArchError::at(name);
         let output = geometry.output_size(input).map_err(at())?;
         let candidates = candidates(self.cx.level(), &geometry, input, self.batch);
-        let tuned = (self.tuned)(name);
+        let tuned = (self.choose)(name, &candidates);
         let best = candidates.iter().find(|candidate| tuned.is_none_or(|tuned| candidate.choice == tuned));
         let best = *best.or(candidates.first()).expect("the direct sum is always a candidate");
         let kernel = Kernel::new(self.cx, best.choice, geometry, input, &folded).map_err(at())?;
@@ -119,7 +118,7 @@ impl<'a> Compiler<'a> {
         let info = StepInfo {
             name: name.to_owned(),
             algorithm: best.choice.to_string(),
-            reason: reason(&candidates, best.choice, tuned.is_some()),
+            reason: reason(&candidates, tuned == Some(best.choice)),
             input: [input[0], input[1], geometry.in_channels],
             output: [output[0], output[1], geometry.out_channels],
             kernel: geometry.kernel,
@@ -307,15 +306,12 @@ impl Stage {
 }
 
 /// Why an algorithm was taken, in a few words.
-fn reason(candidates: &[super::choose::Estimate], choice: Choice, tuned: bool) -> String {
-    if tuned {
-        return "measured on this machine".to_owned();
-    }
+fn reason(candidates: &[Estimate], tuned: bool) -> String {
     match candidates {
-        [_] => "the only algorithm for this shape".to_owned(),
-        [best, second, ..] if best.choice == choice => {
+        _ if tuned => "measured on this machine".to_owned(),
+        [best, second, ..] => {
             format!("estimated {:.2} x faster than {}", second.cost / best.cost, second.choice)
         }
-        _ => "the measured choice does not fit this shape".to_owned(),
+        _ => "the only algorithm for this shape".to_owned(),
     }
 }

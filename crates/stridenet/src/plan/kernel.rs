@@ -45,6 +45,14 @@ impl Kernel {
         })
     }
 
+    /// Makes room for [`run`](Self::run) on at most `images` images with `threads` threads.
+    pub(super) fn reserve(&self, images: usize, threads: usize, scratch: &mut Scratch) {
+        match self {
+            Kernel::Direct(conv, _) => conv.reserve(images, &mut scratch.direct),
+            Kernel::Fast(conv, _) => conv.reserve(images, threads, &mut scratch.fast),
+        }
+    }
+
     pub(super) fn run(
         &self,
         cx: &Context,

@@ -7,7 +7,10 @@
 //! after the other on all threads.
 //!
 //! The bits of a result depend on the plan and the image alone: not on the number of threads, and not on the batch that
-//! the image is a part of.
+//! the image is a part of. Which algorithms a plan uses is estimated from shapes, batch and instruction-set level; a
+//! [`Tuning`] has measured them on this machine instead. Algorithms differ in their last bits, so that plans with different
+//! tunings may too; and as a tuning is measured for one number of threads, it is what makes bits depend on how many are asked
+//! for. Without tunings they never do.
 //!
 //! ```
 //! use stridenet::arch::Arch;
@@ -34,9 +37,12 @@ mod profile;
 mod segment;
 #[cfg(test)]
 mod tests;
+mod tune;
 
 pub use choose::Choice;
+pub use tune::{Conditions, TuneError, Tuning};
 
+use self::choose::Chooser;
 use self::compile::Compiler;
 use self::profile::Profile;
 use self::segment::{Local, Segment};
@@ -44,6 +50,7 @@ use crate::kernels::{Context, Level};
 use crate::network::Network;
 use crate::{Error, ShapeError, Tensor};
 use serde::Serialize;
+use std::fmt::Arguments;
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -54,12 +61,14 @@ pub struct PlanOptions {
     pub batch: usize,
     /// The instruction-set level, which must be the network's, and the threads of [`Plan::run`].
     pub context: Arc<Context>,
+    /// Algorithms that were measured, for this network, batch, context and machine; without them they are estimated.
+    pub tuning: Option<Arc<Tuning>>,
 }
 
 impl Default for PlanOptions {
     /// One image at a time, with the best instructions and all processors.
     fn default() -> Self {
-        PlanOptions { batch: 1, context: Arc::new(Context::detect()) }
+        PlanOptions { batch: 1, context: Arc::new(Context::detect()), tuning: None }
     }
 }
 
@@ -146,10 +155,10 @@ impl Memory {
                 let len = plan.batch * segment.output_len;
                 buffer.resize(len.max(buffer.len()), 0.0);
             }
-            memory.together.grow(segment, segment.rest(plan.batch, threads));
+            memory.together.grow(segment, segment.rest(plan.batch, threads), threads);
             for local in &mut memory.alone {
                 let local = local.get_mut().unwrap_or_else(PoisonError::into_inner);
-                local.grow(segment, segment.group.unwrap_or(0));
+                local.grow(segment, segment.group.unwrap_or(0), 1);
             }
         }
         memory
@@ -174,15 +183,29 @@ impl Plan {
     /// Compiles `network` for its image size.
     ///
     /// # Errors
-    /// When the network's description is invalid.
+    /// When the network's description is invalid, or the tuning was measured for something else.
     ///
     /// # Panics
     /// When the context's instruction-set level is not the network's.
     pub fn compile(network: &Network, options: PlanOptions) -> Result<Self, Error> {
-        let PlanOptions { batch, context } = options;
+        let PlanOptions { batch, context, tuning } = options;
+        let Some(tuning) = tuning else { return Plan::choosing(network, batch, context, &|_, _| None) };
+        tuning.check(network, batch, &context)?;
+        let plan = Plan::choosing(network, batch, context, &|name, _| tuning.choices().get(name).copied())?;
+        tuning.check_applied(&plan)?;
+        Ok(plan)
+    }
+
+    /// Compiles with the algorithms that `choose` takes.
+    fn choosing(
+        network: &Network,
+        batch: usize,
+        context: Arc<Context>,
+        choose: &Chooser,
+    ) -> Result<Self, Error> {
         assert_eq!(network.level(), context.level(), "the network's instruction-set level");
         let batch = batch.max(1);
-        let (segments, steps) = Compiler::new(&context, batch, &|_| None).network(network)?;
+        let (segments, steps) = Compiler::new(&context, batch, choose).network(network)?;
         let [height, width] = network.input();
         Ok(Plan {
             level: context.level(),
@@ -289,16 +312,17 @@ impl Plan {
 
     fn check(&self, x: &Tensor, logits: &Tensor) -> Result<(), ShapeError> {
         let [height, width, channels] = self.input;
-        let same = |what: &str, found: [usize; 4], expected: [usize; 4]| {
+        let same = |what: Arguments, found: [usize; 4], expected: [usize; 4]| {
             if found == expected {
                 return Ok(());
             }
-            let (what, expected, found) = (what.to_owned(), expected.to_vec(), found.to_vec());
+            let (what, expected, found) = (what.to_string(), expected.to_vec(), found.to_vec());
             Err(ShapeError::Mismatch { what, expected, found })
         };
         let batch = x.batch().clamp(1, self.batch);
-        same("the batch of images", x.shape(), [batch, height, width, channels])?;
-        same("the logits", logits.shape(), [batch, 1, 1, self.classes])
+        let images = format_args!("the batch of 1 to {} images", self.batch);
+        same(images, x.shape(), [batch, height, width, channels])?;
+        same(format_args!("the tensor of logits"), logits.shape(), [batch, 1, 1, self.classes])
     }
 
     fn execute(

@@ -67,14 +67,19 @@ pub(super) struct Local {
 }
 
 impl Local {
-    /// Makes room for `images` images.
-    pub(super) fn grow(&mut self, segment: &Segment, images: usize) {
+    /// Makes room for at most `images` images that `threads` threads take through the steps.
+    pub(super) fn grow(&mut self, segment: &Segment, images: usize, threads: usize) {
         if self.slots.len() < segment.slots.len() {
             self.slots.resize_with(segment.slots.len(), Vec::new);
         }
         for (slot, len) in self.slots.iter_mut().zip(&segment.slots) {
             if slot.len() < len * images {
                 slot.resize(len * images, 0.0);
+            }
+        }
+        for step in segment.steps.iter().filter(|_| images > 0) {
+            if let Operation::Conv { kernel, .. } = &step.operation {
+                kernel.reserve(images, threads, &mut self.scratch);
             }
         }
     }

@@ -275,6 +275,13 @@ impl Winograd {
         WinogradWeights { level: self.level, values }
     }
 
+    /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
+    /// nothing.
+    pub fn reserve(&self, images: usize, threads: usize, scratch: &mut WinogradScratch) {
+        scratch.copy.grow(self.view.copied(images));
+        scratch.memory.reserve(self, images * self.rows.len() * self.columns.len(), threads);
+    }
+
     /// `y = conv(x)`, then the epilogue; shapes as for [`Conv::forward`](super::Conv::forward).
     ///
     /// # Panics

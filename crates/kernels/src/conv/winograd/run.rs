@@ -29,6 +29,24 @@ pub(super) struct Memory {
     own: Vec<Mutex<Own>>,
 }
 
+impl Memory {
+    /// Makes room for at most `tiles` tiles and `threads` threads.
+    pub(super) fn reserve(&mut self, conv: &Winograd, tiles: usize, threads: usize) {
+        let Cut { most, streamed } = Cut::new(conv);
+        let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
+        let alone = !streamed || threads == 1;
+        if self.own.len() < threads {
+            self.own.resize_with(threads, Mutex::default);
+        }
+        for own in &mut self.own[..threads] {
+            let Own { v, m } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+            v.grow(if alone { v_len } else { 0 });
+            m.grow(m_len);
+        }
+        self.shared.grow(if threads > 1 { v_len } else { 0 });
+    }
+}
+
 #[derive(Debug, Default)]
 struct Own {
     v: Aligned,
@@ -60,6 +78,38 @@ const SMALL: usize = 12;
 /// Channels that are transformed together where there are groups: enough to read pixels in long runs.
 const TOGETHER: usize = 128;
 
+/// Sections that are transformed together.
+fn together(conv: &Winograd) -> usize {
+    (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
+}
+
+/// How tiles are cut into blocks.
+#[derive(Debug, Clone, Copy)]
+struct Cut {
+    /// The most tiles of a block.
+    most: usize,
+    /// Whether the weights come from memory.
+    streamed: bool,
+}
+
+impl Cut {
+    /// Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as many
+    /// tiles as possible.
+    fn new(conv: &Winograd) -> Self {
+        let points = conv.tiling.points() * conv.tiling.points();
+        let kernels = conv.level.micro_kernels();
+        let sections = conv.sections().len();
+        let streamed = sections == 1 && conv.weight_values() > STREAMED;
+        let vectors = PANEL.min(conv.geometry.out_channels / sections / kernels.lanes).max(1);
+        let tallest = kernels.max_blocked_rows(vectors);
+        let most = match streamed {
+            true => (TRANSFORMED / (points * conv.view.channels)).clamp(SMALL, MAX_TILES),
+            false => tallest * SMALL.div_ceil(tallest),
+        };
+        Cut { most, streamed }
+    }
+}
+
 /// How the work on a batch is cut. The bits of the result do not depend on it.
 #[derive(Debug, Clone, Copy)]
 struct Schedule {
@@ -73,22 +123,35 @@ struct Schedule {
 
 impl Schedule {
     fn new(conv: &Winograd, tiles: usize, threads: usize) -> Self {
-        let points = conv.tiling.points() * conv.tiling.points();
-        let kernels = conv.level.micro_kernels();
-        let sections = conv.sections().len();
-        // Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as
-        // many tiles as possible.
-        let streamed = sections == 1 && conv.weight_values() > STREAMED;
-        let vectors = PANEL.min(conv.geometry.out_channels / sections / kernels.lanes).max(1);
-        let tallest = kernels.max_blocked_rows(vectors);
-        let most = match streamed {
-            true => (TRANSFORMED / (points * conv.view.channels)).clamp(SMALL, MAX_TILES),
-            false => tallest * SMALL.div_ceil(tallest),
-        };
+        let Cut { most, streamed } = Cut::new(conv);
         let blocks = tiles.div_ceil(most);
-        let shared = threads > 1 && sections == 1 && (streamed || blocks < 2 * threads);
+        let shared = threads > 1 && conv.sections().len() == 1 && (streamed || blocks < 2 * threads);
         let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
         Schedule { blocks: blocks.min(tiles), shared, streamed }
+    }
+}
+
+impl Winograd {
+    /// Values of a point of V for a section and a block of `tiles` tiles.
+    fn section_len(&self, tiles: usize) -> usize {
+        self.view.depth.next_multiple_of(self.lanes()) * tiles
+    }
+
+    /// Values between two points of V for some sections and a block of `tiles` tiles: a line more, so that points do not
+    /// share cache sets.
+    fn v_step(&self, tiles: usize, sections: usize) -> usize {
+        self.section_len(tiles) * sections + LINE
+    }
+
+    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
+    fn m_step(&self, width: usize) -> usize {
+        self.tiling.points() * self.tiling.points() * width + LINE
+    }
+
+    /// Values of V, for some sections, and of M for a block of `tiles` tiles.
+    fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
+        let points = self.tiling.points() * self.tiling.points();
+        [points * self.v_step(tiles, sections), tiles * self.m_step(PANEL * self.lanes())]
     }
 }
 
@@ -131,15 +194,14 @@ impl Run<'_> {
         let threads = self.cx.pool().available();
         let schedule = Schedule::new(conv, tiles, threads);
         let (blocks, sections) = (schedule.blocks, conv.sections().len());
-        let together = (TOGETHER / conv.view.depth).clamp(1, sections);
+        let together = together(conv);
         let chunks = sections.div_ceil(together);
         let most = tiles.div_ceil(blocks);
         let Memory { shared, own } = memory;
         if own.len() < threads {
             own.resize_with(threads, Mutex::default);
         }
-        let m_len = most * self.m_step::<A>(PANEL * conv.lanes());
-        let v_len = A::POINTS * A::POINTS * self.v_step(most, together);
+        let [v_len, m_len] = conv.block_lens(most, together);
         let block = |index: usize| self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
         let own = &own[..];
         if !schedule.shared {
@@ -147,14 +209,14 @@ impl Run<'_> {
                 let (block, first) = (block(task / chunks), task % chunks * together);
                 let chunk = first..sections.min(first + together);
                 let tiles = block.tiles().len();
-                let step = self.v_step(tiles, chunk.len());
+                let step = conv.v_step(tiles, chunk.len());
                 let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
                 with_own(own, |Own { v, m }| {
                     v.grow(v_len);
                     m.grow(m_len);
                     self.transform::<A>(&block, vectors, step, v.as_mut_ptr());
                     for section in chunk {
-                        let v = v.as_ptr().wrapping_add((section - first) * self.section_len(tiles));
+                        let v = v.as_ptr().wrapping_add((section - first) * conv.section_len(tiles));
                         for panel in conv.panels(section) {
                             self.panel::<A>(&schedule, &block, panel, (v, step), m.as_mut_ptr());
                         }
@@ -168,7 +230,7 @@ impl Run<'_> {
         let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
         for index in 0..blocks {
             let block = block(index);
-            let step = self.v_step(block.tiles().len(), 1);
+            let step = conv.v_step(block.tiles().len(), 1);
             let pieces = vectors.min(4 * threads);
             self.cx.pool().run(pieces, |piece| {
                 let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
@@ -187,22 +249,6 @@ impl Run<'_> {
 
     fn block(&self, from: usize, to: usize) -> Block {
         Block::new([&self.conv.rows, &self.conv.columns], from, to)
-    }
-
-    /// Values of a point of V for a section and a block of `tiles` tiles.
-    fn section_len(&self, tiles: usize) -> usize {
-        self.conv.view.depth.next_multiple_of(self.conv.lanes()) * tiles
-    }
-
-    /// Values between two points of V for some sections and a block of `tiles` tiles: a line more, so that points do not
-    /// share cache sets.
-    fn v_step(&self, tiles: usize, sections: usize) -> usize {
-        self.section_len(tiles) * sections + LINE
-    }
-
-    /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
-    fn m_step<A: Algorithm>(&self, width: usize) -> usize {
-        A::POINTS * A::POINTS * width + LINE
     }
 
     /// Transforms some vectors of channels into V, which begins with the first of them and has its points `step` values
@@ -238,7 +284,7 @@ impl Run<'_> {
         let conv = self.conv;
         let (kernels, depth) = (conv.level.micro_kernels(), conv.view.depth);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
-        let m_step = self.m_step::<A>(width);
+        let m_step = conv.m_step(width);
         let tallest = kernels.max_blocked_rows(vectors);
         // Cut once for each kind of point.
         let pieces = [false, true].map(|row| {

@@ -94,6 +94,11 @@ impl View {
         }
     }
 
+    /// Values of the copy that [`of`](Self::of) makes of `images` images.
+    pub(super) fn copied(&self, images: usize) -> usize {
+        if self.folded { images * self.size[0] * self.size[1] * self.channels } else { 0 }
+    }
+
     /// The images as the tiles read them: `x` itself, or a rearranged copy in `copy`.
     pub(super) fn of<'a>(
         &self,
@@ -110,7 +115,7 @@ impl View {
         let channels = geometry.in_channels;
         let images = x.len() / (height * width * channels);
         let row = self.size[1] * self.channels;
-        let length = images * self.size[0] * row;
+        let length = self.copied(images);
         copy.grow(length);
         let copy = &mut copy.values_mut()[..length];
         cx.pool().pieces(copy, row, |index, to| {
