@@ -21,7 +21,7 @@ use crate::arch::{Arch, LayerKind, Overrides, preset_names};
 use crate::image::{Normalisation, Picture, Preprocess};
 use crate::kernels::{Context, Level, loss};
 use crate::layer::Workspace;
-use crate::network::{Initialise, Network};
+use crate::network::Network;
 use crate::weights::{
     Account, ModelConfig, ModelFolder, NonFinite, PretrainedConfig, WeightsError, read_safetensors,
 };
@@ -96,9 +96,9 @@ impl Model {
             true => (0..arch.num_classes).map(|class| class.to_string()).collect(),
             false => config.label_names,
         };
-        let mut network = Network::new(&arch, preprocess.input_size, cx.level(), Initialise::default())?;
         let state = read_safetensors(&files.weights, NonFinite::Refuse)?;
-        let account = network.load(cx, &files.weights, state)?;
+        let (network, account) =
+            Network::from_state(cx, &arch, preprocess.input_size, &files.weights, state)?;
         Ok(Opened { model: Model { network, preprocess, classes }, account, weights: files.weights })
     }
 
@@ -249,6 +249,7 @@ fn variant<T: DeserializeOwned>(key: &str, name: &str, path: &Path) -> Result<T,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::Initialise;
 
     /// A small network of 10 classes, saved in `folder`, and its logits for one image.
     fn saved(cx: &Context, folder: &Path) -> Vec<f32> {

@@ -119,7 +119,7 @@ impl<'a> Trainer<'a> {
         let own: Option<Vec<Vec<f32>>> =
             parameters.map(|parameter| velocities.remove(&parameter.name)).collect();
         match own {
-            Some(own) => self.optimizer = Sgd::resume(&self.model.network, self.options.sgd(), &own),
+            Some(own) => self.optimizer = Sgd::resume(&self.model.network, self.options.sgd(), own),
             None if checkpoint.progress == Progress::default() => {}
             None => {
                 let reason = "a velocity is missing; start a new run".to_owned();
