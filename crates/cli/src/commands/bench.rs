@@ -168,7 +168,7 @@ fn table(outcome: &LayersOutcome) -> String {
 fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result<Network, Failure> {
     let name = &flags.network;
     if Path::new(name).exists() && !name.ends_with(".json") {
-        return Ok(open_model(cx, console, name.as_ref(), flags.img_size)?.network);
+        return Ok(open_model(cx, console, name.as_ref(), flags.img_size)?.into_network());
     }
     let mut arch = architecture(name, &Default::default())?;
     if let Some(size) = flags.img_size {
