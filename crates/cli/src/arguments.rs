@@ -22,7 +22,7 @@ pub(crate) struct Arguments {
 /// Flags that every command takes.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// Threads that compute [default: the processors this process may use]
+    /// Threads that compute [default: the physical processors this process may use]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
     /// Seed of everything random: weights, order, augmentation, split; only training has any [default: 42]

@@ -12,9 +12,10 @@ use clap::Parser;
 use console::Console;
 use failure::Failure;
 use interrupt::Interrupt;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
-use stridenet::kernels::{Context, Level};
+use stridenet::kernels::{Context, Level, physical_processors};
 
 fn main() -> ExitCode {
     let done = Arguments::try_parse().map_err(Failure::from).and_then(|arguments| run(&arguments));
@@ -28,10 +29,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let Arguments { common, command } = arguments;
     let console = Console::new(common);
     let level = Level::from_env().map_err(|error| Failure::usage(format!("{}: {error}", Level::VARIABLE)))?;
-    let threads = match common.threads {
-        Some(threads) => threads.get(),
-        None => std::thread::available_parallelism().map_or(1, |threads| threads.get()),
-    };
+    let threads = common.threads.map_or_else(physical_processors, NonZeroUsize::get);
     let cx = Arc::new(Context::new(level, threads));
     console.detail(format_args!("{} instructions, {threads} threads", level.name()));
     Interrupt::listen()?;

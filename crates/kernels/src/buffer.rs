@@ -1,49 +1,101 @@
 //! Memory for values, aligned to cache lines.
 
-/// A cache line of values; a vector of these is aligned for the widest vectors.
-#[derive(Debug, Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read through pointers to the values")] [f32; LINE]);
-
 /// Values of a cache line.
 pub(crate) const LINE: usize = 16;
 
 /// A growing buffer of values whose first one begins a cache line.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Aligned(Vec<Line>);
+///
+/// Zeros come from the system without being written, so that a page is made by the thread that first writes to it.
+#[derive(Debug, Default)]
+pub(crate) struct Aligned {
+    /// The values, and room to begin with a whole line.
+    values: Vec<f32>,
+    /// Where the first whole line begins.
+    first: usize,
+    length: usize,
+}
 
 impl Aligned {
     /// A buffer of at least `length` zeros.
     pub(crate) fn zeros(length: usize) -> Self {
-        Aligned(vec![Line([0.0; LINE]); length.div_ceil(LINE)])
+        if length == 0 {
+            return Aligned::default();
+        }
+        let length = length.next_multiple_of(LINE);
+        let values = vec![0.0f32; length + LINE];
+        let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
+        assert!(first <= LINE, "a vector's values are aligned to their size");
+        Aligned { values, first, length }
     }
 
     /// Makes room for at least `length` values; what stood there stays.
     pub(crate) fn grow(&mut self, length: usize) {
-        if self.0.len() < length.div_ceil(LINE) {
-            self.0.resize(length.div_ceil(LINE), Line([0.0; LINE]));
+        if self.length < length {
+            let mut larger = Aligned::zeros(length);
+            larger.values_mut()[..self.length].copy_from_slice(self.values());
+            *self = larger;
         }
     }
 
     /// Number of values.
     pub(crate) fn len(&self) -> usize {
-        self.0.len() * LINE
+        self.length
     }
 
     /// The first value, valid for reads of [`len`](Self::len) values.
     pub(crate) fn as_ptr(&self) -> *const f32 {
-        self.0.as_ptr().cast()
+        self.values().as_ptr()
     }
 
     /// The first value, valid for reads and writes of [`len`](Self::len) values.
     pub(crate) fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.0.as_mut_ptr().cast()
+        self.values_mut().as_mut_ptr()
+    }
+
+    /// The values.
+    fn values(&self) -> &[f32] {
+        &self.values[self.first..][..self.length]
     }
 
     /// The values.
     pub(crate) fn values_mut(&mut self) -> &mut [f32] {
-        let length = self.len();
-        // SAFETY: a `Line` is exactly LINE values (64 bytes, aligned to 64, no padding).
-        unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), length) }
+        &mut self.values[self.first..][..self.length]
+    }
+}
+
+impl Clone for Aligned {
+    /// A copy's values begin a cache line too, which a copy of the vector would not.
+    fn clone(&self) -> Self {
+        let mut copy = Aligned::zeros(self.length);
+        copy.values_mut().copy_from_slice(self.values());
+        copy
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_begin_a_line_and_stay() {
+        let mut buffer = Aligned::default();
+        let mut others = Vec::new();
+        for length in [1, 15, 16, 17, 1000, 100_000] {
+            buffer.grow(length);
+            let copy = buffer.clone();
+            for buffer in [&buffer, &copy] {
+                assert_eq!(buffer.as_ptr().addr() % 64, 0);
+                assert!(buffer.len() >= length && buffer.len() < length + LINE);
+            }
+            assert_eq!(copy.values(), buffer.values());
+            buffer.values_mut()[length - 1] = length as f32;
+            others.push((length, copy));
+        }
+        for (length, _) in &others {
+            assert_eq!(buffer.values()[length - 1], *length as f32);
+        }
+        assert_eq!(buffer.values().iter().filter(|&&value| value != 0.0).count(), others.len());
+        buffer.grow(3);
+        assert!(buffer.len() >= 100_000);
     }
 }

@@ -1,6 +1,6 @@
 //! What a kernel runs with.
 
-use crate::{Level, Pool};
+use crate::{Level, Pool, physical_processors};
 
 /// The instruction-set level and the threads that kernels run with.
 ///
@@ -21,9 +21,10 @@ impl Context {
         Context { level, pool: Pool::new(threads) }
     }
 
-    /// The best level of this CPU, and as many threads as the process may use processors.
+    /// The best level of this CPU, and a thread for each [physical processor](physical_processors) that the process may
+    /// use.
     pub fn detect() -> Self {
-        Context::new(Level::detect(), std::thread::available_parallelism().map_or(1, |n| n.get()))
+        Context::new(Level::detect(), physical_processors())
     }
 
     /// The instruction-set level.

@@ -17,6 +17,7 @@ pub mod norm;
 mod parallel;
 pub mod pointwise;
 pub mod pool;
+mod processors;
 #[cfg(test)]
 mod reference;
 pub mod roofline;
@@ -28,3 +29,4 @@ mod vector;
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};
 pub use parallel::Pool;
+pub use processors::physical_processors;

@@ -2,26 +2,51 @@
 //!
 //! ```no_run
 //! use stridenet::image;
-//! use stridenet::kernels::{Context, Level};
-//! use stridenet::layer::Workspace;
 //! use stridenet::model::Model;
 //!
 //! # fn main() -> Result<(), stridenet::Error> {
-//! let context = Context::new(Level::detect(), 2);
-//! let model = Model::open("runs/first".as_ref(), &context, None)?.model;
+//! let model = Model::open("runs/first")?;
 //! let picture = image::open("shirt.png".as_ref())?;
-//! for prediction in model.classify(&context, &mut Workspace::default(), &picture, 3)? {
+//! for prediction in model.classify(&picture)?.iter().take(3) {
 //!     println!("{:5.1} %  {}", 100.0 * prediction.probability, prediction.label);
 //! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Threads share a model: [`Model::classify`] takes `&self`. Where each thread is to compute alone, as in a server, compile a
+//! plan once and give every thread a session:
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//! use stridenet::Tensor;
+//! use stridenet::kernels::Context;
+//! use stridenet::model::Model;
+//!
+//! # fn main() -> Result<(), stridenet::Error> {
+//! let model = Model::open("runs/first")?;
+//! let plan = Arc::new(model.plan(1)?);
+//! std::thread::scope(|scope| {
+//!     for _ in 0..4 {
+//!         scope.spawn(|| {
+//!             let alone = Arc::new(Context::new(plan.context().level(), 1));
+//!             let mut session = plan.session(alone);
+//!             let [height, width, channels] = plan.input();
+//!             let image = Tensor::zeros([1, height, width, channels]);
+//!             let mut logits = Tensor::zeros([1, 1, 1, plan.classes()]);
+//!             session.run(&image, &mut logits).expect("the shapes are the plan's");
+//!         });
+//!     }
+//! });
 //! # Ok(())
 //! # }
 //! ```
 
 use crate::arch::{Arch, LayerKind, Overrides, preset_names};
 use crate::image::{Normalisation, Picture, Preprocess};
-use crate::kernels::{Context, Level, loss};
-use crate::layer::Workspace;
-use crate::network::{Initialise, Network};
+use crate::kernels::{Context, loss};
+use crate::network::Network;
+use crate::plan::{Plan, PlanOptions};
 use crate::weights::{
     Account, ModelConfig, ModelFolder, NonFinite, PretrainedConfig, WeightsError, read_safetensors,
 };
@@ -30,16 +55,36 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
-/// A classifier: network, preprocessing, class names.
+/// A classifier: network, preprocessing, class names, and what it computes with.
 #[derive(Debug)]
 pub struct Model {
-    /// The network.
-    pub network: Network,
+    network: Network,
     /// How images are prepared.
     pub preprocess: Preprocess,
     /// The classes' names, in the order of the logits.
     pub classes: Vec<String>,
+    context: Arc<Context>,
+    /// The network compiled for one image at a time, once that is wanted.
+    single: Mutex<Option<Arc<Plan>>>,
+}
+
+/// How a model is opened.
+#[derive(Debug, Clone)]
+pub struct OpenOptions {
+    /// The instructions and threads that the model computes with.
+    pub context: Arc<Context>,
+    /// The size `[height, width]` of the images that the network takes, where it is not the configuration's.
+    pub img_size: Option<[usize; 2]>,
+}
+
+impl Default for OpenOptions {
+    /// The best instructions of this CPU, a thread for each physical processor that the process may use, and images of the
+    /// configuration's size.
+    fn default() -> Self {
+        OpenOptions { context: Arc::new(Context::detect()), img_size: None }
+    }
 }
 
 /// A class with its probability.
@@ -73,12 +118,36 @@ pub struct Opened {
 }
 
 impl Model {
-    /// Opens a run folder, a model folder or a safetensors file with a `config.json` beside it. `img_size` replaces the
-    /// size of the images that the configuration names.
+    /// A model of these parts.
+    ///
+    /// # Panics
+    /// When the network's instruction-set level is not the context's, or there is not one name for each of its classes.
+    pub fn new(
+        context: Arc<Context>,
+        network: Network,
+        preprocess: Preprocess,
+        classes: Vec<String>,
+    ) -> Self {
+        assert_eq!(network.level(), context.level(), "the network's instruction-set level");
+        assert_eq!(network.arch().num_classes, classes.len(), "a name for each class");
+        Model { network, preprocess, classes, context, single: Mutex::default() }
+    }
+
+    /// Opens a run folder, a model folder or a safetensors file with a `config.json` beside it, to compute with the best
+    /// instructions of this CPU and a thread for each physical processor that the process may use.
     ///
     /// # Errors
     /// When files are missing, damaged or contradict each other.
-    pub fn open(path: &Path, cx: &Context, img_size: Option<[usize; 2]>) -> Result<Opened, Error> {
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, Error> {
+        Ok(Model::open_with(path, &OpenOptions::default())?.model)
+    }
+
+    /// As [`open`](Self::open), with options; also says what became of the file's tensors.
+    ///
+    /// # Errors
+    /// When files are missing, damaged or contradict each other.
+    pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Opened, Error> {
+        let (path, context) = (path.as_ref(), Arc::clone(&options.context));
         let files = ModelFolder::locate(path)?;
         let Some(config_path) = files.config else {
             let problem =
@@ -88,7 +157,7 @@ impl Model {
         let config = ModelConfig::read(&config_path)?;
         let arch = describe(&config, &config_path)?;
         let mut preprocess = preprocess_of(&config.pretrained_cfg, &config_path)?;
-        if let Some(size) = img_size {
+        if let Some(size) = options.img_size {
             preprocess.input_size = size;
         }
         preprocess.check()?;
@@ -96,10 +165,49 @@ impl Model {
             true => (0..arch.num_classes).map(|class| class.to_string()).collect(),
             false => config.label_names,
         };
-        let mut network = Network::new(&arch, preprocess.input_size, cx.level(), Initialise::default())?;
         let state = read_safetensors(&files.weights, NonFinite::Refuse)?;
-        let account = network.load(cx, &files.weights, state)?;
-        Ok(Opened { model: Model { network, preprocess, classes }, account, weights: files.weights })
+        let (network, account) =
+            Network::from_state(&context, &arch, preprocess.input_size, &files.weights, state)?;
+        let model = Model::new(context, network, preprocess, classes);
+        Ok(Opened { model, account, weights: files.weights })
+    }
+
+    /// The network.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// The network, to be trained. What was compiled of it is forgotten.
+    pub fn network_mut(&mut self) -> &mut Network {
+        *self.single.get_mut().unwrap_or_else(PoisonError::into_inner) = None;
+        &mut self.network
+    }
+
+    /// The network, without the rest.
+    pub fn into_network(self) -> Network {
+        self.network
+    }
+
+    /// The instructions and threads that the model computes with.
+    pub fn context(&self) -> &Arc<Context> {
+        &self.context
+    }
+
+    /// Compiles the network for batches of up to `batch` images, with the model's instructions and threads.
+    ///
+    /// # Errors
+    /// When the network's description is invalid.
+    pub fn plan(&self, batch: usize) -> Result<Plan, Error> {
+        Plan::compile(&self.network, PlanOptions { batch, context: Arc::clone(&self.context), tuning: None })
+    }
+
+    /// The network compiled for one image at a time: now, or earlier.
+    fn single(&self) -> Result<Arc<Plan>, Error> {
+        let mut single = self.single.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = &*single {
+            return Ok(Arc::clone(plan));
+        }
+        Ok(Arc::clone(single.insert(Arc::new(self.plan(1)?))))
     }
 
     /// Writes a model folder: `model.safetensors` with torch's names and `config.json` in timm's form.
@@ -145,44 +253,37 @@ impl Model {
         Ok(config)
     }
 
-    /// The `topk` most probable classes of a picture, the best first.
+    /// All classes with their probabilities for a picture, the most probable first.
+    ///
+    /// The first call compiles the network, which takes longer than the later ones.
     ///
     /// # Errors
-    /// When the picture cannot be prepared.
-    pub fn classify(
-        &self,
-        cx: &Context,
-        workspace: &mut Workspace,
-        picture: &Picture,
-        topk: usize,
-    ) -> Result<Vec<Prediction>, Error> {
+    /// When the picture cannot be prepared, or `preprocess` does not make images of the network's size.
+    pub fn classify(&self, picture: &Picture) -> Result<Vec<Prediction>, Error> {
         let [height, width] = self.preprocess.input_size;
         let mut x = Tensor::zeros([1, height, width, self.preprocess.channels]);
         self.preprocess.apply(picture, x.data_mut())?;
-        let logits = self.network.infer(cx, workspace, &x)?;
-        let predictions = self.rank(cx, logits.data(), topk);
-        workspace.give(logits);
-        Ok(predictions)
+        let mut logits = Tensor::zeros([1, 1, 1, self.classes.len()]);
+        self.single()?.run(&x, &mut logits)?;
+        Ok(self.rank(logits.data()))
     }
 
-    /// The `topk` most probable classes of one row of logits, the best first.
-    pub fn rank(&self, cx: &Context, logits: &[f32], topk: usize) -> Vec<Prediction> {
+    /// All classes with their probabilities for one row of logits, the most probable first.
+    ///
+    /// # Panics
+    /// When there is not one logit for each class.
+    pub fn rank(&self, logits: &[f32]) -> Vec<Prediction> {
+        assert_eq!(logits.len(), self.classes.len(), "a logit for each class");
         let mut probabilities = vec![0.0; logits.len()];
-        loss::softmax(cx, logits.len().max(1), logits, &mut probabilities);
+        loss::softmax(&self.context, logits.len(), logits, &mut probabilities);
         let mut order: Vec<usize> = (0..logits.len()).collect();
         order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-        order.truncate(topk);
         let prediction = |index| Prediction {
             index,
             label: self.classes[index].clone(),
             probability: probabilities[index],
         };
         order.into_iter().map(prediction).collect()
-    }
-
-    /// The instruction-set level that the model's weights are packed for.
-    pub fn level(&self) -> Level {
-        self.network.level()
     }
 }
 
@@ -249,16 +350,27 @@ fn variant<T: DeserializeOwned>(key: &str, name: &str, path: &Path) -> Result<T,
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::Level;
+    use crate::layer::Workspace;
+    use crate::network::Initialise;
 
-    /// A small network of 10 classes, saved in `folder`, and its logits for one image.
-    fn saved(cx: &Context, folder: &Path) -> Vec<f32> {
+    fn context(threads: usize) -> Arc<Context> {
+        Arc::new(Context::new(Level::detect(), threads))
+    }
+
+    /// A model of a small network of 10 classes with random weights.
+    fn random(cx: &Arc<Context>) -> Model {
         let arch = Arch::preset("resnet20").unwrap();
         let network = Network::new(&arch, [32, 32], cx.level(), Initialise::default()).unwrap();
         let preprocess = Preprocess::exact([32, 32], Normalisation::imagenet());
         let classes = (0..10).map(|class| format!("class {class}")).collect();
-        let model = Model { network, preprocess, classes };
-        model.save(folder).unwrap();
-        logits(cx, &model)
+        Model::new(Arc::clone(cx), network, preprocess, classes)
+    }
+
+    /// Opens the model in `folder`.
+    fn open(cx: &Arc<Context>, folder: &Path) -> Result<Model, Error> {
+        let options = OpenOptions { context: Arc::clone(cx), img_size: None };
+        Ok(Model::open_with(folder, &options)?.model)
     }
 
     fn logits(cx: &Context, model: &Model) -> Vec<f32> {
@@ -269,33 +381,76 @@ mod tests {
 
     #[test]
     fn a_saved_model_opens_to_the_same_bits_with_and_without_our_own_key() {
-        let (cx, folder) = (Context::new(Level::detect(), 2), tempfile::tempdir().unwrap());
-        let expected = saved(&cx, folder.path());
-        let opened = Model::open(folder.path(), &cx, None).unwrap();
-        assert_eq!(logits(&cx, &opened.model), expected);
-        assert_eq!(opened.model.classes[3], "class 3");
+        let (cx, folder) = (context(2), tempfile::tempdir().unwrap());
+        let model = random(&cx);
+        let expected = logits(&cx, &model);
+        model.save(folder.path()).unwrap();
+        let opened = open(&cx, folder.path()).unwrap();
+        assert_eq!(logits(&cx, &opened), expected);
+        assert_eq!(opened.classes[3], "class 3");
         // What timm or torchvision would leave: the architecture's name alone.
         let path = folder.path().join("config.json");
         let mut config = ModelConfig::read(&path).unwrap();
         config.stridenet = None;
         config.label_names.clear();
         config.write(&path).unwrap();
-        let opened = Model::open(folder.path(), &cx, None).unwrap();
-        assert_eq!(logits(&cx, &opened.model), expected);
-        assert_eq!(opened.model.classes[3], "3");
+        let opened = open(&cx, folder.path()).unwrap();
+        assert_eq!(logits(&cx, &opened), expected);
+        assert_eq!(opened.classes[3], "3");
+    }
+
+    fn gradient() -> Picture<'static> {
+        let pixels: Vec<u8> = (0..40 * 50 * 3).map(|value| (value % 251) as u8).collect();
+        Picture::new(40, 50, 3, pixels).unwrap()
+    }
+
+    #[test]
+    fn threads_share_a_model_and_see_what_was_trained() {
+        fn shared<T: Send + Sync>(_: &T) {}
+        let cx = context(2);
+        let mut model = random(&cx);
+        shared(&model);
+        shared(&model.plan(2).unwrap());
+        let picture = gradient();
+        let first = model.classify(&picture).unwrap();
+        assert_eq!(first.len(), 10);
+        assert!(first.is_sorted_by(|a, b| a.probability >= b.probability), "{first:?}");
+        assert!((first.iter().map(|prediction| prediction.probability).sum::<f32>() - 1.0).abs() < 1e-5);
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(|| model.classify(&picture).unwrap())).collect();
+            for thread in threads {
+                assert_eq!(thread.join().unwrap(), first);
+            }
+        });
+        // The bias of the least probable class.
+        let last = first[9].index;
+        let network = model.network_mut();
+        network.parameters_mut().last().unwrap().value[last] += 100.0;
+        network.refresh(&cx);
+        assert_eq!(model.classify(&picture).unwrap()[0].index, last);
+    }
+
+    #[test]
+    fn images_of_another_size_are_predicted_when_asked_for() {
+        let (cx, folder) = (context(1), tempfile::tempdir().unwrap());
+        random(&cx).save(folder.path()).unwrap();
+        let options = OpenOptions { context: cx, img_size: Some([48, 40]) };
+        let model = Model::open_with(folder.path(), &options).unwrap().model;
+        assert_eq!(model.plan(1).unwrap().input(), [48, 40, 3]);
+        assert_eq!(model.classify(&gradient()).unwrap().len(), 10);
     }
 
     #[test]
     fn configurations_that_contradict_the_network_are_refused() {
-        let (cx, folder) = (Context::new(Level::detect(), 1), tempfile::tempdir().unwrap());
-        saved(&cx, folder.path());
+        let (cx, folder) = (context(1), tempfile::tempdir().unwrap());
+        random(&cx).save(folder.path()).unwrap();
         let path = folder.path().join("config.json");
         let original = ModelConfig::read(&path).unwrap();
         let refusal = |change: &dyn Fn(&mut ModelConfig)| {
             let mut config = original.clone();
             change(&mut config);
             config.write(&path).unwrap();
-            Model::open(folder.path(), &cx, None).unwrap_err().to_string()
+            open(&cx, folder.path()).unwrap_err().to_string()
         };
         let cases = [
             (
@@ -313,7 +468,7 @@ mod tests {
             assert!(message.contains(part) && message.contains("config.json"), "{message}");
         }
         std::fs::remove_file(&path).unwrap();
-        let message = Model::open(folder.path(), &cx, None).unwrap_err().to_string();
+        let message = open(&cx, folder.path()).unwrap_err().to_string();
         assert!(message.contains("no config.json beside the weights"), "{message}");
     }
 }

@@ -195,7 +195,7 @@ fn tuning(
 /// A model's network, or a preset's with random weights.
 fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result<Network, Failure> {
     if let Some(model) = model(flags) {
-        return Ok(open_model(cx, console, model, flags.img_size)?.network);
+        return Ok(open_model(cx, console, model, flags.img_size)?.into_network());
     }
     let mut arch = architecture(&flags.network, &Default::default())?;
     if let Some(size) = flags.img_size {

@@ -10,11 +10,11 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::sync::Arc;
+use stridenet::Tensor;
 use stridenet::data::{Dataset, Loader, LoaderOptions, OpenOptions, open_evaluation};
-use stridenet::evaluate::{Evaluation, evaluate};
+use stridenet::evaluate::{self, Evaluation};
 use stridenet::image::{CropMode, Interpolation};
 use stridenet::kernels::Context;
-use stridenet::layer::Workspace;
 use stridenet::model::Model;
 
 /// What `evaluate --json` prints.
@@ -45,7 +45,7 @@ fn rounded(percent: f64) -> f64 {
 
 /// Measures a model's accuracy.
 pub(crate) fn run(
-    cx: &Context,
+    cx: &Arc<Context>,
     console: &Console,
     common: &Common,
     flags: &EvaluateFlags,
@@ -56,7 +56,7 @@ pub(crate) fn run(
     verify(console, cx, &mut dataset, flags.on_error.into())?;
     let dataset = Arc::new(dataset);
     dataset.check_classes(&flags.data, &model.classes)?;
-    let evaluation = measure(cx, console, &model, &dataset, [flags.batch_size.get(), flags.workers.get()])?;
+    let evaluation = measure(console, &model, &dataset, [flags.batch_size.get(), flags.workers.get()])?;
     let outcome = outcome(cx, &model, flags, &evaluation);
     if console.json {
         console.json(&outcome)?;
@@ -92,7 +92,7 @@ fn outcome<'a>(
         top5: rounded(evaluation.top5),
         top5_err: rounded(100.0 - evaluation.top5),
         top1_ci95: evaluation.top1_ci95.map(rounded),
-        param_count: model.network.parameters().map(|parameter| parameter.value.len() as u64).sum(),
+        param_count: model.network().parameters().map(|parameter| parameter.value.len() as u64).sum(),
         img_size: if height == width { json!(width) } else { json!([height, width]) },
         crop_pct: preprocess.crop_pct,
         crop_mode: preprocess.crop_mode,
@@ -102,9 +102,8 @@ fn outcome<'a>(
     }
 }
 
-/// Runs a model over all images of a data set; Ctrl-C is a failure here, since part of an accuracy is none.
+/// Runs a model's plan over all images of a data set; Ctrl-C is a failure here, since part of an accuracy is none.
 pub(super) fn measure(
-    cx: &Context,
     console: &Console,
     model: &Model,
     dataset: &Arc<Dataset>,
@@ -114,7 +113,9 @@ pub(super) fn measure(
     let options = LoaderOptions { batch_size, workers };
     let loader = Loader::evaluate(Arc::clone(dataset), model.preprocess.clone(), options)?;
     let progress = console.progress(total, "evaluating");
-    let evaluation = evaluate(cx, &mut Workspace::default(), &model.network, loader, |done| {
+    let plan = model.plan(batch_size.min(total))?;
+    let infer = |images: &Tensor, logits: &mut Tensor| plan.run(images, logits);
+    let evaluation = evaluate::evaluate(model.context(), plan.classes(), loader, infer, |done| {
         progress.update(done, String::new);
         !Interrupt::pressed()
     })?;

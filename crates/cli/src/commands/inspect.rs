@@ -4,12 +4,13 @@ use super::{architecture, open_model};
 use crate::arguments::InspectFlags;
 use crate::console::Console;
 use crate::failure::Failure;
+use std::sync::Arc;
 use stridenet::arch::{Overrides, preset_names};
 use stridenet::file::write_atomically;
 use stridenet::kernels::Context;
 
 /// Prints a network's layers and totals.
-pub(crate) fn run(cx: &Context, console: &Console, flags: &InspectFlags) -> Result<(), Failure> {
+pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &InspectFlags) -> Result<(), Failure> {
     let InspectFlags { network, shape, svg } = flags;
     let described = preset_names().contains(&network.as_str()) || network.ends_with(".json");
     let exists = std::path::Path::new(network).exists();
@@ -24,7 +25,11 @@ pub(crate) fn run(cx: &Context, console: &Console, flags: &InspectFlags) -> Resu
         }
         let model = open_model(cx, console, network.as_ref(), shape.img_size)?;
         let img_size = Some(model.preprocess.input_size);
-        model.network.arch().with(&Overrides { img_size, ..Overrides::default() }).map_err(Failure::usage)?
+        model
+            .network()
+            .arch()
+            .with(&Overrides { img_size, ..Overrides::default() })
+            .map_err(Failure::usage)?
     };
     let summary = arch.summary(arch.img_size).map_err(Failure::usage)?;
     if let Some(path) = svg {

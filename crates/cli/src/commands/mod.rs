@@ -13,10 +13,11 @@ use crate::console::Console;
 use crate::failure::Failure;
 use anyhow::Context as _;
 use std::path::Path;
+use std::sync::Arc;
 use stridenet::arch::{Arch, ArchError};
 use stridenet::data::{Dataset, OnError, Skipped};
 use stridenet::kernels::Context;
-use stridenet::model::{Model, Opened};
+use stridenet::model::{Model, OpenOptions, Opened};
 
 impl From<OnErrorChoice> for OnError {
     fn from(choice: OnErrorChoice) -> Self {
@@ -40,13 +41,14 @@ fn architecture(name: &str, changes: &ArchFlags) -> Result<Arch, Failure> {
 
 /// Opens a model and says so to those who asked for more.
 fn open_model(
-    cx: &Context,
+    cx: &Arc<Context>,
     console: &Console,
     path: &Path,
     img_size: Option<[usize; 2]>,
 ) -> Result<Model, Failure> {
-    let Opened { model, account, weights } = Model::open(path, cx, img_size)?;
-    let arch = model.network.arch();
+    let options = OpenOptions { context: Arc::clone(cx), img_size };
+    let Opened { model, account, weights } = Model::open_with(path, &options)?;
+    let arch = model.network().arch();
     console.detail(format_args!(
         "{}: {} with {} classes, {} tensors applied",
         weights.display(),

@@ -10,6 +10,7 @@ use serde::Serialize;
 use std::fmt::Write;
 use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use stridenet::data::list_images;
 use stridenet::kernels::Context;
 use stridenet::layer::Workspace;
@@ -28,23 +29,24 @@ struct Outcome {
 }
 
 /// Predicts the classes of images, or the logits of a tensor.
-pub(crate) fn run(cx: &Context, console: &Console, flags: &PredictFlags) -> Result<(), Failure> {
+pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &PredictFlags) -> Result<(), Failure> {
     let model = open_model(cx, console, &flags.model, flags.img_size)?;
     if let (Some(tensor), Some(logits)) = (&flags.tensor, &flags.logits) {
-        return predict_tensor(cx, console, &model, tensor, logits, flags.features.as_deref());
+        return predict_tensor(console, &model, tensor, logits, flags.features.as_deref());
     }
-    let mut workspace = Workspace::default();
     let mut failed = false;
     let mut predict = |file: &Path| -> Result<(), Failure> {
-        let classified = image::open(file)
-            .map_err(stridenet::Error::from)
-            .and_then(|picture| model.classify(cx, &mut workspace, &picture, flags.topk.get()));
+        let classified =
+            image::open(file).map_err(stridenet::Error::from).and_then(|picture| model.classify(&picture));
         let file = file.display().to_string();
         match classified {
-            Ok(predictions) if console.json => {
-                console.json(&Outcome { file, predictions: Some(predictions), error: None })?;
+            Ok(mut predictions) => {
+                predictions.truncate(flags.topk.get());
+                match console.json {
+                    true => console.json(&Outcome { file, predictions: Some(predictions), error: None })?,
+                    false => console.result(&render(&file, &predictions))?,
+                }
             }
-            Ok(predictions) => console.result(&render(&file, &predictions))?,
             Err(error) => {
                 failed = true;
                 if console.json {
@@ -114,7 +116,6 @@ const BATCH: usize = 32;
 
 /// Logits, and on request each stage's output, of normalised images `[N, C, H, W]`.
 fn predict_tensor(
-    cx: &Context,
     console: &Console,
     model: &Model,
     tensor: &Path,
@@ -131,21 +132,32 @@ fn predict_tensor(
         );
         return Err(anyhow!(message).into());
     }
-    let (mut logits, mut workspace) = (Vec::new(), Workspace::default());
-    let mut stages: Vec<(Vec<usize>, Vec<f32>)> =
-        vec![(Vec::new(), Vec::new()); model.network.arch().stages.len()];
-    for images in values.chunks(BATCH * channels * height * width) {
+    let batches = values.chunks(BATCH * channels * height * width).map(|images| {
         let count = images.len() / (channels * height * width);
-        let x =
-            Tensor::from_nchw([count, channels, height, width], images).map_err(stridenet::Error::from)?;
-        let y = model.network.infer_stages(cx, &mut workspace, &x, |index, output| {
-            if features.is_some() {
+        Tensor::from_nchw([count, channels, height, width], images).map_err(stridenet::Error::from)
+    });
+    let mut logits = Vec::with_capacity(images * model.classes.len());
+    let mut stages: Vec<(Vec<usize>, Vec<f32>)> =
+        vec![(Vec::new(), Vec::new()); model.network().arch().stages.len()];
+    if features.is_some() {
+        let mut workspace = Workspace::default();
+        for x in batches {
+            let keep = |index: usize, output: &Tensor| {
                 let [_, height, width, channels] = output.shape();
                 stages[index].0 = vec![channels, height, width];
                 stages[index].1.extend(output.to_nchw());
-            }
-        })?;
-        logits.extend_from_slice(y.data());
+            };
+            let y = model.network().infer_stages(model.context(), &mut workspace, &x?, keep)?;
+            logits.extend_from_slice(y.data());
+        }
+    } else {
+        let plan = model.plan(BATCH.min(images))?;
+        for x in batches {
+            let x = x?;
+            let mut y = Tensor::zeros([x.batch(), 1, 1, plan.classes()]);
+            plan.run(&x, &mut y)?;
+            logits.extend_from_slice(y.data());
+        }
     }
     let write = |path: &Path, shape: &[usize], values: &[f32]| -> Result<(), Failure> {
         write_npy(path, shape, values).map_err(stridenet::Error::from)?;

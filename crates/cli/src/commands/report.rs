@@ -7,8 +7,6 @@ use stridenet::arch::{Layer, LayerKind};
 use stridenet::data::Dataset;
 use stridenet::evaluate::Evaluation;
 use stridenet::file::write_atomically;
-use stridenet::kernels::Context;
-use stridenet::layer::Workspace;
 use stridenet::model::Model;
 use stridenet::report::{self, Confusion, LayerRow, Report, SamplePrediction};
 use stridenet::train::{EpochRow, Finished, RunFolder, TrainOptions};
@@ -19,7 +17,6 @@ const SAMPLES: usize = 16;
 /// Writes `report.html` about a run whose best model is `model`.
 #[expect(clippy::too_many_arguments, reason = "everything that the page shows, gathered in one place")]
 pub(crate) fn write_report(
-    cx: &Context,
     model: &Model,
     options: &TrainOptions,
     val: &Arc<Dataset>,
@@ -28,7 +25,7 @@ pub(crate) fn write_report(
     seconds: f64,
     folder: &RunFolder,
 ) -> Result<(), Failure> {
-    let arch = model.network.arch();
+    let (arch, cx) = (model.network().arch(), model.context());
     let summary = arch.summary(arch.img_size).map_err(stridenet::Error::from)?;
     let report = Report {
         title: format!("{} on {}", arch.name, options.data),
@@ -54,7 +51,7 @@ pub(crate) fn write_report(
         drawing: Some(arch.svg(arch.img_size).map_err(stridenet::Error::from)?),
         labels: model.classes.clone(),
         confusion: Some(Confusion { counts: evaluation.confusion.clone() }),
-        samples: samples(cx, model, val)?,
+        samples: samples(model, val)?,
         options: option_rows(options),
     };
     let page = report.to_html();
@@ -102,14 +99,13 @@ fn layer_row(layer: &Layer) -> LayerRow {
 }
 
 /// Predictions for images spread evenly over the data set.
-fn samples(cx: &Context, model: &Model, dataset: &Dataset) -> Result<Vec<SamplePrediction>, Failure> {
+fn samples(model: &Model, dataset: &Dataset) -> Result<Vec<SamplePrediction>, Failure> {
     let count = SAMPLES.min(dataset.len());
-    let mut workspace = Workspace::default();
     let mut samples = Vec::with_capacity(count);
     for step in 0..count {
         let index = (2 * step + 1) * dataset.len() / (2 * count);
         let picture = dataset.picture(index)?;
-        let predictions = model.classify(cx, &mut workspace, &picture, 3)?;
+        let predictions = model.classify(&picture)?;
         let shown = model.preprocess.fit(&picture).map_err(stridenet::Error::from)?;
         samples.push(SamplePrediction {
             height: shown.height(),
@@ -119,6 +115,7 @@ fn samples(cx: &Context, model: &Model, dataset: &Dataset) -> Result<Vec<SampleP
             truth: dataset.label(index),
             predictions: predictions
                 .into_iter()
+                .take(3)
                 .map(|prediction| (prediction.index, prediction.probability))
                 .collect(),
         });

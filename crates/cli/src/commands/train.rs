@@ -2,7 +2,7 @@
 
 use super::evaluate::measure;
 use super::report::write_report;
-use super::{architecture, verify};
+use super::{architecture, open_model, verify};
 use crate::arguments::{Common, CropChoice, RecipeFlags, Sched, TrainFlags};
 use crate::console::{Console, Progress};
 use crate::failure::Failure;
@@ -15,7 +15,7 @@ use stridenet::arch::{Arch, Overrides};
 use stridenet::data::{Augment, Crop, Dataset, OpenOptions, Splits};
 use stridenet::image::{Normalisation, Preprocess};
 use stridenet::kernels::Context;
-use stridenet::model::{Model, Opened};
+use stridenet::model::Model;
 use stridenet::network::Network;
 use stridenet::train::{
     Checkpoint, Control, Decline, EpochRow, Event, Existing, Finished, RunFolder, TrainOptions, Trainer,
@@ -23,7 +23,7 @@ use stridenet::train::{
 
 /// Trains a network and writes the run's folder.
 pub(crate) fn run(
-    cx: &Context,
+    cx: &Arc<Context>,
     console: &Console,
     common: &Common,
     flags: &TrainFlags,
@@ -37,11 +37,11 @@ pub(crate) fn run(
     // A run that was stopped is not measured: whoever pressed Ctrl-C wants to leave.
     let summary = match finished.best_epoch {
         Some(best) if finished.complete => {
-            let best_model = Model::open(&folder.best(), cx, None)?.model;
+            let best_model = open_model(cx, console, &folder.best(), None)?;
             let (val, options) = (trainer.validation(), trainer.options());
-            let evaluation = measure(cx, console, &best_model, val, [options.batch_size, options.workers])?;
+            let evaluation = measure(console, &best_model, val, [options.batch_size, options.workers])?;
             let seconds = start.elapsed().as_secs_f64();
-            write_report(cx, &best_model, trainer.options(), val, &finished, &evaluation, seconds, &folder)?;
+            write_report(&best_model, trainer.options(), val, &finished, &evaluation, seconds, &folder)?;
             Some((best, evaluation))
         }
         _ => None,
@@ -81,7 +81,7 @@ pub(crate) fn run(
 
 /// A new run.
 fn begin<'a>(
-    cx: &'a Context,
+    cx: &'a Arc<Context>,
     console: &Console,
     common: &Common,
     flags: &TrainFlags,
@@ -112,13 +112,13 @@ fn begin<'a>(
     let folder = RunFolder::open(&out, existing)?;
     folder.write_options(&resolved(cx, &arch, &options))?;
     announce(console, &arch, &options, [&train, &val], &folder);
-    let model = Model { network, preprocess, classes };
+    let model = Model::new(Arc::clone(cx), network, preprocess, classes);
     Ok((Trainer::new(cx, model, options, [train, val], folder.clone()), folder))
 }
 
 /// The run in the folder, as it was when it was saved.
 fn resume<'a>(
-    cx: &'a Context,
+    cx: &'a Arc<Context>,
     console: &Console,
     common: &Common,
     flags: &TrainFlags,
@@ -137,8 +137,8 @@ fn resume<'a>(
     }
     refuse_changes(&stored, &options)?;
     options.validate().map_err(stridenet::Error::from)?;
-    let Opened { model, .. } = Model::open(&folder.last(), cx, None)?;
-    let arch = model.network.arch().clone();
+    let model = open_model(cx, console, &folder.last(), None)?;
+    let arch = model.network().arch().clone();
     if flags.arch.as_ref().is_some_and(|name| *name != arch.name)
         || arch.with(&flags.shape.overrides()).ok().as_ref() != Some(&arch)
     {

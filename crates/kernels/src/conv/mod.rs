@@ -117,11 +117,11 @@ impl Conv {
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn pack_forward(&self, weight: &[f32]) -> ForwardWeights {
+    pub fn pack_forward(&self, cx: &Context, weight: &[f32]) -> ForwardWeights {
         let depth = self.geometry.taps() * self.geometry.group_in();
-        let empty = || PackedMatrix::new(self.level, depth, self.geometry.group_out(), |_, _| 0.0);
+        let empty = || PackedMatrix::zeros(self.level, depth, self.geometry.group_out());
         let mut packed = ForwardWeights((0..self.geometry.groups).map(|_| empty()).collect());
-        self.repack_forward(weight, &mut packed);
+        self.repack_forward(cx, weight, &mut packed);
         packed
     }
 
@@ -129,11 +129,11 @@ impl Conv {
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn repack_forward(&self, weight: &[f32], packed: &mut ForwardWeights) {
+    pub fn repack_forward(&self, cx: &Context, weight: &[f32], packed: &mut ForwardWeights) {
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
         let (columns, out) = (self.geometry.group_out(), self.geometry.out_channels);
         for (group, matrix) in packed.0.iter_mut().enumerate() {
-            matrix.refill(|k, j| weight[k * out + group * columns + j]);
+            matrix.refill_rows(cx, |k| &weight[k * out + group * columns..][..columns]);
         }
     }
 
@@ -143,7 +143,7 @@ impl Conv {
     /// When the number of weights is not the geometry's.
     pub fn pack_backward(&self, weight: &[f32]) -> BackwardWeights {
         let g = &self.geometry;
-        let empty = |phase: &Phase| PackedMatrix::new(self.level, phase.depth(g), g.group_in(), |_, _| 0.0);
+        let empty = |phase: &Phase| PackedMatrix::zeros(self.level, phase.depth(g), g.group_in());
         let groups = |phase| (0..g.groups).map(|_| empty(phase)).collect();
         let mut packed = BackwardWeights(self.phases.iter().map(groups).collect());
         self.repack_backward(weight, &mut packed);

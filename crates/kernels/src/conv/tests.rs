@@ -85,7 +85,7 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
             let mut scratch = ConvScratch::default();
             // NaN where nothing is written would be found.
             let mut y = vec![f32::NAN; dy.len()];
-            conv.forward(cx, &x, &conv.pack_forward(&w), Epilogue::default(), &mut scratch, &mut y);
+            conv.forward(cx, &x, &conv.pack_forward(cx, &w), Epilogue::default(), &mut scratch, &mut y);
             assert_close(&y, &y_expected, &y_magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
             let mut dx = vec![f32::NAN; x.len()];
             conv.grad_input(cx, &dy, &conv.pack_backward(&w), Epilogue::default(), &mut dx);
@@ -111,7 +111,7 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
             let bias = random.values(g.out_channels);
             let residual = random.values(oracle::output_len(&g, batch, input));
             let conv = Conv::new(level, g, input).unwrap();
-            let weights = conv.pack_forward(&w);
+            let weights = conv.pack_forward(&cx, &w);
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut ConvScratch::default(), &mut plain);
             let epilogue =
@@ -184,7 +184,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 let conv = Conv::new(level, g, input).unwrap();
                 let mut scratch = ConvScratch::default();
                 let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
-                conv.forward(&cx, &x, &conv.pack_forward(&w), Epilogue::default(), &mut scratch, &mut y);
+                conv.forward(&cx, &x, &conv.pack_forward(&cx, &w), Epilogue::default(), &mut scratch, &mut y);
                 conv.grad_input(&cx, &dy, &conv.pack_backward(&w), Epilogue::default(), &mut dx);
                 conv.grad_weight(&cx, &x, &dy, &mut scratch, &mut dw);
                 let results = [y, dx, dw];
@@ -204,7 +204,7 @@ fn an_image_has_the_same_bits_alone_and_in_a_batch() {
     for level in Level::available() {
         let cx = Context::new(level, 2);
         let conv = Conv::new(level, g, input).unwrap();
-        let weights = conv.pack_forward(&random.values(g.weight_len()));
+        let weights = conv.pack_forward(&cx, &random.values(g.weight_len()));
         let x = random.values(7 * conv.input_len());
         let mut batch = vec![0.0; 7 * conv.output_len()];
         let mut scratch = ConvScratch::default();
@@ -226,8 +226,8 @@ fn weights_of_another_level_are_refused() {
         "packed for another instruction-set level cannot be tried on a CPU with one level"
     );
     let conv = |level| Conv::new(level, ConvGeometry::square(4, 4, 3, 1), [4, 4]).unwrap();
-    let weights = conv(levels[0]).pack_forward(&[0.0; 144]);
     let (cx, mut y) = (Context::new(levels[1], 1), [0.0; 64]);
+    let weights = conv(levels[0]).pack_forward(&cx, &[0.0; 144]);
     conv(levels[1]).forward(
         &cx,
         &[0.0; 64],

@@ -1,7 +1,8 @@
 //! Matrices rearranged into the panels that the micro-kernels read.
 
-use crate::Level;
 use crate::buffer::Aligned;
+use crate::parallel::SharedMut;
+use crate::{Context, Level};
 
 /// A `depth × columns` matrix cut into panels of a few vectors of columns each, for the level that packed it.
 ///
@@ -40,19 +41,48 @@ pub(crate) fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Ite
     })
 }
 
+/// Rows of a panel that a thread packs at a time.
+const ROWS: usize = 256;
+
 impl PackedMatrix {
+    /// A matrix of zeros.
+    pub fn zeros(level: Level, depth: usize, columns: usize) -> Self {
+        let length = depth * columns.next_multiple_of(level.micro_kernels().lanes);
+        PackedMatrix { level, depth, columns, values: Aligned::zeros(length) }
+    }
+
     /// Packs the matrix whose value at row `k`, column `j` is `value(k, j)`.
     pub fn new(level: Level, depth: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
-        let mut packed = PackedMatrix { level, depth, columns, values: Aligned::default() };
+        let mut packed = PackedMatrix::zeros(level, depth, columns);
         packed.refill(value);
         packed
+    }
+
+    /// Replaces row `k` by `row(k)`, on all threads.
+    ///
+    /// # Panics
+    /// When a row is shorter than the matrix is wide.
+    pub fn refill_rows<'a>(&mut self, cx: &Context, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        let (depth, lanes) = (self.depth, self.level.micro_kernels().lanes);
+        let (panels, pieces) = (panels(self.level, self.columns), self.depth.div_ceil(ROWS));
+        let values = SharedMut(self.values.as_mut_ptr());
+        cx.pool().run(panels.len() * pieces, |task| {
+            let Some(panel) = panels.clone().nth(task / pieces) else { return };
+            let rows = task % pieces * ROWS..depth.min((task % pieces + 1) * ROWS);
+            let width = panel.vectors * lanes;
+            let start = panel.first_vector * lanes * depth + rows.start * width;
+            // SAFETY: the panels' rows are disjoint and lie within `values`.
+            let packed =
+                unsafe { std::slice::from_raw_parts_mut(values.get().add(start), rows.len() * width) };
+            for (to, k) in packed.chunks_exact_mut(width).zip(rows) {
+                to[..panel.columns].copy_from_slice(&row(k)[panel.column..][..panel.columns]);
+            }
+        });
     }
 
     /// Replaces the values, keeping the memory.
     pub fn refill(&mut self, value: impl Fn(usize, usize) -> f32) {
         let lanes = self.level.micro_kernels().lanes;
-        let length = self.depth * self.columns.next_multiple_of(lanes);
-        self.values.grow(length);
         let (depth, panels) = (self.depth, panels(self.level, self.columns));
         let mut rest = self.values.values_mut();
         for panel in panels {
@@ -101,15 +131,20 @@ mod tests {
             let lanes = level.micro_kernels().lanes;
             for columns in [1, lanes - 1, lanes, 3 * lanes + 1, 9 * lanes] {
                 let value = |k: usize, j: usize| (k * 1000 + j + 1) as f32;
-                let packed = PackedMatrix::new(level, 5, columns, value);
+                let matrix: Vec<f32> = (0..5 * columns).map(|at| value(at / columns, at % columns)).collect();
+                let by_value = PackedMatrix::new(level, 5, columns, value);
+                let mut by_rows = PackedMatrix::zeros(level, 5, columns);
+                by_rows.refill_rows(&Context::new(level, 2), |k| &matrix[k * columns..]);
                 assert_eq!(panels(level, columns).map(|panel| panel.columns).sum::<usize>(), columns);
                 for panel in panels(level, columns) {
                     for k in 0..5 {
                         for j in 0..panel.vectors * lanes {
-                            // SAFETY: row `k` of the panel holds `vectors · lanes` values.
-                            let found = unsafe { *packed.panel_row(&panel, k).add(j) };
                             let expected = if j < panel.columns { value(k, panel.column + j) } else { 0.0 };
-                            assert_eq!(found, expected);
+                            for packed in [&by_value, &by_rows] {
+                                // SAFETY: row `k` of the panel holds `vectors · lanes` values.
+                                let found = unsafe { *packed.panel_row(&panel, k).add(j) };
+                                assert_eq!(found, expected);
+                            }
                         }
                     }
                 }

@@ -4,30 +4,29 @@ mod metrics;
 
 pub use metrics::{Evaluation, Metrics, wilson_interval};
 
-use crate::Error;
 use crate::data::{Batch, DataError};
 use crate::kernels::Context;
-use crate::layer::Workspace;
-use crate::network::Network;
+use crate::{Error, Tensor};
 
-/// Evaluates a network on batches of prepared images; `progress` is told the number of images done after each batch and
-/// may stop by returning `false`, upon which what was done so far is returned.
+/// Evaluates a classifier of `classes` classes on batches of prepared images. `infer` turns images `[N, H, W, C]` into
+/// logits `[N, 1, 1, classes]`. `progress` is told the number of images done after each batch and may stop by returning
+/// `false`, upon which what was done so far is returned.
 ///
 /// # Errors
-/// When a batch cannot be had or does not fit the network.
+/// When a batch cannot be had, and with the first error of `infer`.
 pub fn evaluate(
     cx: &Context,
-    workspace: &mut Workspace,
-    network: &Network,
+    classes: usize,
     batches: impl Iterator<Item = Result<Batch, DataError>>,
+    mut infer: impl FnMut(&Tensor, &mut Tensor) -> Result<(), Error>,
     mut progress: impl FnMut(usize) -> bool,
 ) -> Result<Evaluation, Error> {
-    let mut metrics = Metrics::new(network.arch().num_classes);
+    let mut metrics = Metrics::new(classes);
     for batch in batches {
         let Batch { images, labels, .. } = batch?;
-        let logits = network.infer(cx, workspace, &images)?;
+        let mut logits = Tensor::zeros([images.batch(), 1, 1, classes]);
+        infer(&images, &mut logits)?;
         metrics.update(cx, logits.data(), &labels, 0.0);
-        workspace.give(logits);
         if !progress(metrics.count()) {
             break;
         }

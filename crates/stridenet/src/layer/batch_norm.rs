@@ -101,18 +101,19 @@ impl BatchNorm {
     ) -> (Tensor, Option<Tensor>) {
         let mut dx = workspace.tensor(x.shape());
         let mut dresidual = residual.then(|| workspace.tensor(x.shape()));
+        let (gamma, dgamma) = self.gamma.value_and_grad();
         let inputs = norm::Backward {
             x: x.data(),
             dy: dy.data(),
             y: relu.then(|| y.data()),
             mean: &saved.mean,
             inv_std: &saved.inv_std,
-            gamma: &self.gamma.value,
+            gamma,
         };
         let outputs = norm::Gradients {
             dx: dx.data_mut(),
-            dgamma: &mut self.gamma.grad,
-            dbeta: &mut self.beta.grad,
+            dgamma,
+            dbeta: self.beta.grad_mut(),
             residual: dresidual.as_mut().map(Tensor::data_mut),
         };
         norm::backward(cx, inputs, outputs);

@@ -5,15 +5,16 @@ use crate::Tensor;
 use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, ForwardWeights, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level};
+use std::sync::OnceLock;
 
-/// A convolution for one input size, with its weights packed for both passes.
+/// A convolution for one input size. Its weights are packed for a pass when the pass first runs.
 #[derive(Debug)]
 pub struct Conv {
     kernel: conv::Conv,
     /// The weights.
     pub weight: Parameter,
-    forward: ForwardWeights,
-    backward: BackwardWeights,
+    forward: OnceLock<ForwardWeights>,
+    backward: Option<BackwardWeights>,
 }
 
 impl Conv {
@@ -30,9 +31,8 @@ impl Conv {
     ) -> Result<Self, GeometryError> {
         let kernel = conv::Conv::new(level, geometry, input)?;
         let shape = vec![geometry.out_channels, geometry.group_in(), geometry.kernel[0], geometry.kernel[1]];
-        let (forward, backward) = (kernel.pack_forward(&weight), kernel.pack_backward(&weight));
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
-        Ok(Conv { kernel, weight, forward, backward })
+        Ok(Conv { kernel, weight, forward: OnceLock::new(), backward: None })
     }
 
     /// Output size `[height, width]`.
@@ -40,24 +40,23 @@ impl Conv {
         self.kernel.output()
     }
 
-    /// Packs the weights again after they have changed.
-    pub fn refresh(&mut self) {
-        self.kernel.repack_forward(&self.weight.value, &mut self.forward);
-        self.kernel.repack_backward(&self.weight.value, &mut self.backward);
+    /// Packs the weights again after they have changed, for the passes that have run.
+    pub fn refresh(&mut self, cx: &Context) {
+        if let Some(packed) = self.forward.get_mut() {
+            self.kernel.repack_forward(cx, &self.weight.value, packed);
+        }
+        if let Some(packed) = &mut self.backward {
+            self.kernel.repack_backward(&self.weight.value, packed);
+        }
     }
 
     /// `[N, H, W, in]` → `[N, H/s, W/s, out]`.
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
         let [height, width] = self.kernel.output();
         let mut y = workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels]);
-        self.kernel.forward(
-            cx,
-            x.data(),
-            &self.forward,
-            Epilogue::default(),
-            &mut workspace.conv,
-            y.data_mut(),
-        );
+        let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
+        let (epilogue, scratch) = (Epilogue::default(), &mut workspace.conv);
+        self.kernel.forward(cx, x.data(), packed, epilogue, scratch, y.data_mut());
         y
     }
 
@@ -74,12 +73,14 @@ impl Conv {
         let mut dx = workspace.tensor(x.shape());
         let epilogue =
             Epilogue { residual: also.map(|also| Residual::Tensor(also.data())), ..Epilogue::default() };
-        self.kernel.grad_input(cx, dy.data(), &self.backward, epilogue, dx.data_mut());
+        let Conv { kernel, weight, backward, .. } = self;
+        let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
+        kernel.grad_input(cx, dy.data(), packed, epilogue, dx.data_mut());
         dx
     }
 
     /// The weights' gradient alone, for the first convolution of a network.
     pub fn grad_weight(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) {
-        self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, &mut self.weight.grad);
+        self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, self.weight.grad_mut());
     }
 }

@@ -2,12 +2,15 @@
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
+use crate::arch;
 use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, ForwardWeights, GeometryError};
 use crate::kernels::gemm::Epilogue;
 use crate::kernels::pool::LinearPool;
 use crate::kernels::{Context, Level};
+use std::sync::OnceLock;
 
-/// Global average pool and a linear layer, which is a 1×1 convolution of one pixel.
+/// Global average pool and a linear layer, which is a 1×1 convolution of one pixel. Its weights are packed for a pass when
+/// the pass first runs.
 #[derive(Debug)]
 pub struct Head {
     pool: LinearPool,
@@ -16,8 +19,8 @@ pub struct Head {
     pub weight: Parameter,
     /// The bias.
     pub bias: Parameter,
-    forward: ForwardWeights,
-    backward: BackwardWeights,
+    forward: OnceLock<ForwardWeights>,
+    backward: Option<BackwardWeights>,
 }
 
 /// What the backward pass needs.
@@ -30,22 +33,20 @@ pub struct HeadSaved {
 }
 
 impl Head {
-    /// A head named `name` for feature maps of `[height, width]`; `weight` is `[in, out]`, and its sizes are the length of
-    /// `bias` and the rest.
+    /// The head that `description` describes, for feature maps of `[height, width]`; `weight` is `[in, out]`.
     ///
     /// # Errors
     /// When a size is 0.
     pub fn new(
         level: Level,
-        name: &str,
+        description: &arch::Head,
         input: [usize; 2],
         weight: Vec<f32>,
         bias: Vec<f32>,
     ) -> Result<Self, GeometryError> {
-        let (features, classes) = (weight.len() / bias.len().max(1), bias.len());
+        let &arch::Head { ref name, in_features: features, out_features: classes } = description;
         let pool = LinearPool::global_average(input, features)?;
         let kernel = conv::Conv::new(level, ConvGeometry::square(features, classes, 1, 1), [1, 1])?;
-        let (forward, backward) = (kernel.pack_forward(&weight), kernel.pack_backward(&weight));
         let shape = vec![classes, features];
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
         Ok(Head {
@@ -53,15 +54,19 @@ impl Head {
             kernel,
             weight,
             bias: Parameter::vector(format!("{name}.bias"), bias),
-            forward,
-            backward,
+            forward: OnceLock::new(),
+            backward: None,
         })
     }
 
-    /// Packs the weights again after they have changed.
-    pub fn refresh(&mut self) {
-        self.kernel.repack_forward(&self.weight.value, &mut self.forward);
-        self.kernel.repack_backward(&self.weight.value, &mut self.backward);
+    /// Packs the weights again after they have changed, for the passes that have run.
+    pub fn refresh(&mut self, cx: &Context) {
+        if let Some(packed) = self.forward.get_mut() {
+            self.kernel.repack_forward(cx, &self.weight.value, packed);
+        }
+        if let Some(packed) = &mut self.backward {
+            self.kernel.repack_backward(&self.weight.value, packed);
+        }
     }
 
     /// Feature maps `[N, H, W, C]` → logits `[N, 1, 1, classes]`.
@@ -70,14 +75,8 @@ impl Head {
         self.pool.forward(cx, x.data(), pooled.data_mut());
         let mut logits = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
         let epilogue = Epilogue { bias: Some(&self.bias.value), ..Epilogue::default() };
-        self.kernel.forward(
-            cx,
-            pooled.data(),
-            &self.forward,
-            epilogue,
-            &mut workspace.conv,
-            logits.data_mut(),
-        );
+        let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
+        self.kernel.forward(cx, pooled.data(), packed, epilogue, &mut workspace.conv, logits.data_mut());
         (logits, HeadSaved { pooled, features: x.shape() })
     }
 
@@ -90,14 +89,16 @@ impl Head {
         dlogits: &Tensor,
     ) -> Tensor {
         let classes = self.bias.value.len();
-        for (class, grad) in self.bias.grad.iter_mut().enumerate() {
+        for (class, grad) in self.bias.grad_mut().iter_mut().enumerate() {
             let column = dlogits.data().iter().skip(class).step_by(classes);
             *grad = column.map(|&value| f64::from(value)).sum::<f64>() as f32;
         }
         let (pooled, scratch) = (saved.pooled, &mut workspace.conv);
-        self.kernel.grad_weight(cx, pooled.data(), dlogits.data(), scratch, &mut self.weight.grad);
+        self.kernel.grad_weight(cx, pooled.data(), dlogits.data(), scratch, self.weight.grad_mut());
         let mut dpooled = workspace.tensor(pooled.shape());
-        self.kernel.grad_input(cx, dlogits.data(), &self.backward, Epilogue::default(), dpooled.data_mut());
+        let Head { kernel, weight, backward, .. } = self;
+        let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
+        kernel.grad_input(cx, dlogits.data(), packed, Epilogue::default(), dpooled.data_mut());
         let mut dx = workspace.tensor(saved.features);
         self.pool.backward(cx, dpooled.data(), dx.data_mut());
         workspace.give(pooled);

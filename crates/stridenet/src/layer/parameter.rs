@@ -23,22 +23,32 @@ pub struct Parameter {
     pub decay: Decay,
     /// The values; a weight's are in HWIO order (`[in, out]` for linear layers).
     pub value: Vec<f32>,
-    /// The gradient of the last backward pass.
+    /// The gradient of the last backward pass; empty before the first one.
     pub grad: Vec<f32>,
 }
 
 impl Parameter {
     /// A vector of gains or biases.
     pub(crate) fn vector(name: String, value: Vec<f32>) -> Self {
-        let grad = vec![0.0; value.len()];
         let shape = vec![value.len()];
-        Parameter { name, shape, decay: Decay::NormOrBias, value, grad }
+        Parameter { name, shape, decay: Decay::NormOrBias, value, grad: Vec::new() }
     }
 
     /// A weight of torch's `shape`.
     pub(crate) fn weight(name: String, shape: Vec<usize>, value: Vec<f32>) -> Self {
-        let grad = vec![0.0; value.len()];
-        Parameter { name, shape, decay: Decay::Weight, value, grad }
+        Parameter { name, shape, decay: Decay::Weight, value, grad: Vec::new() }
+    }
+
+    /// The gradient, to be written: as long as the value.
+    pub(crate) fn grad_mut(&mut self) -> &mut [f32] {
+        self.grad.resize(self.value.len(), 0.0);
+        &mut self.grad
+    }
+
+    /// The value and the gradient, which is 0 before the first backward pass.
+    pub(crate) fn value_and_grad(&mut self) -> (&mut [f32], &mut [f32]) {
+        self.grad_mut();
+        (&mut self.value, &mut self.grad)
     }
 
     /// Values stored as `value` and `grad` are (HWIO), in torch's order (OIHW).
@@ -50,10 +60,10 @@ impl Parameter {
     }
 
     /// Values in torch's order (OIHW), as `value` and `grad` store them (HWIO).
-    pub fn from_torch(&self, values: &[f32]) -> Vec<f32> {
+    pub fn from_torch(&self, values: Vec<f32>) -> Vec<f32> {
         match self.oihw() {
-            Some(shape) => permuted(conv_to_hwio(shape, values)),
-            None => values.to_vec(),
+            Some(shape) => permuted(conv_to_hwio(shape, &values)),
+            None => values,
         }
     }
 
@@ -82,7 +92,7 @@ mod tests {
         let torch = conv.to_torch(&conv.value);
         // [o, i, h, w] = [1, 2, 0, 1] in torch's order is [h, w, i, o] = [0, 1, 2, 1] here.
         assert_eq!(torch[((3 + 2) * 2) * 2 + 1], values[(3 + 2) * 2 + 1]);
-        assert_eq!(conv.from_torch(&torch), values);
+        assert_eq!(conv.from_torch(torch), values);
         let linear = Parameter::weight("w".into(), vec![2, 12], values.clone());
         assert_eq!(linear.to_torch(&values)[..3], [0.0, 2.0, 4.0]);
         let vector = Parameter::vector("b".into(), values.clone());

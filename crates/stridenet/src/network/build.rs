@@ -3,12 +3,14 @@
 use super::Network;
 use crate::Error;
 use crate::arch::{self, Arch, ArchError, BlockShortcut};
-use crate::kernels::Level;
 use crate::kernels::pool::LinearPool;
+use crate::kernels::{Context, Level};
 use crate::layer::{Block, Head, Shortcut, Unit};
 use crate::random::{Use, generator};
+use crate::weights::{Account, StateDict};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
+use std::path::Path;
 
 /// How the weights begin.
 ///
@@ -27,34 +29,36 @@ pub struct Initialise {
 /// Makes layers one after the other; each has random numbers of its own.
 struct Builder {
     level: Level,
-    initialise: Initialise,
+    /// How the weights begin; without it they are left out, to be filled in later.
+    initialise: Option<Initialise>,
     layers: u64,
 }
 
 impl Builder {
-    fn generator(&mut self) -> impl rand::Rng + use<> {
+    /// The next layer's random numbers, where it has any.
+    fn generator(&mut self) -> Option<impl rand::Rng + use<>> {
         self.layers += 1;
-        generator(self.initialise.seed, Use::Initialise, [self.layers, 0])
+        self.initialise.map(|initialise| generator(initialise.seed, Use::Initialise, [self.layers, 0]))
     }
 
     fn unit(&mut self, description: &arch::Unit, input: [usize; 2], gain: f32) -> Result<Unit, ArchError> {
         let geometry = &description.geometry;
         let deviation = (2.0 / (geometry.out_channels * geometry.taps()) as f64).sqrt();
-        let mut random = self.generator();
-        let mut draw = || -> f32 {
-            let value: f64 = StandardNormal.sample(&mut random);
-            (value * deviation) as f32
+        let draw = |mut random| -> Vec<f32> {
+            let normal = StandardNormal.sample_iter(&mut random).take(geometry.weight_len());
+            normal.map(|value: f64| (value * deviation) as f32).collect()
         };
-        let weight = (0..geometry.weight_len()).map(|_| draw()).collect();
+        let weight = self.generator().map(draw).unwrap_or_default();
         Unit::new(self.level, description, input, weight, gain).map_err(ArchError::at(&description.conv))
     }
 
     fn block(&mut self, description: &arch::Block, input: [usize; 2]) -> Result<Block, ArchError> {
         let mut size = input;
         let last = description.units.len() - 1;
+        let zero = self.initialise.is_some_and(|initialise| initialise.zero_init_last);
         let mut units = Vec::with_capacity(description.units.len());
         for (index, unit) in description.units.iter().enumerate() {
-            let gain = if index == last && self.initialise.zero_init_last { 0.0 } else { 1.0 };
+            let gain = if index == last && zero { 0.0 } else { 1.0 };
             units.push(self.unit(unit, size, gain)?);
             size = unit.output_size(size).map_err(ArchError::at(&unit.conv))?;
         }
@@ -72,11 +76,25 @@ impl Builder {
     fn head(&mut self, description: &arch::Head, input: [usize; 2]) -> Result<Head, ArchError> {
         let (features, classes) = (description.in_features, description.out_features);
         let bound = 1.0 / (features as f32).sqrt();
-        let mut random = self.generator();
-        let mut draw = |count: usize| (0..count).map(|_| random.random_range(-bound..bound)).collect();
-        let (weight, bias) = (draw(features * classes), draw(classes));
-        Head::new(self.level, &description.name, input, weight, bias)
-            .map_err(ArchError::at(&description.name))
+        let [weight, bias] = match self.generator() {
+            Some(mut random) => [features * classes, classes]
+                .map(|count| (0..count).map(|_| random.random_range(-bound..bound)).collect()),
+            None => Default::default(),
+        };
+        Head::new(self.level, description, input, weight, bias).map_err(ArchError::at(&description.name))
+    }
+
+    fn network(mut self, arch: &Arch, input: [usize; 2]) -> Result<Network, Error> {
+        let structure = arch.structure()?;
+        let stem = self.unit(&structure.stem, input, 1.0)?;
+        let mut size = structure.stem.output_size(input).map_err(ArchError::at(&structure.stem.conv))?;
+        let mut blocks = Vec::with_capacity(structure.blocks.len());
+        for block in &structure.blocks {
+            blocks.push(self.block(block, size)?);
+            size = block.output_size(size).map_err(ArchError::at(&block.name))?;
+        }
+        let head = self.head(&structure.head, size)?;
+        Ok(Network { arch: arch.clone(), input, level: self.level, stem, blocks, head })
     }
 }
 
@@ -86,16 +104,25 @@ impl Network {
     /// # Errors
     /// When the description is invalid or the images are too small for it.
     pub fn new(arch: &Arch, input: [usize; 2], level: Level, initialise: Initialise) -> Result<Self, Error> {
-        let structure = arch.structure()?;
-        let mut builder = Builder { level, initialise, layers: 0 };
-        let stem = builder.unit(&structure.stem, input, 1.0)?;
-        let mut size = structure.stem.output_size(input).map_err(ArchError::at(&structure.stem.conv))?;
-        let mut blocks = Vec::with_capacity(structure.blocks.len());
-        for block in &structure.blocks {
-            blocks.push(builder.block(block, size)?);
-            size = block.output_size(size).map_err(ArchError::at(&block.name))?;
-        }
-        let head = builder.head(&structure.head, size)?;
-        Ok(Network { arch: arch.clone(), input, level, stem, blocks, head })
+        Builder { level, initialise: Some(initialise), layers: 0 }.network(arch, input)
+    }
+
+    /// The network that `arch` describes, for images of `[height, width]` pixels, with the weights of `state`, which came
+    /// from the file `path`; and what became of each tensor.
+    ///
+    /// # Errors
+    /// When the description is invalid, the images are too small for it, or a tensor is missing, unknown or of another
+    /// shape.
+    pub fn from_state(
+        cx: &Context,
+        arch: &Arch,
+        input: [usize; 2],
+        path: &Path,
+        state: StateDict,
+    ) -> Result<(Self, Account), Error> {
+        let builder = Builder { level: cx.level(), initialise: None, layers: 0 };
+        let mut network = builder.network(arch, input)?;
+        let account = network.load(cx, path, state)?;
+        Ok((network, account))
     }
 }

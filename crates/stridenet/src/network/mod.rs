@@ -92,8 +92,8 @@ impl Network {
     /// Packs the weights again after they have changed.
     pub fn refresh(&mut self, cx: &Context) {
         let mut convs: Vec<_> = self.units_mut().map(|unit| &mut unit.conv).collect();
-        cx.pool().pieces(&mut convs, 1, |_, conv| conv[0].refresh());
-        self.head.refresh();
+        cx.pool().pieces(&mut convs, 1, |_, conv| conv[0].refresh(cx));
+        self.head.refresh(cx);
     }
 
     fn check(&self, x: &Tensor) -> Result<(), ShapeError> {

@@ -46,11 +46,15 @@ impl Network {
             Some((_, TensorValues::F32(values))) => Some(values),
             _ => None,
         };
-        for parameter in self.parameters_mut() {
-            if let Some(values) = take(&parameter.name) {
-                parameter.value = parameter.from_torch(&values);
+        // Each tensor is given up as soon as it is rearranged.
+        let taken = self.parameters_mut().map(|parameter| (take(&parameter.name), parameter));
+        let mut taken: Vec<(Option<Vec<f32>>, &mut Parameter)> = taken.collect();
+        cx.pool().pieces(&mut taken, 1, |_, piece| {
+            let (values, parameter) = &mut piece[0];
+            if let Some(values) = values.take() {
+                parameter.value = parameter.from_torch(values);
             }
-        }
+        });
         for norm in self.units_mut().map(|unit| &mut unit.norm) {
             if let Some(values) = take(&format!("{}.running_mean", norm.name)) {
                 norm.running_mean = values;

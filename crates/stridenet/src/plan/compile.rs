@@ -48,11 +48,13 @@ pub(super) struct Compiler<'a> {
     choose: &'a Chooser<'a>,
     infos: Vec<StepInfo>,
     segments: Vec<Segment>,
+    /// Where weights are folded, one layer after the other.
+    space: Vec<f32>,
 }
 
 impl<'a> Compiler<'a> {
     pub(super) fn new(cx: &'a Context, batch: usize, choose: &'a Chooser<'a>) -> Self {
-        Compiler { cx, batch, choose, infos: Vec::new(), segments: Vec::new() }
+        Compiler { cx, batch, choose, infos: Vec::new(), segments: Vec::new(), space: Vec::new() }
     }
 
     /// Compiles the whole network.
@@ -145,7 +147,10 @@ impl<'a> Compiler<'a> {
         let geometry = description.geometry;
         let relu = description.relu || residual.is_some();
         let name = &description.conv;
-        let value = self.conv(stage, name, geometry, *size, fold(unit), [Some(input), residual], relu)?;
+        let mut space = std::mem::take(&mut self.space);
+        let folded = fold(self.cx, unit, &mut space);
+        let value = self.conv(stage, name, geometry, *size, folded, [Some(input), residual], relu)?;
+        self.space = space;
         let before = geometry.output_size(*size).map_err(ArchError::at(name))?;
         *size = description.output_size(*size).map_err(ArchError::at(name))?;
         let Some(kind) = description.pool else { return Ok(value) };
@@ -220,7 +225,7 @@ impl<'a> Compiler<'a> {
         let info = StepInfo::pool("global_pool".to_owned(), "global average pool", size, [1, 1], features);
         let pooled = self.push(stage, Operation::LinearPool(pool), [Some(input), None], features, info);
         let [weight, bias] = network.head_weights();
-        let folded = Folded { weight: weight.to_vec(), bias: bias.to_vec() };
+        let folded = Folded { weight, bias: bias.to_vec() };
         let geometry = ConvGeometry::square(features, head.out_features, 1, 1);
         self.conv(stage, &head.name, geometry, [1, 1], folded, [Some(pooled), None], false)
     }

@@ -1,23 +1,35 @@
 //! Batch norm folded into the convolution before it.
 
+use crate::kernels::Context;
 use crate::layer::Unit;
 
 /// A convolution's weights (HWIO) and bias, with the batch norm's running statistics inside.
-pub(super) struct Folded {
-    pub(super) weight: Vec<f32>,
+pub(super) struct Folded<'a> {
+    pub(super) weight: &'a [f32],
     pub(super) bias: Vec<f32>,
 }
 
+/// Weights that a thread folds at a time.
+const PIECE: usize = 1 << 15;
+
 /// `γ (conv(x) − μ) / √(σ² + ε) + β = conv'(x) + b'` (Jacob et al. 2017, arXiv 1712.05877, §3.2), computed in `f64` and
-/// rounded once.
-pub(super) fn fold(unit: &Unit) -> Folded {
+/// rounded once. `space` holds the weights.
+pub(super) fn fold<'a>(cx: &Context, unit: &Unit, space: &'a mut Vec<f32>) -> Folded<'a> {
     let (scale, bias): (Vec<f64>, Vec<f32>) =
         unit.norm.affine().map(|(scale, shift)| (scale, shift as f32)).unzip();
-    let mut weight = unit.conv.weight.value.clone();
-    for row in weight.chunks_exact_mut(scale.len()) {
-        for (weight, scale) in row.iter_mut().zip(&scale) {
-            *weight = (f64::from(*weight) * scale) as f32;
-        }
+    let from = &unit.conv.weight.value;
+    if space.len() < from.len() {
+        *space = vec![0.0; from.len()];
     }
+    let weight = &mut space[..from.len()];
+    let piece = PIECE.next_multiple_of(scale.len());
+    cx.pool().pieces(weight, piece, |index, to| {
+        let rows = from[index * piece..].chunks_exact(scale.len());
+        for (to, from) in to.chunks_exact_mut(scale.len()).zip(rows) {
+            for ((to, &from), scale) in to.iter_mut().zip(from).zip(&scale) {
+                *to = (f64::from(from) * scale) as f32;
+            }
+        }
+    });
     Folded { weight, bias }
 }

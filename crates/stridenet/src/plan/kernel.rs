@@ -34,12 +34,12 @@ impl Kernel {
         Ok(match choice {
             Choice::Direct => {
                 let conv = Conv::new(cx.level(), geometry, input)?;
-                let weights = conv.pack_forward(&folded.weight);
+                let weights = conv.pack_forward(cx, folded.weight);
                 Kernel::Direct(conv, weights)
             }
             Choice::Fast(tiling) => {
                 let conv = Winograd::new(cx.level(), tiling, geometry, input)?;
-                let weights = conv.pack(cx, &folded.weight);
+                let weights = conv.pack(cx, folded.weight);
                 Kernel::Fast(conv, weights)
             }
         })

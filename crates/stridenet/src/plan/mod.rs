@@ -66,7 +66,7 @@ pub struct PlanOptions {
 }
 
 impl Default for PlanOptions {
-    /// One image at a time, with the best instructions and all processors.
+    /// One image at a time, with the best instructions and all physical processors.
     fn default() -> Self {
         PlanOptions { batch: 1, context: Arc::new(Context::detect()), tuning: None }
     }

@@ -35,7 +35,7 @@ impl Sgd {
     }
 
     /// An optimizer that goes on with the velocities of an earlier one, a vector for each parameter in torch's order.
-    pub fn resume(network: &Network, options: SgdOptions, velocities: &[Vec<f32>]) -> Self {
+    pub fn resume(network: &Network, options: SgdOptions, velocities: Vec<Vec<f32>>) -> Self {
         let velocities = network
             .parameters()
             .zip(velocities)
@@ -60,7 +60,8 @@ impl Sgd {
             let decays = decay_norm_and_bias || parameter.decay == Decay::Weight;
             let weight_decay = if decays { weight_decay } else { 0.0 };
             let sgd = pointwise::Sgd { lr, momentum, nesterov, weight_decay };
-            pointwise::sgd_step(cx, sgd, &mut parameter.value, &parameter.grad, velocity, !self.started);
+            let (value, grad) = parameter.value_and_grad();
+            pointwise::sgd_step(cx, sgd, value, grad, velocity, !self.started);
         }
         self.started = true;
         network.refresh(cx);

@@ -102,7 +102,7 @@ impl<'a> Trainer<'a> {
         [train, val]: [Arc<Dataset>; 2],
         folder: RunFolder,
     ) -> Self {
-        let optimizer = Sgd::new(&model.network, options.sgd());
+        let optimizer = Sgd::new(model.network(), options.sgd());
         let (progress, workspace) = (Progress::default(), Workspace::default());
         Trainer { cx, model, options, train, val, folder, optimizer, progress, workspace }
     }
@@ -113,13 +113,13 @@ impl<'a> Trainer<'a> {
     /// When the checkpoint's tensors are not the network's.
     pub fn resume(&mut self, checkpoint: Checkpoint) -> Result<(), Error> {
         let path = self.folder.state_file();
-        self.model.network.load(self.cx, &path, checkpoint.state)?;
+        self.model.network_mut().load(self.cx, &path, checkpoint.state)?;
         let mut velocities = checkpoint.velocities;
-        let parameters = self.model.network.parameters();
+        let parameters = self.model.network().parameters();
         let own: Option<Vec<Vec<f32>>> =
             parameters.map(|parameter| velocities.remove(&parameter.name)).collect();
         match own {
-            Some(own) => self.optimizer = Sgd::resume(&self.model.network, self.options.sgd(), &own),
+            Some(own) => self.optimizer = Sgd::resume(self.model.network(), self.options.sgd(), own),
             None if checkpoint.progress == Progress::default() => {}
             None => {
                 let reason = "a velocity is missing; start a new run".to_owned();
@@ -182,7 +182,7 @@ impl<'a> Trainer<'a> {
 
     /// A checkpoint with values that are no numbers could not be read again.
     fn check_finite(&self) -> Result<(), Error> {
-        let mut parameters = self.model.network.parameters();
+        let mut parameters = self.model.network().parameters();
         match parameters.find(|parameter| parameter.value.iter().any(|value| !value.is_finite())) {
             None => Ok(()),
             Some(parameter) => Err(TrainError::Overflowed {
@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
     fn save(&self) -> Result<(), Error> {
         self.model.save(&self.folder.last())?;
         let path = self.folder.state_file();
-        Checkpoint::write(&path, &self.model.network, &self.optimizer, &self.options, &self.progress)
+        Checkpoint::write(&path, self.model.network(), &self.optimizer, &self.options, &self.progress)
     }
 
     /// The rest of the epoch's steps; returns the last learning rate, or nothing when the observer stopped it.
@@ -245,8 +245,9 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, batch: Batch, lr: f32) -> Result<f64, Error> {
         let Trainer { cx, model, options, optimizer, workspace, progress, .. } = self;
         let Batch { images, labels, .. } = batch;
-        let (logits, saved) = model.network.forward(cx, workspace, images)?;
-        let mut metrics = Metrics::new(model.network.arch().num_classes);
+        let network = model.network_mut();
+        let (logits, saved) = network.forward(cx, workspace, images)?;
+        let mut metrics = Metrics::new(network.arch().num_classes);
         let loss = metrics.update(cx, logits.data(), &labels, options.smoothing as f32);
         if !loss.is_finite() {
             return Err(TrainError::Diverged {
@@ -259,9 +260,9 @@ impl<'a> Trainer<'a> {
             .into());
         }
         let dlogits = Tensor::new(logits.shape(), metrics.gradient().to_vec())?;
-        model.network.backward(cx, workspace, saved, &dlogits);
+        network.backward(cx, workspace, saved, &dlogits);
         workspace.give(logits);
-        optimizer.step(cx, &mut model.network, lr);
+        optimizer.step(cx, network, lr);
         let StepSums { images, loss: losses, correct, .. } = &mut progress.sums;
         *images += labels.len();
         *losses += loss * labels.len() as f64;
@@ -275,7 +276,15 @@ impl<'a> Trainer<'a> {
         let (dataset, preprocess) = (Arc::clone(&self.val), self.model.preprocess.clone());
         let loader = Loader::evaluate(dataset, preprocess, self.loading())?;
         let mut stopped = false;
-        let evaluation = evaluate(self.cx, &mut self.workspace, &self.model.network, loader, |done| {
+        let Trainer { cx, model, workspace, .. } = self;
+        let network = model.network();
+        let infer = |images: &Tensor, logits: &mut Tensor| {
+            let inferred = network.infer(cx, workspace, images)?;
+            logits.data_mut().copy_from_slice(inferred.data());
+            workspace.give(inferred);
+            Ok(())
+        };
+        let evaluation = evaluate(cx, network.arch().num_classes, loader, infer, |done| {
             stopped = observe(&Event::Validated { epoch, done, total }) == Control::Stop;
             !stopped
         })?;

@@ -2,13 +2,21 @@
 
 use crate::ShapeError;
 
+/// Output channels that are rearranged side by side: a few cache lines of HWIO's rows, and few enough that as many of
+/// OIHW's rows stay in the L1 cache.
+const BLOCK: usize = 32;
+
 /// From torch's OIHW, `[O, I / groups, H, W]`, to the kernels' HWIO, `[H, W, I / groups, O]`.
 /// Returns the new shape and the values.
 ///
 /// # Errors
 /// When the number of values is not the product of the sizes.
 pub fn conv_to_hwio(shape: [usize; 4], values: &[f32]) -> Result<([usize; 4], Vec<f32>), ShapeError> {
-    permute(shape, values, [2, 3, 1, 0])
+    let [o, i, h, w] = shape;
+    check(shape, values)?;
+    let mut hwio = vec![0.0; values.len()];
+    pairs([h, w, i, o], |hwio_at, oihw_at| hwio[hwio_at] = values[oihw_at]);
+    Ok(([h, w, i, o], hwio))
 }
 
 /// From the kernels' HWIO, `[H, W, I / groups, O]`, to torch's OIHW, `[O, I / groups, H, W]`.
@@ -17,36 +25,37 @@ pub fn conv_to_hwio(shape: [usize; 4], values: &[f32]) -> Result<([usize; 4], Ve
 /// # Errors
 /// When the number of values is not the product of the sizes.
 pub fn conv_from_hwio(shape: [usize; 4], values: &[f32]) -> Result<([usize; 4], Vec<f32>), ShapeError> {
-    permute(shape, values, [3, 2, 0, 1])
+    let [h, w, i, o] = shape;
+    check(shape, values)?;
+    let mut oihw = vec![0.0; values.len()];
+    pairs(shape, |hwio_at, oihw_at| oihw[oihw_at] = values[hwio_at]);
+    Ok(([o, i, h, w], oihw))
 }
 
-/// Rearranges the axes: axis `i` of the result is axis `axes[i]` of the input.
-fn permute(
-    shape: [usize; 4],
-    values: &[f32],
-    axes: [usize; 4],
-) -> Result<([usize; 4], Vec<f32>), ShapeError> {
+fn check(shape: [usize; 4], values: &[f32]) -> Result<(), ShapeError> {
     let length = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    if length != Some(values.len()) {
-        return Err(ShapeError::Length { shape, found: values.len() });
+    match length == Some(values.len()) {
+        true => Ok(()),
+        false => Err(ShapeError::Length { shape, found: values.len() }),
     }
-    let to = axes.map(|axis| shape[axis]);
-    if values.is_empty() {
-        // One size is 0; the products of the others may overflow.
-        return Ok((to, Vec::new()));
+}
+
+/// Calls `pair` with each value's place in HWIO and in OIHW, in blocks that suit caches.
+fn pairs([h, w, i, o]: [usize; 4], mut pair: impl FnMut(usize, usize)) {
+    if [h, w, i, o].contains(&0) {
+        // The other sizes may be anything.
+        return;
     }
-    let stride = [shape[1] * shape[2] * shape[3], shape[2] * shape[3], shape[3], 1];
-    let step = axes.map(|axis| stride[axis]);
-    let mut permuted = Vec::with_capacity(values.len());
-    for a in 0..to[0] {
-        for b in 0..to[1] {
-            for c in 0..to[2] {
-                let start = a * step[0] + b * step[1] + c * step[2];
-                permuted.extend((0..to[3]).map(|d| values[start + d * step[3]]));
+    for first in (0..o).step_by(BLOCK) {
+        for input in 0..i {
+            for tap in 0..h * w {
+                let (row, place) = ((tap * i + input) * o, input * h * w + tap);
+                for output in first..o.min(first + BLOCK) {
+                    pair(row + output, output * i * h * w + place);
+                }
             }
         }
     }
-    Ok((to, permuted))
 }
 
 #[cfg(test)]
@@ -87,5 +96,6 @@ mod tests {
         assert!(conv_from_hwio([usize::MAX, 2, 1, 1], &[]).is_err());
         assert_eq!(conv_to_hwio([0, 1, 3, 3], &[]).unwrap(), ([3, 3, 1, 0], vec![]));
         assert_eq!(conv_to_hwio([0, 1 << 40, 1 << 40, 9], &[]).unwrap().1, Vec::<f32>::new());
+        assert_eq!(conv_to_hwio([4, 1 << 40, 0, 9], &[]).unwrap().1, Vec::<f32>::new());
     }
 }

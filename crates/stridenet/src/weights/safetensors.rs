@@ -1,23 +1,29 @@
 //! safetensors files: eight bytes of header length, a JSON header, then the values.
 //!
-//! The `safetensors` crate has the last word on whether a file is valid, and gives access to the values. Checked here
-//! before: what the crate lets pass (duplicate names, of which it keeps the last; types that weights do not have; values
-//! that are not finite), and what it refuses without saying which tensor is wrong and by how much.
+//! The `safetensors` crate has the last word on whether a header is valid. Checked here before: what the crate lets pass
+//! (duplicate names, of which it keeps the last; types that weights do not have; values that are not finite), and what it
+//! refuses without saying which tensor is wrong and by how much. The values go from the file to their tensors piece by
+//! piece, so that there are never two copies of them.
 
 use super::error::{WeightsError, count, printable};
 use super::state::{StateDict, TensorEntry, TensorValues};
 use crate::file::{FileError, write_atomically};
-use ::safetensors::{SafeTensorError, SafeTensors};
+use ::safetensors::tensor::Metadata;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// The longest header that the format allows, in bytes.
 const LONGEST_HEADER: usize = 100_000_000;
 /// The header length in front of the header, in bytes.
 const PREFIX: usize = 8;
+/// Bytes that are looked at to recognise other formats.
+const BEGINNING: usize = 32;
+/// Bytes that are read at a time; a multiple of every type's size.
+const PIECE: usize = 1 << 16;
 
 /// What to do with values that are NaN or infinite as `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +39,21 @@ pub enum NonFinite {
 /// # Errors
 /// When the file cannot be read, and as [`safetensors_from_bytes`].
 pub fn read_safetensors(path: &Path, non_finite: NonFinite) -> Result<StateDict, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| FileError::read(path, source))?;
-    safetensors_from_bytes(path, &bytes, non_finite)
+    Ok(read_safetensors_with_metadata(path, non_finite)?.0)
+}
+
+/// As [`read_safetensors`], with the file's metadata.
+///
+/// # Errors
+/// As [`read_safetensors`].
+pub fn read_safetensors_with_metadata(
+    path: &Path,
+    non_finite: NonFinite,
+) -> Result<(StateDict, BTreeMap<String, String>), WeightsError> {
+    let unreadable = |source| FileError::read(path, source);
+    let file = File::open(path).map_err(unreadable)?;
+    let length = file.metadata().map_err(unreadable)?.len();
+    read(path, file, length, non_finite)
 }
 
 /// Reads the bytes of a safetensors file; `path` is only for messages.
@@ -47,15 +66,31 @@ pub fn safetensors_from_bytes(
     bytes: &[u8],
     non_finite: NonFinite,
 ) -> Result<StateDict, WeightsError> {
-    if let Some((format, remedy)) = other_format(bytes) {
+    Ok(read(path, bytes, bytes.len() as u64, non_finite)?.0)
+}
+
+/// Reads `length` bytes.
+fn read(
+    path: &Path,
+    mut from: impl Read,
+    length: u64,
+    non_finite: NonFinite,
+) -> Result<(StateDict, BTreeMap<String, String>), WeightsError> {
+    let unreadable = |source| WeightsError::from(FileError::read(path, source));
+    let invalid = |problem| WeightsError::Safetensors { path: path.to_path_buf(), problem };
+    let mut beginning = [0; BEGINNING];
+    let beginning = &mut beginning[..BEGINNING.min(usize::try_from(length).unwrap_or(BEGINNING))];
+    from.read_exact(beginning).map_err(unreadable)?;
+    if let Some((format, remedy)) = other_format(beginning) {
         return Err(WeightsError::Format { path: path.to_path_buf(), format, remedy });
     }
-    let invalid = |problem| WeightsError::Safetensors { path: path.to_path_buf(), problem };
-    let header = header(bytes).map_err(invalid)?;
-    let Declarations(declarations) = serde_json::from_slice(header)
+    let mut header = vec![0; header_length(beginning, length).map_err(invalid)?];
+    let mut from = (&beginning[PREFIX..]).chain(from);
+    from.read_exact(&mut header).map_err(unreadable)?;
+    let Declarations(declarations) = serde_json::from_slice(&header)
         .map_err(|error| invalid(format!("its header has {}", printable(&error.to_string()))))?;
 
-    let held = bytes.len() - PREFIX - header.len();
+    let held = usize::try_from(length - (PREFIX + header.len()) as u64).unwrap_or(usize::MAX);
     let mut tensors = Vec::with_capacity(declarations.len());
     for (name, declaration) in declarations {
         let declaration: Declaration = serde_json::from_value(declaration).map_err(|error| {
@@ -66,38 +101,29 @@ pub fn safetensors_from_bytes(
             return Err(WeightsError::Dtype { path: path.to_path_buf(), tensor, dtype });
         };
         declaration.check(&name, dtype, held).map_err(invalid)?;
-        tensors.push((name, dtype, declaration.data_offsets));
+        tensors.push(Tensor { name, dtype, declaration });
     }
     check_order(&mut tensors, held).map_err(invalid)?;
+    let accepted: Metadata =
+        serde_json::from_slice(&header).map_err(|error| invalid(printable(&error.to_string())))?;
 
-    let unreadable = |error: SafeTensorError| invalid(printable(&error.to_string()));
-    let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
-    let mut state = StateDict::new();
-    for (name, dtype, _) in tensors {
-        let view = file.tensor(&name).map_err(unreadable)?;
-        state.insert_values(name, view.shape().to_vec(), dtype.decode(view.data()))?;
+    let (mut state, mut refused) = (StateDict::new(), Vec::new());
+    let mut piece = vec![0; PIECE];
+    for Tensor { name, dtype, declaration } in tensors {
+        let count = declaration.shape.iter().product();
+        let values = dtype.decode(&mut from, &mut piece, count).map_err(unreadable)?;
+        // Now, while the values are in the cache.
+        let count = if non_finite == NonFinite::Refuse { values.non_finite() } else { 0 };
+        if count > 0 {
+            refused.push((name.clone(), count));
+        }
+        state.insert_values(name, declaration.shape, values)?;
     }
-    let tensors = state.non_finite();
-    if non_finite == NonFinite::Refuse && !tensors.is_empty() {
-        return Err(WeightsError::NonFinite { path: path.to_path_buf(), tensors });
+    if !refused.is_empty() {
+        refused.sort_unstable();
+        return Err(WeightsError::NonFinite { path: path.to_path_buf(), tensors: refused });
     }
-    Ok(state)
-}
-
-/// As [`read_safetensors`], with the file's metadata.
-///
-/// # Errors
-/// As [`read_safetensors`].
-pub fn read_safetensors_with_metadata(
-    path: &Path,
-    non_finite: NonFinite,
-) -> Result<(StateDict, BTreeMap<String, String>), WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| FileError::read(path, source))?;
-    let state = safetensors_from_bytes(path, &bytes, non_finite)?;
-    let invalid = |problem| WeightsError::Safetensors { path: path.to_path_buf(), problem };
-    let (_, header) =
-        SafeTensors::read_metadata(&bytes).map_err(|error| invalid(printable(&error.to_string())))?;
-    let metadata = header.metadata().iter().flatten();
+    let metadata = accepted.metadata().iter().flatten();
     Ok((state, metadata.map(|(key, value)| (key.clone(), value.clone())).collect()))
 }
 
@@ -172,31 +198,38 @@ fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     }
 }
 
-/// The JSON header, within the bytes.
-fn header(bytes: &[u8]) -> Result<&[u8], String> {
-    let Some((length, rest)) = bytes.split_first_chunk::<PREFIX>() else {
-        return Err(match bytes.len() {
+/// The length of the JSON header, which lies within the file's `length` bytes.
+fn header_length(beginning: &[u8], length: u64) -> Result<usize, String> {
+    let Some((header, _)) = beginning.split_first_chunk::<PREFIX>() else {
+        return Err(match beginning.len() {
             0 => "the file is empty".to_string(),
             held => format!("it has {}, too few for the header's length", count(held, "byte")),
         });
     };
-    let length = u64::from_le_bytes(*length);
-    if length > LONGEST_HEADER as u64 {
+    let (header, held) = (u64::from_le_bytes(*header), length - PREFIX as u64);
+    if header > LONGEST_HEADER as u64 {
         return Err(format!(
-            "its first bytes ask for a header of {length} bytes, at most 100 MB are allowed"
+            "its first bytes ask for a header of {header} bytes, at most 100 MB are allowed"
         ));
     }
-    let held = rest.len();
-    rest.get(..length as usize).ok_or_else(|| {
-        format!("its header should have {length} bytes, the file holds {held}: it is truncated")
-    })
+    if header > held {
+        return Err(format!("its header should have {header} bytes, the file holds {held}: it is truncated"));
+    }
+    Ok(header as usize)
 }
 
-/// Sorts tensors with their `data_offsets` by place, and checks that they fill the `held` bytes without gap or overlap.
-fn check_order(tensors: &mut [(String, Dtype, [usize; 2])], held: usize) -> Result<(), String> {
-    tensors.sort_by_key(|&(_, _, offsets)| offsets);
+/// A tensor of the file whose declaration has been checked by itself.
+struct Tensor {
+    name: String,
+    dtype: Dtype,
+    declaration: Declaration,
+}
+
+/// Sorts tensors by place, and checks that they fill the `held` bytes without gap or overlap.
+fn check_order(tensors: &mut [Tensor], held: usize) -> Result<(), String> {
+    tensors.sort_by_key(|tensor| tensor.declaration.data_offsets);
     let (mut before, mut filled) = ("the header", 0);
-    for (name, _, [start, end]) in tensors {
+    for Tensor { name, declaration: Declaration { data_offsets: [start, end], .. }, .. } in tensors {
         if *start != filled {
             let (name, before) = (printable(name), printable(before));
             return Err(format!(
@@ -332,21 +365,39 @@ impl Dtype {
         }
     }
 
-    fn decode(self, bytes: &[u8]) -> TensorValues {
-        match self {
-            Dtype::F32 => TensorValues::F32(decode(bytes, f32::from_le_bytes)),
-            Dtype::F16 => TensorValues::F32(decode(bytes, |half| f16_to_f32(u16::from_le_bytes(half)))),
-            Dtype::Bf16 => TensorValues::F32(decode(bytes, |half| {
+    /// Reads `count` values, through `piece`.
+    fn decode(self, from: &mut impl Read, piece: &mut [u8], count: usize) -> io::Result<TensorValues> {
+        Ok(match self {
+            Dtype::F32 => TensorValues::F32(decode(from, piece, count, f32::from_le_bytes)?),
+            Dtype::F16 => {
+                TensorValues::F32(decode(from, piece, count, |half| f16_to_f32(u16::from_le_bytes(half)))?)
+            }
+            Dtype::Bf16 => TensorValues::F32(decode(from, piece, count, |half| {
                 f32::from_bits(u32::from(u16::from_le_bytes(half)) << 16)
-            })),
-            Dtype::F64 => TensorValues::F32(decode(bytes, |double| f64::from_le_bytes(double) as f32)),
-            Dtype::I64 => TensorValues::I64(decode(bytes, i64::from_le_bytes)),
-        }
+            })?),
+            Dtype::F64 => {
+                TensorValues::F32(decode(from, piece, count, |double| f64::from_le_bytes(double) as f32)?)
+            }
+            Dtype::I64 => TensorValues::I64(decode(from, piece, count, i64::from_le_bytes)?),
+        })
     }
 }
 
-fn decode<T, const SIZE: usize>(bytes: &[u8], value: impl Fn([u8; SIZE]) -> T) -> Vec<T> {
-    bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| value(chunk)).collect()
+/// Reads `count` values of `SIZE` bytes each, through `piece`, whose length is a multiple of `SIZE`.
+fn decode<T, const SIZE: usize>(
+    from: &mut impl Read,
+    piece: &mut [u8],
+    count: usize,
+    value: impl Fn([u8; SIZE]) -> T,
+) -> io::Result<Vec<T>> {
+    let mut values = Vec::with_capacity(count);
+    while values.len() < count {
+        let wanted = piece.len().min((count - values.len()) * SIZE);
+        let bytes = &mut piece[..wanted];
+        from.read_exact(bytes)?;
+        values.extend(bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| value(chunk)));
+    }
+    Ok(values)
 }
 
 /// IEEE 754 binary16 to binary32, exactly.

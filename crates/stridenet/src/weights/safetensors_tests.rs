@@ -93,7 +93,7 @@ fn what_is_written_is_read_back_and_has_the_same_bytes_every_time() {
     assert_eq!(bytes, bytes_of(&state, &metadata));
     assert_eq!(read(&bytes).unwrap(), state);
 
-    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let (_, header) = ::safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let written = header.metadata().as_ref().unwrap();
     assert_eq!((written["format"].as_str(), written["epoch"].as_str()), ("pt", "3"));
     for (name, info) in header.tensors() {

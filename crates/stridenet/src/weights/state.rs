@@ -37,6 +37,14 @@ impl TensorValues {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// Number of values that are NaN or infinite.
+    pub fn non_finite(&self) -> usize {
+        match self {
+            TensorValues::F32(values) => values.iter().filter(|value| !value.is_finite()).count(),
+            TensorValues::I64(_) => 0,
+        }
+    }
 }
 
 /// A tensor without its name. The number of values is the product of the sizes.
@@ -160,10 +168,8 @@ impl StateDict {
     /// The names of the tensors with NaN or infinite values, and how many of them each has.
     pub fn non_finite(&self) -> Vec<(String, usize)> {
         self.iter()
-            .filter_map(|(name, entry)| {
-                let count = entry.as_f32()?.iter().filter(|value| !value.is_finite()).count();
-                (count > 0).then(|| (name.to_string(), count))
-            })
+            .map(|(name, entry)| (name.to_string(), entry.values.non_finite()))
+            .filter(|&(_, count)| count > 0)
             .collect()
     }
 
