@@ -32,6 +32,16 @@ struct Draft {
     index: usize,
 }
 
+/// A convolution that is to be compiled.
+struct Convolution<'a> {
+    name: &'a str,
+    geometry: ConvGeometry,
+    /// Size `[height, width]` of its input.
+    input: [usize; 2],
+    folded: Folded<'a>,
+    relu: bool,
+}
+
 /// A stage that is being compiled.
 struct Stage {
     /// Values an image of each activation; the first is the input.
@@ -100,13 +110,10 @@ impl<'a> Compiler<'a> {
     fn conv(
         &mut self,
         stage: &mut Stage,
-        name: &str,
-        geometry: ConvGeometry,
-        input: [usize; 2],
-        folded: Folded,
+        conv: Convolution,
         [value, residual]: [Option<Value>; 2],
-        relu: bool,
     ) -> Result<Value, ArchError> {
+        let Convolution { name, geometry, input, folded, relu } = conv;
         let at = || ArchError::at(name);
         let output = geometry.output_size(input).map_err(at())?;
         let candidates = candidates(self.cx.level(), &geometry, input, self.batch);
@@ -131,7 +138,7 @@ impl<'a> Compiler<'a> {
             weight_bytes: best.weight_bytes as u64,
         };
         let len = output[0] * output[1] * geometry.out_channels;
-        let operation = Operation::Conv { kernel, bias: folded.bias, relu };
+        let operation = Operation::Conv { kernel: Box::new(kernel), bias: folded.bias, relu };
         Ok(self.push(stage, operation, [value, residual], len, info))
     }
 
@@ -149,7 +156,8 @@ impl<'a> Compiler<'a> {
         let name = &description.conv;
         let mut space = std::mem::take(&mut self.space);
         let folded = fold(self.cx, unit, &mut space);
-        let value = self.conv(stage, name, geometry, *size, folded, [Some(input), residual], relu)?;
+        let conv = Convolution { name, geometry, input: *size, folded, relu };
+        let value = self.conv(stage, conv, [Some(input), residual])?;
         self.space = space;
         let before = geometry.output_size(*size).map_err(ArchError::at(name))?;
         *size = description.output_size(*size).map_err(ArchError::at(name))?;
@@ -227,7 +235,8 @@ impl<'a> Compiler<'a> {
         let [weight, bias] = network.head_weights();
         let folded = Folded { weight, bias: bias.to_vec() };
         let geometry = ConvGeometry::square(features, head.out_features, 1, 1);
-        self.conv(stage, &head.name, geometry, [1, 1], folded, [Some(pooled), None], false)
+        let conv = Convolution { name: &head.name, geometry, input: [1, 1], folded, relu: false };
+        self.conv(stage, conv, [Some(pooled), None])
     }
 
     /// Gives a stage's activations buffers and closes it with `output` as its result.

@@ -22,7 +22,7 @@ pub(super) enum Place {
 pub(super) enum Operation {
     /// Convolution, bias, residual, ReLU.
     Conv {
-        kernel: Kernel,
+        kernel: Box<Kernel>,
         bias: Vec<f32>,
         relu: bool,
     },

@@ -273,7 +273,7 @@ impl<P: FnMut(usize, usize) -> bool> Round<'_, P> {
     }
 }
 
-fn median(times: &mut Vec<Duration>) -> Duration {
+fn median(times: &mut [Duration]) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
 }
