@@ -1,18 +1,18 @@
 //! `stridenet bench`: how fast this machine runs networks.
 
-use super::{architecture, open_model};
+use super::{architecture, is_model, open_model, random_network};
 use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork};
 use crate::console::Console;
 use crate::failure::Failure;
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stridenet::Tensor;
 use stridenet::bench::{self, LayerTime, Machine, check, peak_rss_bytes, random_images, time};
+use stridenet::file::write_atomically;
 use stridenet::kernels::Context;
-use stridenet::network::{Initialise, Network};
+use stridenet::network::Network;
 use stridenet::plan::{Plan, PlanOptions};
 
 /// Runs the benchmark that was asked for.
@@ -120,6 +120,12 @@ fn layers(cx: &Arc<Context>, console: &Console, flags: &BenchLayersFlags) -> Res
     let layers = bench::layers(&plan, &machine, &images, ROUNDS)?;
     let ms = layers.iter().map(|layer| layer.ms).sum();
     let arch = network.arch().name.clone();
+    if let Some(path) = &flags.svg {
+        let network = format!("{arch}, batch {batch}, {} threads, {}", cx.threads(), cx.level().name());
+        let drawing = bench::drawing(&network, &machine, batch, &layers);
+        write_atomically(path, |to| to.write_all(drawing.as_bytes())).map_err(stridenet::Error::from)?;
+        console.message(format_args!("wrote {}", path.display()));
+    }
     let outcome =
         LayersOutcome { arch, batch, threads: cx.threads(), level: cx.level().name(), machine, ms, layers };
     match console.json {
@@ -167,12 +173,12 @@ fn table(outcome: &LayersOutcome) -> String {
 /// A model's network, or a preset's with random weights.
 fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result<Network, Failure> {
     let name = &flags.network;
-    if Path::new(name).exists() && !name.ends_with(".json") {
+    if is_model(name) {
         return Ok(open_model(cx, console, name.as_ref(), flags.img_size)?.into_network());
     }
     let mut arch = architecture(name, &Default::default())?;
     if let Some(size) = flags.img_size {
         arch.img_size = size;
     }
-    Ok(Network::new(&arch, arch.img_size, cx.level(), Initialise::default())?)
+    random_network(cx, &arch)
 }

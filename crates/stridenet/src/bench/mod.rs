@@ -1,8 +1,10 @@
 //! Measuring how fast networks run on this machine. Answers are checked before anything is timed.
 
+mod drawing;
 mod layers;
 mod memory;
 
+pub use drawing::drawing;
 pub use layers::{LayerTime, Machine, layers};
 pub use memory::peak_rss_bytes;
 
