@@ -316,6 +316,7 @@ pub(crate) struct PredictFlags {
 #[command(after_help = "Examples:
   stridenet inspect resnet50
   stridenet inspect resnet20 --downsample blur-pool --svg network.svg
+  stridenet inspect resnet50 --plan -b 8
   stridenet inspect runs/first --json")]
 pub(crate) struct InspectFlags {
     /// A preset's name, a JSON file that describes an architecture, or a model
@@ -325,6 +326,12 @@ pub(crate) struct InspectFlags {
     /// Write a drawing of the network
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// Show how the network is computed instead: each step's algorithm, why it was chosen, and its memory
+    #[arg(long)]
+    pub(crate) plan: bool,
+    /// Images at once that the plan is for [default: 1]
+    #[arg(short, long, value_name = "N", requires = "plan")]
+    pub(crate) batch_size: Option<NonZeroUsize>,
 }
 
 /// The network that a benchmark runs.
@@ -354,16 +361,19 @@ pub(crate) struct BenchInferFlags {
     #[command(flatten)]
     pub(crate) network: BenchNetwork,
     /// Time to measure for
-    #[arg(long, default_value = "3", value_name = "S", value_parser = seconds)]
+    #[arg(long, default_value = "3", value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) seconds: f64,
 }
 
 /// Flags of `bench layers`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example: stridenet bench layers resnet50 -b 8")]
+#[command(after_help = "Example: stridenet bench layers resnet50 -b 8 --svg layers.svg")]
 pub(crate) struct BenchLayersFlags {
     #[command(flatten)]
     pub(crate) network: BenchNetwork,
+    /// Write a drawing: each layer's rate beside what its algorithm and the machine allow
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
 }
 
 /// A time in seconds.

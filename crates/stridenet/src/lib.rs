@@ -22,3 +22,8 @@ pub mod weights;
 pub use error::Error;
 pub use stridenet_kernels as kernels;
 pub use tensor::{ShapeError, Tensor};
+
+/// The examples of the README are compiled as the library's own.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

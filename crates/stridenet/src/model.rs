@@ -353,6 +353,7 @@ mod tests {
     use crate::kernels::Level;
     use crate::layer::Workspace;
     use crate::network::Initialise;
+    use crate::weights::WEIGHTS_FILE;
 
     fn context(threads: usize) -> Arc<Context> {
         Arc::new(Context::new(Level::detect(), threads))
@@ -388,6 +389,11 @@ mod tests {
         let opened = open(&cx, folder.path()).unwrap();
         assert_eq!(logits(&cx, &opened), expected);
         assert_eq!(opened.classes[3], "class 3");
+        // What was opened can be saved again, and is the same file.
+        let again = folder.path().join("again");
+        opened.save(&again).unwrap();
+        let bytes = |folder: &Path| std::fs::read(folder.join(WEIGHTS_FILE)).unwrap();
+        assert!(bytes(&again) == bytes(folder.path()));
         // What timm or torchvision would leave: the architecture's name alone.
         let path = folder.path().join("config.json");
         let mut config = ModelConfig::read(&path).unwrap();

@@ -1,6 +1,6 @@
 //! `stridenet bench`: how fast this machine runs networks.
 
-use super::{architecture, open_model, tuning};
+use super::{architecture, is_model, open_model, random_network, tuning};
 use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork};
 use crate::console::Console;
 use crate::failure::Failure;
@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use stridenet::Tensor;
 use stridenet::bench::{self, LayerTime, Machine, check, peak_rss_bytes, random_images, time};
+use stridenet::file::write_atomically;
 use stridenet::kernels::Context;
-use stridenet::network::{Initialise, Network};
+use stridenet::network::Network;
 use stridenet::plan::{Plan, PlanOptions, Tuning};
 
 /// Runs the benchmark that was asked for.
@@ -128,6 +129,12 @@ fn layers(cx: &Arc<Context>, console: &Console, flags: &BenchLayersFlags) -> Res
     let layers = bench::layers(&plan, &machine, &images, ROUNDS)?;
     let ms = layers.iter().map(|layer| layer.ms).sum();
     let arch = network.arch().name.clone();
+    if let Some(path) = &flags.svg {
+        let network = format!("{arch}, batch {batch}, {} threads, {}", cx.threads(), cx.level().name());
+        let drawing = bench::drawing(&network, &machine, batch, &layers);
+        write_atomically(path, |to| to.write_all(drawing.as_bytes())).map_err(stridenet::Error::from)?;
+        console.message(format_args!("wrote {}", path.display()));
+    }
     let outcome =
         LayersOutcome { arch, batch, threads: cx.threads(), level: cx.level().name(), machine, ms, layers };
     match console.json {
@@ -174,8 +181,7 @@ fn table(outcome: &LayersOutcome) -> String {
 
 /// The model that a benchmark names, where it does not name an architecture.
 fn model(flags: &BenchNetwork) -> Option<&Path> {
-    let path = Path::new(&flags.network);
-    (path.exists() && !flags.network.ends_with(".json")).then_some(path)
+    is_model(&flags.network).then_some(Path::new(&flags.network))
 }
 
 /// The tuning that `--tune` measures, or a saved one.
@@ -201,5 +207,5 @@ fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result
     if let Some(size) = flags.img_size {
         arch.img_size = size;
     }
-    Ok(Network::new(&arch, arch.img_size, cx.level(), Initialise::default())?)
+    random_network(cx, &arch)
 }

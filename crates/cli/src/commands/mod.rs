@@ -14,10 +14,11 @@ use crate::failure::Failure;
 use anyhow::Context as _;
 use std::path::Path;
 use std::sync::Arc;
-use stridenet::arch::{Arch, ArchError};
+use stridenet::arch::{Arch, ArchError, preset_names};
 use stridenet::data::{Dataset, OnError, Skipped};
 use stridenet::kernels::Context;
 use stridenet::model::{Model, OpenOptions, Opened};
+use stridenet::network::{Initialise, Network};
 
 impl From<OnErrorChoice> for OnError {
     fn from(choice: OnErrorChoice) -> Self {
@@ -37,6 +38,16 @@ fn architecture(name: &str, changes: &ArchFlags) -> Result<Arch, Failure> {
         Arch::preset(name).map_err(Failure::usage)?
     };
     base.with(&changes.overrides()).map_err(|error: ArchError| Failure::usage(error))
+}
+
+/// Whether a network's name is that of a model on disk, and not of an architecture.
+fn is_model(name: &str) -> bool {
+    !preset_names().contains(&name) && !name.ends_with(".json") && Path::new(name).exists()
+}
+
+/// A network that `arch` describes, with random weights.
+fn random_network(cx: &Context, arch: &Arch) -> Result<Network, Failure> {
+    Ok(Network::new(arch, arch.img_size, cx.level(), Initialise::default())?)
 }
 
 /// Opens a model and says so to those who asked for more.

@@ -1,9 +1,11 @@
 //! Measuring how fast networks run on this machine. Answers are checked before anything is timed.
 
+mod drawing;
 mod layers;
 mod memory;
 
 pub use crate::random::random_images;
+pub use drawing::drawing;
 pub use layers::{LayerTime, Machine, layers};
 pub use memory::peak_rss_bytes;
 

@@ -79,7 +79,8 @@ impl Builder {
         let [weight, bias] = match self.generator() {
             Some(mut random) => [features * classes, classes]
                 .map(|count| (0..count).map(|_| random.random_range(-bound..bound)).collect()),
-            None => Default::default(),
+            // A vector is small, and its length is its shape.
+            None => [Vec::new(), vec![0.0; classes]],
         };
         Head::new(self.level, description, input, weight, bias).map_err(ArchError::at(&description.name))
     }

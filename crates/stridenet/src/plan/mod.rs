@@ -244,6 +244,11 @@ impl Plan {
         &self.steps
     }
 
+    /// Bytes of the packed weights.
+    pub fn weight_bytes(&self) -> u64 {
+        self.steps.iter().map(|step| step.weight_bytes).sum()
+    }
+
     /// Bytes of activations that one run needs.
     pub fn activation_bytes(&self) -> usize {
         Memory::new(self, self.context.threads()).bytes()

@@ -194,7 +194,8 @@ impl Tuning {
             }
         }
         drop(plans);
-        let mut time = |name, choice| samples.get_mut(&(name, choice)).map_or(Duration::MAX, median);
+        let mut time =
+            |name, choice| samples.get_mut(&(name, choice)).map_or(Duration::MAX, |times| median(times));
         let mut choices: BTreeMap<String, Choice> = BTreeMap::new();
         for (name, candidates) in &layers {
             let times: Vec<_> = candidates.iter().map(|&choice| (choice, time(name, choice))).collect();
@@ -209,7 +210,7 @@ impl Tuning {
                 totals.push(round.profile(plan, runs)?.iter().sum());
             }
         }
-        let [before, after] = totals.each_mut().map(median);
+        let [before, after] = totals.each_mut().map(|times| median(times));
         if after > before {
             choices = layers.iter().map(|(name, candidates)| (name.clone(), candidates[0])).collect();
         }

@@ -14,7 +14,7 @@ mod samples;
 mod ticks;
 mod training;
 #[cfg(test)]
-mod well_formed;
+pub(crate) mod well_formed;
 
 /// Everything the page of one training run shows. A part that is empty or `None` is left out of the page.
 #[derive(Debug, Clone, Default, PartialEq)]

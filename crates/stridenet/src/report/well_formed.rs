@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 /// Checks nesting, quoting, entities and ids of a document or fragment with one root.
-pub(super) fn check(text: &str) -> Result<(), String> {
+pub(crate) fn check(text: &str) -> Result<(), String> {
     let mut rest = text.strip_prefix("<!DOCTYPE html>").unwrap_or(text).trim();
     let mut open: Vec<&str> = Vec::new();
     let mut ids = HashSet::new();

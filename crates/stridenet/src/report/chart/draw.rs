@@ -1,6 +1,6 @@
 //! Lays a chart out and writes its SVG.
 
-use super::{LineChart, Marker, Series, Stroke};
+use super::{LineChart, Marker, Point, Series, Stroke};
 use crate::report::markup::{Escaped, compact, put};
 use crate::report::ticks::Ticks;
 
@@ -222,15 +222,20 @@ impl<'a> Layout<'a> {
         svg.push_str("</g>\n");
     }
 
-    /// Writes each point's name to its right or left, where it covers neither a point nor an earlier name.
+    /// Writes each point's name to its right or left, where it covers neither a point, nor its interval, nor an earlier name.
     fn draw_labels(&self, svg: &mut String) {
-        let points = || self.chart.series.iter().flat_map(|series| &series.points);
-        let named = || points().filter(|point| point.label.is_some());
-        let mut taken: Vec<[At; 2]> = named()
-            .filter_map(|point| self.at(point.x, point.y))
-            .map(|at| [At { x: at.x - 4.0, y: at.y - 4.0 }, At { x: at.x + 4.0, y: at.y + 4.0 }])
-            .collect();
-        for point in named() {
+        let all = self.chart.series.iter().flat_map(|series| {
+            series.points.iter().filter(|point| series.stroke == Stroke::Points || point.label.is_some())
+        });
+        let around = |point: &Point| {
+            let at = self.at(point.x, point.y)?;
+            let [low, high] = point.interval.unwrap_or([point.y; 2]).map(|y| self.down(y).unwrap_or(at.y));
+            let (top, bottom) = (at.y.min(high) - 4.0, at.y.max(low) + 4.0);
+            Some([At { x: at.x - 4.0, y: top }, At { x: at.x + 4.0, y: bottom }])
+        };
+        let mut taken: Vec<[At; 2]> = all.filter_map(around).collect();
+        let points = self.chart.series.iter().flat_map(|series| &series.points);
+        for point in points.filter(|point| point.label.is_some()) {
             let (Some(at), Some(label)) = (self.at(point.x, point.y), &point.label) else { continue };
             let width = text_width(label);
             for start in [at.x + 7.0, at.x - 7.0 - width] {
