@@ -47,7 +47,7 @@ fn the_embedded_sample_has_the_same_predictions_through_a_plan() {
         let options = PlanOptions { batch: BATCH, context: Arc::clone(&cx) };
         let plan = Plan::compile(&network, options).unwrap();
         let mut unfused = Vec::new();
-        let mut measure = |infer: &mut dyn FnMut(&Tensor, &mut Tensor)| -> Evaluation {
+        let measure = |infer: &mut dyn FnMut(&Tensor, &mut Tensor)| -> Evaluation {
             let infer = |x: &Tensor, logits: &mut Tensor| {
                 infer(x, logits);
                 Ok(())

@@ -15,7 +15,6 @@ use stridenet::train::{EpochRow, Finished, RunFolder, TrainOptions};
 const SAMPLES: usize = 16;
 
 /// Writes `report.html` about a run whose best model is `model`.
-#[expect(clippy::too_many_arguments, reason = "everything that the page shows, gathered in one place")]
 pub(crate) fn write_report(
     model: &Model,
     options: &TrainOptions,
