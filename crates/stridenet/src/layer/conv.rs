@@ -84,3 +84,27 @@ impl Conv {
         self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, self.weight.grad_mut());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_packed_when_a_pass_first_runs_and_again_when_they_change() {
+        let (cx, mut workspace) = (Context::new(Level::detect(), 2), Workspace::default());
+        let geometry = ConvGeometry::square(3, 5, 3, 2);
+        let weight = (0..geometry.weight_len()).map(|value| (value % 7) as f32 - 3.0).collect();
+        let mut conv = Conv::new(cx.level(), "conv", geometry, [6, 6], weight).unwrap();
+        conv.refresh(&cx);
+        assert!(conv.forward.get().is_none() && conv.backward.is_none() && conv.weight.grad.is_empty());
+        let x = Tensor::new([1, 6, 6, 3], (0..108).map(|value| (value % 5) as f32 - 2.0).collect()).unwrap();
+        let y = conv.forward(&cx, &mut workspace, &x);
+        assert!(conv.backward.is_none() && y.data().iter().any(|&value| value != 0.0));
+        let dx = conv.backward(&cx, &mut workspace, &x, &y, None);
+        conv.weight.value.iter_mut().for_each(|value| *value *= 2.0);
+        conv.refresh(&cx);
+        let doubled = |tensor: &Tensor| tensor.data().iter().map(|value| 2.0 * value).collect::<Vec<_>>();
+        assert_eq!(conv.forward(&cx, &mut workspace, &x).data(), doubled(&y));
+        assert_eq!(conv.backward(&cx, &mut workspace, &x, &y, None).data(), doubled(&dx));
+    }
+}
