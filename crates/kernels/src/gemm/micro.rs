@@ -164,14 +164,21 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
         let (mut a, mut b, mut left, mut next) = (block.a, block.b, block.depth, block.next);
         while left > 0 {
             let count = left.min(S::LANES);
-            for _ in 0..block.lines {
-                simd.prefetch(next);
-                next = next.wrapping_add(LINE);
-            }
             // SAFETY: each of ROWS rows has a vector at `a`, and the panel `count` more rows of `VECTORS · LANES`
             // values (promised by the caller of `MicroKernels::blocked`).
             unsafe {
-                if count == S::LANES {
+                if count == S::LANES && block.lines >= S::LANES {
+                    // Many lines go one by one between the products: all at once they would hold up the loads.
+                    for lane in 0..S::LANES {
+                        Self::step(simd, a.add(lane), b.add(lane * VECTORS * S::LANES), &mut sums);
+                        for line in (lane..block.lines).step_by(S::LANES) {
+                            simd.prefetch(next.wrapping_add(line * LINE));
+                        }
+                    }
+                } else if count == S::LANES {
+                    for line in 0..block.lines {
+                        simd.prefetch(next.wrapping_add(line * LINE));
+                    }
                     for lane in 0..S::LANES {
                         Self::step(simd, a.add(lane), b.add(lane * VECTORS * S::LANES), &mut sums);
                     }
@@ -182,6 +189,7 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
                 }
             }
             b = b.wrapping_add(count * VECTORS * S::LANES);
+            next = next.wrapping_add(block.lines * LINE);
             a = a.wrapping_add(block.a_step);
             left -= count;
         }
