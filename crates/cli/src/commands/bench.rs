@@ -67,14 +67,18 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     let start = Instant::now();
     let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
     let load = read + start.elapsed();
-    let [height, width, channels] = plan.input();
-    let error = check(cx, &network, &plan, &random_images([CHECKED.min(batch), height, width, channels]))?;
-    console.detail(format_args!("logits agree with the unfused network to {error:.1e} (relative L2)"));
     let summary = network.arch().summary(network.input()).map_err(stridenet::Error::from)?;
     let arch = network.arch().name.clone();
     drop(network);
+    let [height, width, channels] = plan.input();
     let images = random_images([batch, height, width, channels]);
     let mut logits = Tensor::zeros([batch, 1, 1, plan.classes()]);
+    plan.run(&images, &mut logits)?;
+    // What opening and running needs, before the check opens the unfused network too.
+    let peak_rss = peak_rss_bytes();
+    let few = random_images([CHECKED.min(batch), height, width, channels]);
+    let error = check(cx, &self::network(cx, console, &flags.network)?, &plan, &few)?;
+    console.detail(format_args!("logits agree with the unfused network to {error:.1e} (relative L2)"));
     let timing = time(Duration::from_secs_f64(flags.seconds), || plan.run(&images, &mut logits))?;
     let median = milliseconds(timing.median) / batch as f64;
     let outcome = InferOutcome {
@@ -86,7 +90,7 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
         level: cx.level().name(),
         ms_per_image: Milliseconds { median, min: milliseconds(timing.min) / batch as f64 },
         images_per_second: 1e3 / median,
-        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / f64::from(1 << 20)),
+        peak_rss_mb: peak_rss.map(|bytes| bytes as f64 / f64::from(1 << 20)),
         gmacs: summary.macs as f64 / 1e9,
         param_count: summary.param_count,
         load_ms: milliseconds(load),
