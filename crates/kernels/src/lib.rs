@@ -28,5 +28,5 @@ mod vector;
 
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};
-pub use parallel::Pool;
+pub use parallel::{Pool, with_free};
 pub use processors::physical_processors;

@@ -10,7 +10,7 @@ use std::any::Any;
 use std::cell::{Cell, UnsafeCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 /// Threads that wait for numbered tasks. Dropping the pool ends them.
@@ -265,6 +265,21 @@ impl Drop for Pool {
     }
 }
 
+/// Calls `work` with a value that no other thread is using; with more threads than values, waits for the first.
+///
+/// # Panics
+/// When there are no values.
+pub fn with_free<T, R>(values: &[Mutex<T>], work: impl FnOnce(&mut T) -> R) -> R {
+    for value in values {
+        match value.try_lock() {
+            Ok(mut value) => return work(&mut value),
+            Err(TryLockError::Poisoned(value)) => return work(&mut value.into_inner()),
+            Err(TryLockError::WouldBlock) => {}
+        }
+    }
+    work(&mut lock(&values[0]))
+}
+
 /// A pointer that tasks share to write to places of their own.
 pub(crate) struct SharedMut<T>(pub(crate) *mut T);
 
@@ -339,6 +354,13 @@ mod tests {
             }
         });
         assert_eq!(count.into_inner(), 48);
+    }
+
+    #[test]
+    fn tasks_find_values_of_their_own() {
+        let (pool, values) = (Pool::new(4), [const { Mutex::new(0usize) }; 2]);
+        pool.run(500, |_| with_free(&values, |value| *value += 1));
+        assert_eq!(values.into_iter().map(|value| value.into_inner().unwrap()).sum::<usize>(), 500);
     }
 
     #[test]

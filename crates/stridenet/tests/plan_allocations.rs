@@ -1,7 +1,7 @@
 //! A plan's runs allocate nothing after the first one, on any of their threads.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use std::alloc::System;
 use std::sync::{Arc, Barrier};
 use stridenet::Tensor;
 use stridenet::arch::{Arch, Downsample};
@@ -9,54 +9,16 @@ use stridenet::kernels::{Context, Level};
 use stridenet::network::{Initialise, Network};
 use stridenet::plan::{Plan, PlanOptions};
 
-/// The system's allocator, which counts what all threads ask it for while [`COUNTING`].
-struct Counter;
-
-static COUNTING: AtomicBool = AtomicBool::new(false);
-static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
-
-fn count() {
-    if COUNTING.load(Ordering::SeqCst) {
-        ALLOCATIONS.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-// SAFETY: every call goes to the system's allocator as it came; counting does not allocate.
-unsafe impl GlobalAlloc for Counter {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller's promises are those that the system's allocator asks for.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: as above.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: as above; the memory came from the system's allocator.
-        unsafe { System.realloc(memory, layout, size) }
-    }
-
-    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(memory, layout) }
-    }
-}
-
+/// The system's allocator, which counts what all threads ask it for.
 #[global_allocator]
-static COUNTER: Counter = Counter;
+static COUNTER: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 /// Allocations of all threads while `work` runs.
 fn allocations(work: impl FnOnce()) -> usize {
-    ALLOCATIONS.store(0, Ordering::SeqCst);
-    COUNTING.store(true, Ordering::SeqCst);
+    let region = Region::new(COUNTER);
     work();
-    COUNTING.store(false, Ordering::SeqCst);
-    ALLOCATIONS.load(Ordering::SeqCst)
+    let change = region.change();
+    change.allocations + change.reallocations
 }
 
 /// resnet20's and resnet18's layers, with images in groups and pools, and with weights that threads share out.

@@ -33,8 +33,8 @@ pub enum BenchError {
 }
 
 /// Largest relative L2 distance of a plan's logits from those of the network that rounding explains. Depth magnifies
-/// rounding: 152 layers with random batch norms reach 1e-3; a wrong weight or algorithm gives far more than the limit.
-const LIMIT: f64 = 1e-2;
+/// rounding: resnet152 with trained-like batch norms is 4e-4 away from `f64` with direct sums, and 1.5 times that with a plan.
+const LIMIT: f64 = 2e-3;
 
 /// Times of repeated calls.
 #[derive(Debug, Clone, Copy, PartialEq)]

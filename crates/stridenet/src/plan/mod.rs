@@ -46,12 +46,12 @@ use self::choose::Chooser;
 use self::compile::Compiler;
 use self::profile::Profile;
 use self::segment::{Local, Segment};
-use crate::kernels::{Context, Level};
+use crate::kernels::{Context, Level, with_free};
 use crate::network::Network;
 use crate::{Error, ShapeError, Tensor};
 use serde::Serialize;
 use std::fmt::Arguments;
-use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How a plan is compiled.
@@ -377,18 +377,6 @@ impl Segment {
             self.run(cx, together, &input[grouped * self.input_len..], rest, profile);
         }
     }
-}
-
-/// Calls `work` with a value that no other thread is using.
-fn with_free<T>(values: &[Mutex<T>], work: impl FnOnce(&mut T)) {
-    for value in values {
-        match value.try_lock() {
-            Ok(mut value) => return work(&mut value),
-            Err(TryLockError::Poisoned(value)) => return work(&mut value.into_inner()),
-            Err(TryLockError::WouldBlock) => {}
-        }
-    }
-    work(&mut values[0].lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// A plan with threads and activations of its own.

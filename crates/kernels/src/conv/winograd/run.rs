@@ -7,10 +7,10 @@ use crate::Context;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
 use crate::gemm::{Epilogue, Residual};
-use crate::parallel::SharedMut;
+use crate::parallel::{SharedMut, with_free};
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError, TryLockError};
+use std::sync::{Mutex, PoisonError};
 
 /// Memory that fast convolutions use while they run, reused from one to the next.
 #[derive(Debug, Default)]
@@ -51,19 +51,6 @@ impl Memory {
 struct Own {
     v: Aligned,
     m: Aligned,
-}
-
-/// Calls `work` with memory that no other thread uses meanwhile.
-fn with_own(own: &[Mutex<Own>], work: impl FnOnce(&mut Own)) {
-    for slot in own {
-        match slot.try_lock() {
-            Ok(mut slot) => return work(&mut slot),
-            Err(TryLockError::Poisoned(slot)) => return work(&mut slot.into_inner()),
-            Err(TryLockError::WouldBlock) => {}
-        }
-    }
-    // More threads than places: wait for the first.
-    work(&mut own[0].lock().unwrap_or_else(PoisonError::into_inner));
 }
 
 /// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
@@ -211,7 +198,7 @@ impl Run<'_> {
                 let tiles = block.tiles().len();
                 let step = conv.v_step(tiles, chunk.len());
                 let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
-                with_own(own, |Own { v, m }| {
+                with_free(own, |Own { v, m }| {
                     v.grow(v_len);
                     m.grow(m_len);
                     self.transform::<A>(&block, vectors, step, v.as_mut_ptr());
@@ -239,7 +226,7 @@ impl Run<'_> {
             });
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
-                with_own(own, |Own { m, .. }| {
+                with_free(own, |Own { m, .. }| {
                     m.grow(m_len);
                     self.panel::<A>(&schedule, &block, panel, (v.get(), step), m.as_mut_ptr());
                 });
