@@ -6,7 +6,7 @@
 
 use std::sync::OnceLock;
 use std::time::Instant;
-use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch, Tiling, Winograd, WinogradScratch};
+use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, Tiling};
 use stridenet_kernels::gemm::{self, Epilogue, PackedMatrix};
 use stridenet_kernels::{Context, Level, roofline};
 
@@ -130,13 +130,13 @@ fn fast(cx: &Context, tiling: Tiling, geometry: ConvGeometry, size: usize, batch
     if !wanted(&name) {
         return;
     }
-    let conv = Winograd::new(cx.level(), tiling, geometry, [size; 2]).expect("a real layer's shape");
+    let conv = FastConv::new(cx.level(), tiling, geometry, [size; 2]).expect("a real layer's shape");
     let [height, width] = conv.output();
     let x = values(batch * size * size * geometry.in_channels, 3);
     let mut y = values(batch * height * width * geometry.out_channels, 4);
     let weight = values(geometry.weight_len(), 5);
     let packed = conv.pack(cx, &weight);
-    let mut scratch = WinogradScratch::default();
+    let mut scratch = FastScratch::default();
     conv.forward(cx, &x, &packed, Epilogue::default(), &mut scratch, &mut y);
     for index in [0, y.len() / 2 + 1, y.len() - 1] {
         let exact = output(&geometry, size, [height, width], index, &x, &weight);
@@ -176,6 +176,9 @@ fn main() {
     for batch in [1, 8] {
         fast(&cx, Tiling::S7, stem, 224, batch);
         for (channels, size) in [(64, 56), (128, 28), (256, 14), (512, 7)] {
+            for (inputs, outputs) in [(4 * channels, channels), (channels, 4 * channels)] {
+                fast(&cx, Tiling::Strassen, ConvGeometry::square(inputs, outputs, 1, 1), size, batch);
+            }
             for tiling in [Tiling::F2, Tiling::F4] {
                 fast(&cx, tiling, ConvGeometry::square(channels, channels, 3, 1), size, batch);
             }

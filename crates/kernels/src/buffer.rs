@@ -7,7 +7,7 @@ pub(crate) const LINE: usize = 16;
 ///
 /// Zeros come from the system without being written, so that a page is made by the thread that first writes to it.
 #[derive(Debug, Default)]
-pub(crate) struct Aligned {
+pub struct Aligned {
     /// The values, and room to begin with a whole line.
     values: Vec<f32>,
     /// Where the first whole line begins.
@@ -17,7 +17,7 @@ pub(crate) struct Aligned {
 
 impl Aligned {
     /// A buffer of at least `length` zeros.
-    pub(crate) fn zeros(length: usize) -> Self {
+    pub fn zeros(length: usize) -> Self {
         if length == 0 {
             return Aligned::default();
         }
@@ -29,7 +29,7 @@ impl Aligned {
     }
 
     /// Makes room for at least `length` values; what stood there stays.
-    pub(crate) fn grow(&mut self, length: usize) {
+    pub fn grow(&mut self, length: usize) {
         if self.length < length {
             let mut larger = Aligned::zeros(length);
             larger.values_mut()[..self.length].copy_from_slice(self.values());
@@ -37,8 +37,13 @@ impl Aligned {
         }
     }
 
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.length == 0
+    }
+
     /// Number of values.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.length
     }
 
@@ -53,12 +58,12 @@ impl Aligned {
     }
 
     /// The values.
-    fn values(&self) -> &[f32] {
+    pub fn values(&self) -> &[f32] {
         &self.values[self.first..][..self.length]
     }
 
     /// The values.
-    pub(crate) fn values_mut(&mut self) -> &mut [f32] {
+    pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.values[self.first..][..self.length]
     }
 }

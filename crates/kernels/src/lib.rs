@@ -26,6 +26,7 @@ mod simd;
 mod testing;
 mod vector;
 
+pub use buffer::Aligned;
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};
 pub use parallel::{Pool, with_free};

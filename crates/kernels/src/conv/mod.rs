@@ -1,12 +1,12 @@
 //! Convolution over NHWC activations: forward, gradient of the input, gradient of the weights.
 
+mod fast;
 mod geometry;
 #[cfg(test)]
 mod tests;
-mod winograd;
 
+pub use fast::{FastConv, FastScratch, FastWeights, Tiling, TilingCost};
 pub use geometry::{ConvGeometry, GeometryError, Window};
-pub use winograd::{Tiling, TilingCost, Winograd, WinogradScratch, WinogradWeights};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
 use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct};

@@ -50,6 +50,7 @@ impl fmt::Display for Choice {
             Choice::Fast(Tiling::F4) => "winograd F(4x4,3x3)",
             Choice::Fast(Tiling::S3) => "polyphase F(3x3,3x3) stride 2",
             Choice::Fast(Tiling::S7) => "polyphase F(3x3,4x4) stride 2",
+            Choice::Fast(Tiling::Strassen) => "Strassen",
         })
     }
 }
@@ -73,9 +74,19 @@ pub(super) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
 /// Multiply-accumulates that a core does while it reads a byte of weights from memory.
 const MACS_PER_BYTE: f64 = 5.0;
 
-/// Share of the peak that a product of tiles reaches, and that the direct sum does.
-const FAST_SHARE: f64 = 0.80;
-const DIRECT_SHARE: f64 = 0.90;
+/// Share of the peak that products reach.
+const SHARE: f64 = 0.93;
+
+/// Multiply-accumulates that a core does while it takes a value into or out of the domain of products: of square tiles,
+/// and of pairs of pixels.
+const MACS_PER_TILE_VALUE: f64 = 7.5;
+const MACS_PER_PAIR_VALUE: f64 = 12.0;
+
+/// Multiply-accumulates that a core does while the direct sum goes to the next tap for an output pixel and a panel.
+const MACS_PER_TAP: f64 = 190.0;
+
+/// Output channels of a panel of the direct sum.
+const PANEL: usize = 64;
 
 /// The same for the direct sum of groups, whose products are narrow.
 const GROUPED_SHARE: f64 = 0.10;
@@ -88,18 +99,31 @@ pub(super) fn candidates(
     batch: usize,
 ) -> Vec<Estimate> {
     let Ok(output) = geometry.output_size(input) else { return Vec::new() };
-    let estimate = |choice: Choice, products: usize, weights: usize, share: f64| {
+    let estimate = |choice: Choice, products: usize, weights: usize, work: f64| {
         let (macs, weight_bytes) = ((products * batch) as f64, 4.0 * weights as f64);
         // The weights stream by while the products are made; the slower of the two decides.
-        let cost = (macs / share).max(weight_bytes * MACS_PER_BYTE);
+        let cost = (work * batch as f64).max(weight_bytes * MACS_PER_BYTE);
         Estimate { choice, macs, weight_bytes, cost }
     };
     let weights = geometry.weight_len();
-    let share = if geometry.groups == 1 { DIRECT_SHARE } else { GROUPED_SHARE };
-    let mut all = vec![estimate(Choice::Direct, output[0] * output[1] * weights, weights, share)];
+    let products = output[0] * output[1] * weights;
+    let work = match geometry.groups {
+        1 => {
+            let taps = geometry.kernel[0] * geometry.kernel[1] * output[0] * output[1];
+            let panels = geometry.out_channels.div_ceil(PANEL);
+            products as f64 / SHARE + (taps * panels) as f64 * MACS_PER_TAP
+        }
+        _ => products as f64 / GROUPED_SHARE,
+    };
+    let mut all = vec![estimate(Choice::Direct, products, weights, work)];
     for tiling in Tiling::ALL {
         if let Some(cost) = tiling.cost(level, geometry, input) {
-            all.push(estimate(Choice::Fast(tiling), cost.products, cost.weights, FAST_SHARE));
+            let each = match tiling {
+                Tiling::Strassen => MACS_PER_PAIR_VALUE,
+                Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => MACS_PER_TILE_VALUE,
+            };
+            let work = cost.products as f64 / SHARE + cost.moved as f64 * each;
+            all.push(estimate(Choice::Fast(tiling), cost.products, cost.weights, work));
         }
     }
     all.sort_by(|a, b| a.cost.total_cmp(&b.cost));

@@ -4,8 +4,7 @@ use super::choose::Choice;
 use super::fold::Folded;
 use crate::kernels::Context;
 use crate::kernels::conv::{
-    Conv, ConvGeometry, ConvScratch, ForwardWeights, GeometryError, Winograd, WinogradScratch,
-    WinogradWeights,
+    Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights, GeometryError,
 };
 use crate::kernels::gemm::Epilogue;
 
@@ -13,14 +12,14 @@ use crate::kernels::gemm::Epilogue;
 #[derive(Debug)]
 pub(super) enum Kernel {
     Direct(Conv, ForwardWeights),
-    Fast(Winograd, WinogradWeights),
+    Fast(FastConv, FastWeights),
 }
 
 /// Memory that kernels use while they run.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     direct: ConvScratch,
-    fast: WinogradScratch,
+    fast: FastScratch,
 }
 
 impl Kernel {
@@ -38,7 +37,7 @@ impl Kernel {
                 Kernel::Direct(conv, weights)
             }
             Choice::Fast(tiling) => {
-                let conv = Winograd::new(cx.level(), tiling, geometry, input)?;
+                let conv = FastConv::new(cx.level(), tiling, geometry, input)?;
                 let weights = conv.pack(cx, folded.weight);
                 Kernel::Fast(conv, weights)
             }

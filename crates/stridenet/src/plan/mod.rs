@@ -46,7 +46,7 @@ use self::choose::Chooser;
 use self::compile::Compiler;
 use self::profile::Profile;
 use self::segment::{Local, Segment};
-use crate::kernels::{Context, Level, with_free};
+use crate::kernels::{Aligned, Context, Level, with_free};
 use crate::network::Network;
 use crate::{Error, ShapeError, Tensor};
 use serde::Serialize;
@@ -135,7 +135,7 @@ pub struct Plan {
 #[derive(Debug)]
 struct Memory {
     /// Activations between segments, for the whole batch; neighbours take turns.
-    between: [Vec<f32>; 2],
+    between: [Aligned; 2],
     /// What all threads work in together.
     together: Local,
     /// What each thread works in alone.
@@ -145,15 +145,13 @@ struct Memory {
 impl Memory {
     fn new(plan: &Plan, threads: usize) -> Self {
         let mut memory = Memory {
-            between: [Vec::new(), Vec::new()],
+            between: Default::default(),
             together: Local::default(),
             alone: (0..threads).map(|_| Mutex::default()).collect(),
         };
         for (index, segment) in plan.segments.iter().enumerate() {
             if index + 1 < plan.segments.len() {
-                let buffer = &mut memory.between[index % 2];
-                let len = plan.batch * segment.output_len;
-                buffer.resize(len.max(buffer.len()), 0.0);
+                memory.between[index % 2].grow(plan.batch * segment.output_len);
             }
             memory.together.grow(segment, segment.rest(plan.batch, threads), threads);
             for local in &mut memory.alone {
@@ -167,7 +165,7 @@ impl Memory {
     /// Bytes of all activations.
     fn bytes(&self) -> usize {
         let alone = self.alone.iter().map(|local| local.lock().unwrap_or_else(PoisonError::into_inner).len());
-        let between: usize = self.between.iter().map(Vec::len).sum();
+        let between: usize = self.between.iter().map(Aligned::len).sum();
         4 * (between + self.together.len() + alone.sum::<usize>())
     }
 }
@@ -346,8 +344,12 @@ impl Plan {
             let [even, odd] = &mut *between;
             // Segment k writes buffer k mod 2 and reads the other one.
             let (from, to) = if index % 2 == 0 { (&*odd, even) } else { (&*even, odd) };
-            let input = if index == 0 { x } else { &from[..images * segment.input_len] };
-            let output = if index == last { &mut *logits } else { &mut to[..images * segment.output_len] };
+            let input = if index == 0 { x } else { &from.values()[..images * segment.input_len] };
+            let output = if index == last {
+                &mut *logits
+            } else {
+                &mut to.values_mut()[..images * segment.output_len]
+            };
             segment.run_batch(cx, together, alone, input, output, profile);
         }
     }

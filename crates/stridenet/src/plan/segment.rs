@@ -2,9 +2,9 @@
 
 use super::kernel::{Kernel, Scratch};
 use super::profile::Profile;
-use crate::kernels::Context;
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::pool::{LinearPool, MaxPool};
+use crate::kernels::{Aligned, Context};
 
 /// Where a step finds or leaves an activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub(super) struct Segment {
 /// The buffers that one thread, or all together, run steps in.
 #[derive(Debug, Default)]
 pub(super) struct Local {
-    slots: Vec<Vec<f32>>,
+    slots: Vec<Aligned>,
     scratch: Scratch,
 }
 
@@ -70,12 +70,10 @@ impl Local {
     /// Makes room for at most `images` images that `threads` threads take through the steps.
     pub(super) fn grow(&mut self, segment: &Segment, images: usize, threads: usize) {
         if self.slots.len() < segment.slots.len() {
-            self.slots.resize_with(segment.slots.len(), Vec::new);
+            self.slots.resize_with(segment.slots.len(), Aligned::default);
         }
         for (slot, len) in self.slots.iter_mut().zip(&segment.slots) {
-            if slot.len() < len * images {
-                slot.resize(len * images, 0.0);
-            }
+            slot.grow(len * images);
         }
         for step in segment.steps.iter().filter(|_| images > 0) {
             if let Operation::Conv { kernel, .. } = &step.operation {
@@ -86,7 +84,7 @@ impl Local {
 
     /// Values of all buffers.
     pub(super) fn len(&self) -> usize {
-        self.slots.iter().map(Vec::len).sum()
+        self.slots.iter().map(Aligned::len).sum()
     }
 }
 
@@ -106,15 +104,15 @@ impl Segment {
             // The output's buffer is taken out while the others are read.
             let mut taken = match step.output {
                 Place::Slot { slot, .. } => std::mem::take(&mut local.slots[slot]),
-                Place::Input | Place::Output => Vec::new(),
+                Place::Input | Place::Output => Aligned::default(),
             };
             let (to, written): (&mut [f32], &[f32]) = match step.output {
-                Place::Slot { len, .. } => (&mut taken[..len * images], output),
+                Place::Slot { len, .. } => (&mut taken.values_mut()[..len * images], output),
                 Place::Input | Place::Output => (output, &[]),
             };
             let Local { slots, scratch } = local;
             let read = |place: Place| match place {
-                Place::Slot { slot, len } => &slots[slot][..len * images],
+                Place::Slot { slot, len } => &slots[slot].values()[..len * images],
                 Place::Input => input,
                 Place::Output => written,
             };

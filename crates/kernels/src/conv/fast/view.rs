@@ -18,7 +18,7 @@ pub(super) struct View {
     pub(super) padding: [usize; 2],
     /// Taps of the kernel along each axis.
     pub(super) taps: usize,
-    /// Channels that an output sees: all of them, or those of the groups that share its vector.
+    /// Channels of a product: all of them, a part of them, or those of the groups that share an output's vector.
     pub(super) depth: usize,
     /// Whether squares of the input become pixels first.
     folded: bool,
@@ -44,6 +44,18 @@ impl View {
             depth,
             folded: false,
         })
+    }
+
+    /// The input as it is, where a product sums over one of `parts` parts of the channels.
+    pub(super) fn parts(geometry: &ConvGeometry, input: [usize; 2], parts: usize) -> Self {
+        View {
+            size: input,
+            channels: geometry.in_channels,
+            padding: [0, 0],
+            taps: 1,
+            depth: geometry.in_channels / parts,
+            folded: false,
+        }
     }
 
     /// Squares of 2×2 pixels of the input as pixels of four times the channels: tap `t` of output `o` reads pixel

@@ -1,8 +1,8 @@
 //! One forward pass: blocks of tiles through the transforms and the products, on all threads.
 
-use super::algorithm::Algorithm;
 use super::tiles::{Block, MAX_TILES};
-use super::{PANEL, Panel, Winograd, WinogradWeights, transform};
+use super::transform::{self, Transform};
+use super::{FastConv, FastWeights, PANEL, Panel};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// Memory that fast convolutions use while they run, reused from one to the next.
 #[derive(Debug, Default)]
-pub struct WinogradScratch {
+pub struct FastScratch {
     /// The input as the tiles read it, where that is not as it stands.
     pub(super) copy: Aligned,
     pub(super) memory: Memory,
@@ -31,7 +31,7 @@ pub(super) struct Memory {
 
 impl Memory {
     /// Makes room for at most `tiles` tiles and `threads` threads.
-    pub(super) fn reserve(&mut self, conv: &Winograd, tiles: usize, threads: usize) {
+    pub(super) fn reserve(&mut self, conv: &FastConv, tiles: usize, threads: usize) {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
         let alone = !streamed || threads == 1;
@@ -66,7 +66,7 @@ const SMALL: usize = 12;
 const TOGETHER: usize = 128;
 
 /// Sections that are transformed together.
-fn together(conv: &Winograd) -> usize {
+fn together(conv: &FastConv) -> usize {
     (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
 }
 
@@ -82,15 +82,15 @@ struct Cut {
 impl Cut {
     /// Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as many
     /// tiles as possible.
-    fn new(conv: &Winograd) -> Self {
-        let points = conv.tiling.points() * conv.tiling.points();
+    fn new(conv: &FastConv) -> Self {
+        let points = conv.tiling.points();
         let kernels = conv.level.micro_kernels();
         let sections = conv.sections().len();
         let streamed = sections == 1 && conv.weight_values() > STREAMED;
-        let vectors = PANEL.min(conv.geometry.out_channels / sections / kernels.lanes).max(1);
+        let vectors = PANEL.min(conv.outputs() / sections / kernels.lanes).max(1);
         let tallest = kernels.max_blocked_rows(vectors);
         let most = match streamed {
-            true => (TRANSFORMED / (points * conv.view.channels)).clamp(SMALL, MAX_TILES),
+            true => (TRANSFORMED / (points * conv.view.depth)).clamp(SMALL, MAX_TILES),
             false => tallest * SMALL.div_ceil(tallest),
         };
         Cut { most, streamed }
@@ -109,7 +109,7 @@ struct Schedule {
 }
 
 impl Schedule {
-    fn new(conv: &Winograd, tiles: usize, threads: usize) -> Self {
+    fn new(conv: &FastConv, tiles: usize, threads: usize) -> Self {
         let Cut { most, streamed } = Cut::new(conv);
         let blocks = tiles.div_ceil(most);
         let shared = threads > 1 && conv.sections().len() == 1 && (streamed || blocks < 2 * threads);
@@ -118,7 +118,7 @@ impl Schedule {
     }
 }
 
-impl Winograd {
+impl FastConv {
     /// Values of a point of V for a section and a block of `tiles` tiles.
     fn section_len(&self, tiles: usize) -> usize {
         self.view.depth.next_multiple_of(self.lanes()) * tiles
@@ -132,12 +132,12 @@ impl Winograd {
 
     /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
     fn m_step(&self, width: usize) -> usize {
-        self.tiling.points() * self.tiling.points() * width + LINE
+        self.tiling.points() * width + LINE
     }
 
     /// Values of V, for some sections, and of M for a block of `tiles` tiles.
     fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
-        let points = self.tiling.points() * self.tiling.points();
+        let points = self.tiling.points();
         [points * self.v_step(tiles, sections), tiles * self.m_step(PANEL * self.lanes())]
     }
 }
@@ -160,19 +160,19 @@ impl Pieces {
     }
 }
 
-/// One call of [`Winograd::forward`], whose arguments have been checked.
+/// One call of [`FastConv::forward`], whose arguments have been checked.
 pub(super) struct Run<'a> {
-    pub(super) conv: &'a Winograd,
+    pub(super) conv: &'a FastConv,
     pub(super) cx: &'a Context,
     pub(super) x: &'a [f32],
-    pub(super) weights: &'a WinogradWeights,
+    pub(super) weights: &'a FastWeights,
     pub(super) epilogue: Epilogue<'a>,
     pub(super) y: SharedMut<f32>,
 }
 
 impl Run<'_> {
     /// Computes all tiles of `images` images.
-    pub(super) fn batch<A: Algorithm>(&self, images: usize, memory: &mut Memory) {
+    pub(super) fn batch<T: Transform>(&self, images: usize, memory: &mut Memory) {
         let conv = self.conv;
         let tiles = images * conv.rows.len() * conv.columns.len();
         if tiles == 0 {
@@ -201,11 +201,11 @@ impl Run<'_> {
                 with_free(own, |Own { v, m }| {
                     v.grow(v_len);
                     m.grow(m_len);
-                    self.transform::<A>(&block, vectors, step, v.as_mut_ptr());
+                    self.transform::<T>(&block, vectors, step, v.as_mut_ptr());
                     for section in chunk {
                         let v = v.as_ptr().wrapping_add((section - first) * conv.section_len(tiles));
                         for panel in conv.panels(section) {
-                            self.panel::<A>(&schedule, &block, panel, (v, step), m.as_mut_ptr());
+                            self.panel::<T>(&schedule, &block, panel, (v, step), m.as_mut_ptr());
                         }
                     }
                 });
@@ -222,13 +222,13 @@ impl Run<'_> {
             self.cx.pool().run(pieces, |piece| {
                 let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
                 let first = vectors.start * block.tiles().len() * conv.lanes();
-                self.transform::<A>(&block, vectors, step, v.get().wrapping_add(first));
+                self.transform::<T>(&block, vectors, step, v.get().wrapping_add(first));
             });
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
                 with_free(own, |Own { m, .. }| {
                     m.grow(m_len);
-                    self.panel::<A>(&schedule, &block, panel, (v.get(), step), m.as_mut_ptr());
+                    self.panel::<T>(&schedule, &block, panel, (v.get(), step), m.as_mut_ptr());
                 });
             });
         }
@@ -240,26 +240,28 @@ impl Run<'_> {
 
     /// Transforms some vectors of channels into V, which begins with the first of them and has its points `step` values
     /// apart.
-    fn transform<A: Algorithm>(&self, block: &Block, vectors: Range<usize>, step: usize, v: *mut f32) {
+    fn transform<T: Transform>(&self, block: &Block, vectors: Range<usize>, step: usize, v: *mut f32) {
         let slots = block.tiles().len();
-        self.cx.level().run(transform::Input::<A> {
+        self.cx.level().run(transform::Input::<T> {
             block,
             x: self.x.as_ptr(),
             size: self.conv.view.size,
             padding: self.conv.view.padding,
             channels: self.conv.view.channels,
+            stride: self.conv.geometry.stride[0],
+            line: self.conv.output[1],
             vectors,
             zeros: self.conv.zeros.as_ptr(),
             v,
             point_step: step,
             slots,
-            algorithm: PhantomData,
+            transform: PhantomData,
         });
     }
 
     /// The products of one panel of output channels, and their way back. V begins with the panel's section and has its
     /// points `v_step` values apart.
-    fn panel<A: Algorithm>(
+    fn panel<T: Transform>(
         &self,
         schedule: &Schedule,
         block: &Block,
@@ -284,33 +286,29 @@ impl Run<'_> {
             })
         });
         let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
-        for p in 0..A::POINTS {
-            for q in 0..A::POINTS {
-                let point = p * A::POINTS + q;
-                let pieces = &pieces[usize::from(A::is_last(p))][usize::from(A::is_last(q))];
-                for index in 0..pieces.count {
-                    let piece = pieces.piece(index);
-                    let arguments = Blocked {
-                        a: v.wrapping_add(point * v_step + piece.start * kernels.lanes),
-                        a_step: slots * kernels.lanes,
-                        depth,
-                        b,
-                        c: m.wrapping_add(piece.start * m_step + point * width),
-                        c_step: m_step,
-                        // The next point's weights, shared out over this point's pieces.
-                        next: b.wrapping_add(
-                            depth * width + pieces.lines * LINE * index * depth / kernels.lanes,
-                        ),
-                        lines: pieces.lines,
-                    };
-                    // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot
-                    // and point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
-                    unsafe { kernels.blocked(vectors, piece.len(), &arguments) };
-                }
-                b = b.wrapping_add(depth * width);
+        for point in 0..T::POINTS {
+            let [row, column] = T::last(point);
+            let pieces = &pieces[usize::from(row)][usize::from(column)];
+            for index in 0..pieces.count {
+                let piece = pieces.piece(index);
+                let arguments = Blocked {
+                    a: v.wrapping_add(point * v_step + piece.start * kernels.lanes),
+                    a_step: slots * kernels.lanes,
+                    depth,
+                    b,
+                    c: m.wrapping_add(piece.start * m_step + point * width),
+                    c_step: m_step,
+                    // The next point's weights, shared out over this point's pieces.
+                    next: b.wrapping_add(depth * width + pieces.lines * LINE * index * depth / kernels.lanes),
+                    lines: pieces.lines,
+                };
+                // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot and
+                // point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
+                unsafe { kernels.blocked(vectors, piece.len(), &arguments) };
             }
+            b = b.wrapping_add(depth * width);
         }
-        self.cx.level().run(transform::Output::<A> {
+        self.cx.level().run(transform::Output::<T> {
             block,
             m,
             slot_step: m_step,
@@ -325,7 +323,7 @@ impl Run<'_> {
                 None => std::ptr::null(),
             },
             relu: self.epilogue.relu,
-            algorithm: PhantomData,
+            transform: PhantomData,
         });
     }
 }

@@ -1,5 +1,6 @@
 //! Every tiling at every level against the f64 oracle, on random shapes with all tails.
 
+use super::algorithm::MAX;
 use super::*;
 use crate::gemm::Residual;
 use crate::reference::conv as oracle;
@@ -7,6 +8,13 @@ use crate::simd::Scalar;
 use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, contexts, widen};
 
 const SHAPES: usize = 200;
+
+/// A 1×1 convolution with any stride, whose channels are halves of vectors at every level.
+fn random_pairs(random: &mut Random) -> ConvGeometry {
+    let channels = [32, 64, 96, 160].map(|channels| channels * (1 + random.below(2)));
+    let (inputs, outputs) = (channels[random.below(4)], channels[random.below(4)]);
+    ConvGeometry::square(inputs, outputs, 1, 1 + random.below(3))
+}
 
 /// A convolution that the tiling computes, a batch and an input size.
 fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [usize; 2]) {
@@ -21,7 +29,8 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
         let padding = [random.below(4), random.below(3)];
         let geometry = match tiling {
             Tiling::S7 => ConvGeometry::square(1 + random.below(4), channels(random), 7, 2),
-            _ => {
+            Tiling::Strassen => random_pairs(random),
+            Tiling::F2 | Tiling::F4 | Tiling::S3 => {
                 let stride = if tiling == Tiling::S3 { 2 } else { 1 };
                 // Groups that fill vectors at every level, some smaller and some larger than one.
                 let (each, groups) = ([4, 8, 16, 32][random.below(4)], 4 * (1 + random.below(2)));
@@ -51,6 +60,39 @@ fn square(
     ConvGeometry::square(channels(random), channels(random), kernel, stride)
 }
 
+/// What Strassen's algorithm computes with everything in absolute values, as [`Matrices::magnitude`]: every product of a
+/// pair's blocks meets at most two blocks of each factor, and every output four products.
+fn pair_magnitude(conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    let g = &conv.geometry;
+    let (halves_in, halves_out) = (g.in_channels / HALVES, g.out_channels / HALVES);
+    let pixels = conv.output[0] * conv.output[1];
+    let value = |image: usize, pixel: usize, channel: usize| {
+        let (row, column) = (pixel / conv.output[1] * g.stride[0], pixel % conv.output[1] * g.stride[1]);
+        let at = (image * conv.input[0] + row) * conv.input[1] + column;
+        f64::from(x[at * g.in_channels + channel].abs())
+    };
+    let mut y = Vec::with_capacity(batch * pixels * g.out_channels);
+    for (image, pixel) in (0..batch).flat_map(|image| (0..pixels).map(move |pixel| (image, pixel))) {
+        let pair = pixel / HALVES * HALVES..pixels.min(pixel / HALVES * HALVES + HALVES);
+        // All blocks of the pair, against all blocks of the weights.
+        let data: Vec<f64> = (0..halves_in)
+            .map(|i| {
+                pair.clone().map(|pixel| value(image, pixel, i) + value(image, pixel, halves_in + i)).sum()
+            })
+            .collect();
+        for o in 0..g.out_channels {
+            let weight = |i: usize, o: usize| f64::from(w[i * g.out_channels + o].abs());
+            let sum = |i: usize| -> f64 {
+                let blocks = [(i, o % halves_out), (i, halves_out + o % halves_out)];
+                let blocks = blocks.into_iter().flat_map(|(i, o)| [(i, o), (halves_in + i, o)]);
+                blocks.map(|(i, o)| weight(i, o)).sum()
+            };
+            y.push((0..halves_in).map(|i| data[i] * sum(i)).sum());
+        }
+    }
+    y
+}
+
 /// The matrices of an algorithm in absolute values: `|Bᵀ|`, `|G|`, `|Aᵀ|`.
 struct Matrices {
     stride: usize,
@@ -77,7 +119,7 @@ impl Matrices {
 
     /// What the algorithm computes with everything in absolute values, one value an output: the size that its rounding
     /// errors are relative to. `|Aᵀ| (|G| |w| |Gᵀ| ⊙ |Bᵀ| |d| |B|) |A|`, summed over the input channels.
-    fn magnitude(&self, cx: &Context, conv: &Winograd, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    fn magnitude(&self, cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
         let (g, view, points) = (&conv.geometry, &conv.view, self.weights.len());
         let ([height, width], channels) = (view.size, view.channels);
         let mut copy = Aligned::default();
@@ -131,13 +173,15 @@ impl Matrices {
     }
 }
 
-fn matrices(tiling: Tiling) -> Matrices {
-    match tiling {
+fn magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    let matrices = match conv.tiling {
         Tiling::F2 => Matrices::of::<F2>(),
         Tiling::F4 => Matrices::of::<F4>(),
         Tiling::S3 => Matrices::of::<S3>(),
         Tiling::S7 => Matrices::of::<F3Of4>(),
-    }
+        Tiling::Strassen => return pair_magnitude(conv, batch, x, w),
+    };
+    matrices.magnitude(cx, conv, batch, x, w)
 }
 
 /// The rounding of constants, transforms and sums: `|error| ≤ γ · magnitude` with `γ = (in_channels + 40) · ε/2`. The 40
@@ -147,7 +191,6 @@ fn all_tilings_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(11);
     let contexts = contexts();
     for tiling in Tiling::ALL {
-        let matrices = matrices(tiling);
         for _ in 0..SHAPES / 2 {
             let (g, batch, input) = random_shape(&mut random, tiling);
             let (x, w) =
@@ -155,14 +198,14 @@ fn all_tilings_agree_with_the_oracle_at_every_level() {
             let (x64, w64) = (widen(&x), widen(&w));
             let expected = oracle::forward(&g, batch, input, &x64, &w64);
             let gamma = (g.in_channels as f64 + 40.0) * crate::testing::UNIT;
-            let mut magnitude = None;
+            let mut size = None;
             for cx in &contexts {
-                let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
-                let magnitude = magnitude.get_or_insert_with(|| matrices.magnitude(cx, &conv, batch, &x, &w));
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+                let size = size.get_or_insert_with(|| magnitude(cx, &conv, batch, &x, &w));
                 let (weights, mut y) = (conv.pack(cx, &w), vec![f32::NAN; expected.len()]);
-                conv.forward(cx, &x, &weights, Epilogue::default(), &mut WinogradScratch::default(), &mut y);
+                conv.forward(cx, &x, &weights, Epilogue::default(), &mut FastScratch::default(), &mut y);
                 let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
-                assert_within(what, &y, &expected, |index| gamma * magnitude[index] + 1e-30);
+                assert_within(what, &y, &expected, |index| gamma * size[index] + 1e-30);
             }
         }
     }
@@ -173,14 +216,14 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
     let mut random = Random::new(12);
     for cx in contexts() {
         for round in 0..30 {
-            let (g, batch, input) = random_shape(&mut random, Tiling::ALL[round % 4]);
-            let conv = Winograd::new(cx.level(), Tiling::ALL[round % 4], g, input).unwrap();
+            let (g, batch, input) = random_shape(&mut random, Tiling::ALL[round % Tiling::ALL.len()]);
+            let conv = FastConv::new(cx.level(), Tiling::ALL[round % Tiling::ALL.len()], g, input).unwrap();
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let (weights, bias) =
                 (conv.pack(&cx, &random.values(g.weight_len())), random.values(g.out_channels));
             let residual = random.values(oracle::output_len(&g, batch, input));
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
-            let mut scratch = WinogradScratch::default();
+            let mut scratch = FastScratch::default();
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut plain);
             let epilogue =
                 Epilogue { bias: Some(&bias), residual: Some(Residual::Tensor(&residual)), relu: true };
@@ -207,6 +250,8 @@ fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
         (Tiling::F2, ConvGeometry::square(340, 50, 3, 1), 2, [7, 7]),
         (Tiling::S3, ConvGeometry::square(40, 72, 3, 2), 3, [28, 27]),
         (Tiling::S7, ConvGeometry::square(3, 40, 7, 2), 3, [33, 30]),
+        (Tiling::Strassen, ConvGeometry::square(96, 160, 1, 1), 5, [15, 15]),
+        (Tiling::Strassen, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
     ]
 }
 
@@ -215,11 +260,11 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
     assert_same_bits_for_all_threads(|cx| {
         let mut random = Random::new(13);
         let run = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
-            let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
+            let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
             let weights = conv.pack(cx, &random.values(g.weight_len()));
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
-            conv.forward(cx, &x, &weights, Epilogue::default(), &mut WinogradScratch::default(), &mut y);
+            conv.forward(cx, &x, &weights, Epilogue::default(), &mut FastScratch::default(), &mut y);
             y
         };
         scheduled().into_iter().map(run).collect()
@@ -231,11 +276,11 @@ fn an_image_has_the_same_bits_alone_and_in_a_batch() {
     let mut random = Random::new(14);
     for cx in contexts() {
         for (tiling, g, batch, input) in scheduled() {
-            let conv = Winograd::new(cx.level(), tiling, g, input).unwrap();
+            let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
             let weights = conv.pack(&cx, &random.values(g.weight_len()));
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
-            let mut scratch = WinogradScratch::default();
+            let mut scratch = FastScratch::default();
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
             let (pixels, out) = (x.len() / batch, y.len() / batch);
             for (x, expected) in x.chunks_exact(pixels).zip(y.chunks_exact(out)) {

@@ -1,37 +1,19 @@
-//! Tiles into the domain of products and back, a vector of channels at a time.
+//! Square tiles: an algorithm along both axes, a vector of channels at a time.
 
 #![expect(clippy::needless_range_loop, reason = "indices name places of matrices")]
 
 use super::PANEL;
 use super::algorithm::{Algorithm, MAX};
-use super::tiles::{Block, Tile};
-use crate::simd::{Simd, Task, opaque};
+use super::tiles::Tile;
+use super::transform::{Input, Output, Transform};
+use crate::simd::{Simd, opaque};
 use crate::vector::{load_first, store_first};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// `V = Bᵀ d B` for the tiles of a block.
-pub(super) struct Input<'a, A> {
-    pub(super) block: &'a Block,
-    /// The batch, NHWC.
-    pub(super) x: *const f32,
-    /// Input size `[height, width]`.
-    pub(super) size: [usize; 2],
-    pub(super) padding: [usize; 2],
-    pub(super) channels: usize,
-    /// The vectors of channels to transform.
-    pub(super) vectors: Range<usize>,
-    /// A row of zeros as long as one of the input.
-    pub(super) zeros: *const f32,
-    /// V from the first of these vectors on, `[point][vector of channels][slot][lane]`.
-    pub(super) v: *mut f32,
-    /// Values between two points of V.
-    pub(super) point_step: usize,
-    /// Slots of a vector of channels in V.
-    pub(super) slots: usize,
-    pub(super) algorithm: PhantomData<A>,
-}
+/// `V = Bᵀ d B` and `y = Aᵀ M A`.
+pub(super) struct Square<A>(PhantomData<A>);
 
 /// One vector of channels of one tile on its way in.
 struct Patch<'a, S> {
@@ -123,75 +105,10 @@ impl<S: Simd> Patch<'_, S> {
     }
 }
 
-impl<A: Algorithm> Task for Input<'_, A> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let [height, width] = self.size;
-        let step = self.channels;
-        for tile in self.block.tiles() {
-            let image = self.x.wrapping_add(tile.image * height * width * step);
-            // The tile's first value, counted from the padding's.
-            let (top, left) = (tile.rows.start * A::STRIDE, tile.columns.start * A::STRIDE);
-            let mut rows = [self.zeros; MAX];
-            for (i, row) in rows.iter_mut().enumerate().take(A::INPUTS) {
-                if let Some(y) = (top + i).checked_sub(self.padding[0]).filter(|&y| y < height) {
-                    *row = image.wrapping_add(y * width * step);
-                }
-            }
-            let existing =
-                self.padding[1].saturating_sub(left)..(width + self.padding[1]).saturating_sub(left);
-            for vector in self.vectors.clone() {
-                let channel = vector * S::LANES;
-                let count = (step - channel).min(S::LANES);
-                let patch = Patch {
-                    simd,
-                    rows: &rows,
-                    start: left.wrapping_sub(self.padding[1]).wrapping_mul(step).wrapping_add(channel),
-                    step,
-                    existing: existing.clone(),
-                    count,
-                    full: tile.rows.full,
-                    v: self
-                        .v
-                        .wrapping_add(((vector - self.vectors.start) * self.slots + tile.slot) * S::LANES),
-                    point_step: self.point_step,
-                };
-                // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
-                // has `count` channels from `channel` on; V holds a vector for each point, vector of channels and slot.
-                unsafe { if count == S::LANES { patch.run::<A, false>() } else { patch.run::<A, true>() } }
-            }
-        }
-    }
-}
-
-/// `y = Aᵀ M A` with an epilogue, for one panel of output channels.
-pub(super) struct Output<'a, A> {
-    pub(super) block: &'a Block,
-    /// M, `[slot][point][width of the panel]`.
-    pub(super) m: *const f32,
-    /// Values between two slots of M.
-    pub(super) slot_step: usize,
-    /// The batch of outputs, NHWC.
-    pub(super) y: *mut f32,
-    /// Output size `[height, width]`.
-    pub(super) size: [usize; 2],
-    pub(super) channels: usize,
-    /// The panel's channels.
-    pub(super) panel: Range<usize>,
-    /// A value for each output channel, or null.
-    pub(super) bias: *const f32,
-    /// A tensor like y, or null.
-    pub(super) residual: *const f32,
-    pub(super) relu: bool,
-    pub(super) algorithm: PhantomData<A>,
-}
-
 /// One vector of output channels of one tile on its way out.
 struct Result<'a, S, A> {
     simd: S,
-    output: &'a Output<'a, A>,
+    output: &'a Output<'a, Square<A>>,
     tile: &'a Tile,
     /// The first point's vector.
     m: *const f32,
@@ -260,26 +177,69 @@ impl<S: Simd, A: Algorithm> Result<'_, S, A> {
     }
 }
 
-impl<A: Algorithm> Task for Output<'_, A> {
-    type Output = ();
+impl<A: Algorithm> Transform for Square<A> {
+    const POINTS: usize = A::POINTS * A::POINTS;
+
+    fn last(point: usize) -> [bool; 2] {
+        [A::is_last(point / A::POINTS), A::is_last(point % A::POINTS)]
+    }
 
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let [height, width] = self.size;
-        let vectors = self.panel.len().div_ceil(S::LANES);
-        for tile in self.block.tiles() {
+    fn input<S: Simd>(simd: S, input: &Input<Self>) {
+        let [height, width] = input.size;
+        let step = input.channels;
+        for tile in input.block.tiles() {
+            let image = input.x.wrapping_add(tile.image * height * width * step);
+            // The tile's first value, counted from the padding's.
+            let (top, left) = (tile.rows.start * A::STRIDE, tile.columns.start * A::STRIDE);
+            let mut rows = [input.zeros; MAX];
+            for (i, row) in rows.iter_mut().enumerate().take(A::INPUTS) {
+                if let Some(y) = (top + i).checked_sub(input.padding[0]).filter(|&y| y < height) {
+                    *row = image.wrapping_add(y * width * step);
+                }
+            }
+            let existing =
+                input.padding[1].saturating_sub(left)..(width + input.padding[1]).saturating_sub(left);
+            for vector in input.vectors.clone() {
+                let channel = vector * S::LANES;
+                let count = (step - channel).min(S::LANES);
+                let patch = Patch {
+                    simd,
+                    rows: &rows,
+                    start: left.wrapping_sub(input.padding[1]).wrapping_mul(step).wrapping_add(channel),
+                    step,
+                    existing: existing.clone(),
+                    count,
+                    full: tile.rows.full,
+                    v: input
+                        .v
+                        .wrapping_add(((vector - input.vectors.start) * input.slots + tile.slot) * S::LANES),
+                    point_step: input.point_step,
+                };
+                // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
+                // has `count` channels from `channel` on; V holds a vector for each point, vector of channels and slot.
+                unsafe { if count == S::LANES { patch.run::<A, false>() } else { patch.run::<A, true>() } }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(simd: S, output: &Output<Self>) {
+        let [height, width] = output.size;
+        let vectors = output.panel.len().div_ceil(S::LANES);
+        for tile in output.block.tiles() {
             let pixel = (tile.image * height + tile.rows.start) * width + tile.columns.start;
             let full = tile.rows.outputs == A::OUTPUTS && tile.columns.outputs == A::OUTPUTS;
             for vector in 0..vectors {
-                let channel = self.panel.start + vector * S::LANES;
+                let channel = output.panel.start + vector * S::LANES;
                 let result = Result {
                     simd,
-                    output: &self,
+                    output,
                     tile,
-                    m: self.m.wrapping_add(tile.slot * self.slot_step + vector * S::LANES),
-                    first: pixel * self.channels + channel,
+                    m: output.m.wrapping_add(tile.slot * output.slot_step + vector * S::LANES),
+                    first: pixel * output.channels + channel,
                     channel,
-                    count: (self.panel.end - channel).min(S::LANES),
+                    count: (output.panel.end - channel).min(S::LANES),
                 };
                 // SAFETY: M holds `vectors` vectors for each slot and point, a panel has one vector or PANEL of them, and
                 // the tile's outputs and the panel's channels exist.

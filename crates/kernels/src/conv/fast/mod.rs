@@ -1,4 +1,4 @@
-//! Fast convolution of 3×3 kernels, fused tile by tile: transform, products, transform back, epilogue.
+//! Fast convolution, fused tile by tile: transform, products, transform back, epilogue.
 //!
 //! A block of tiles goes through all three steps while it is in the L2 cache, so that the transformed input and the
 //! products never reach memory. The products of one point of all tiles of a block are one matrix product of
@@ -7,18 +7,23 @@
 mod algorithm;
 mod pack;
 mod run;
+mod square;
+mod strassen;
 #[cfg(test)]
 mod tests;
 mod tiles;
 mod transform;
 mod view;
 
-pub use run::WinogradScratch;
+pub use run::FastScratch;
 
-use self::algorithm::{Algorithm, F2, F3Of4, F4, MAX, S3};
+use self::algorithm::{Algorithm, F2, F3Of4, F4, S3};
 use self::pack::{Pack, TAPS};
 use self::run::Run;
+use self::square::Square;
+use self::strassen::{HALVES, Strassen};
 use self::tiles::Span;
+use self::transform::Transform;
 use self::view::View;
 use super::{ConvGeometry, GeometryError};
 use crate::buffer::Aligned;
@@ -39,84 +44,126 @@ pub enum Tiling {
     /// 7×7 with stride 2, the stem, by phases: squares of 2×2 pixels become pixels of four times the channels, and the
     /// kernel becomes one of 4×4 with stride 1 and F(3×3, 4×4): 144 products for 9 outputs, 3.06 times fewer.
     S7,
+    /// 1×1 with any stride: pairs of pixels by Strassen's algorithm, 7 products of halves of the channels for 8.
+    Strassen,
 }
 
 impl Tiling {
     /// All algorithms.
-    pub const ALL: [Tiling; 4] = [Tiling::F2, Tiling::F4, Tiling::S3, Tiling::S7];
+    pub const ALL: [Tiling; 5] = [Tiling::F2, Tiling::F4, Tiling::S3, Tiling::S7, Tiling::Strassen];
 
     /// What the algorithm costs at `level` for an image of `[height, width]`, or `None` where it does not compute the
     /// convolution: another kernel, stride or dilation, or groups that do not fill vectors.
     pub fn cost(self, level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<TilingCost> {
         let view = self.view(level, geometry, input)?;
-        let output = geometry.output_size(input).ok()?;
-        let (points, last) = (self.points(), self.last());
-        let along = |outputs| -> usize {
-            self.cut(outputs).iter().map(|span| points - if span.full { 0 } else { last }).sum()
-        };
-        let pairs = view.depth * geometry.out_channels;
+        let (points, parts) = (self.points(), self.parts());
+        let (rows, columns) = self.cut(geometry.output_size(input).ok()?);
+        // Products that the tiles need for each pair of channels: a point that only the last row or column of outputs
+        // needs is left out of short tiles.
+        let full = |spans: &[Span]| spans.iter().filter(|span| span.full).count();
+        let needed: usize = (0..points)
+            .map(|point| {
+                let [row, column] = self.last(point);
+                let rows = if row { full(&rows) } else { rows.len() };
+                rows * if column { full(&columns) } else { columns.len() }
+            })
+            .sum();
+        let lanes = level.micro_kernels().lanes;
+        let channels = |channels: usize| (channels / parts).next_multiple_of(lanes);
+        let pairs = view.depth * geometry.out_channels / parts;
         Some(TilingCost {
-            products: along(output[0]) * along(output[1]) * pairs,
-            weights: points * points * pairs,
+            products: needed * pairs,
+            moved: needed * (channels(view.channels) + channels(geometry.out_channels)),
+            weights: points * pairs,
         })
     }
 
     /// The convolution as the algorithm's tiles see it.
     fn view(self, level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<View> {
+        let lanes = level.micro_kernels().lanes;
         let (kernel, stride) = match self {
-            Tiling::F2 | Tiling::F4 => (3, 1),
-            Tiling::S3 => (3, 2),
-            Tiling::S7 => (7, 2),
+            Tiling::F2 | Tiling::F4 => ([3, 3], [1, 1]),
+            Tiling::S3 => ([3, 3], [2, 2]),
+            Tiling::S7 => ([7, 7], [2, 2]),
+            Tiling::Strassen => ([1, 1], [geometry.stride[0]; 2]),
         };
-        if (geometry.kernel, geometry.stride, geometry.dilation) != ([kernel; 2], [stride; 2], [1, 1]) {
+        if (geometry.kernel, geometry.stride, geometry.dilation) != (kernel, stride, [1, 1]) {
             return None;
         }
         match self {
-            Tiling::F2 | Tiling::F4 | Tiling::S3 => View::plain(geometry, input, level.micro_kernels().lanes),
+            Tiling::F2 | Tiling::F4 | Tiling::S3 => View::plain(geometry, input, lanes),
             // More channels would fill vectors without being put side by side.
             Tiling::S7 => {
                 let narrow = geometry.groups == 1 && geometry.in_channels <= 4 && geometry.padding == [3, 3];
                 narrow.then(|| View::squares(geometry, input))
             }
+            Tiling::Strassen => {
+                let cut = |channels: usize| channels.is_multiple_of(HALVES * lanes);
+                let fits = geometry.groups == 1 && geometry.padding == [0, 0];
+                (fits && cut(geometry.in_channels) && cut(geometry.out_channels))
+                    .then(|| View::parts(geometry, input, HALVES))
+            }
         }
     }
 
-    /// Products of one axis of a full tile.
+    /// Products of a full tile for each pair of channels.
     fn points(self) -> usize {
         match self {
-            Tiling::F2 => F2::POINTS,
-            Tiling::F4 => F4::POINTS,
-            Tiling::S3 => S3::POINTS,
-            Tiling::S7 => F3Of4::POINTS,
+            Tiling::F2 => Square::<F2>::POINTS,
+            Tiling::F4 => Square::<F4>::POINTS,
+            Tiling::S3 => Square::<S3>::POINTS,
+            Tiling::S7 => Square::<F3Of4>::POINTS,
+            Tiling::Strassen => Strassen::POINTS,
         }
     }
 
-    /// Points that only the last output needs.
-    fn last(self) -> usize {
+    /// Whether a point is needed for the last row, and for the last column, of a tile's outputs alone.
+    fn last(self, point: usize) -> [bool; 2] {
         match self {
-            Tiling::F2 => F2::LAST.len(),
-            Tiling::F4 => F4::LAST.len(),
-            Tiling::S3 => S3::LAST.len(),
-            Tiling::S7 => F3Of4::LAST.len(),
+            Tiling::F2 => Square::<F2>::last(point),
+            Tiling::F4 => Square::<F4>::last(point),
+            Tiling::S3 => Square::<S3>::last(point),
+            Tiling::S7 => Square::<F3Of4>::last(point),
+            Tiling::Strassen => Strassen::last(point),
         }
     }
 
-    fn cut(self, outputs: usize) -> Vec<Span> {
+    /// Parts that both the input's and the output's channels are cut into.
+    fn parts(self) -> usize {
         match self {
-            Tiling::F2 => tiles::cut::<F2>(outputs),
-            Tiling::F4 => tiles::cut::<F4>(outputs),
-            Tiling::S3 => tiles::cut::<S3>(outputs),
-            Tiling::S7 => tiles::cut::<F3Of4>(outputs),
+            Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => 1,
+            Tiling::Strassen => HALVES,
         }
     }
 
-    /// Row `point` of G.
-    fn weights(self, point: usize) -> Vec<f64> {
+    /// The rows and columns of tiles of outputs of `[height, width]`.
+    fn cut(self, [height, width]: [usize; 2]) -> (Vec<Span>, Vec<Span>) {
+        let along = match self {
+            Tiling::F2 => F2::OUTPUTS,
+            Tiling::F4 => F4::OUTPUTS,
+            Tiling::S3 => S3::OUTPUTS,
+            Tiling::S7 => F3Of4::OUTPUTS,
+            // All pixels stand in one row.
+            Tiling::Strassen => return (tiles::cut(1, 1), tiles::cut(HALVES, height * width)),
+        };
+        (tiles::cut(along, height), tiles::cut(along, width))
+    }
+
+    /// The factors of the weights along one axis for each point along it: the rows of G.
+    fn factors(self) -> Vec<[f64; TAPS]> {
+        fn rows<A: Algorithm>() -> Vec<[f64; TAPS]> {
+            let row = |point| {
+                let weights = A::weights(point);
+                std::array::from_fn(|tap| weights.get(tap).copied().unwrap_or(0.0))
+            };
+            (0..A::POINTS).map(row).collect()
+        }
         match self {
-            Tiling::F2 => F2::weights(point),
-            Tiling::F4 => F4::weights(point),
-            Tiling::S3 => S3::weights(point),
-            Tiling::S7 => F3Of4::weights(point),
+            Tiling::F2 => rows::<F2>(),
+            Tiling::F4 => rows::<F4>(),
+            Tiling::S3 => rows::<S3>(),
+            Tiling::S7 => rows::<F3Of4>(),
+            Tiling::Strassen => Vec::new(),
         }
     }
 }
@@ -126,6 +173,8 @@ impl Tiling {
 pub struct TilingCost {
     /// Multiply-accumulates for an image.
     pub products: usize,
+    /// Values that go into the domain of products and come back from it, for an image.
+    pub moved: usize,
     /// Values of the packed weights.
     pub weights: usize,
 }
@@ -135,7 +184,7 @@ const PANEL: usize = 2;
 
 /// A fast convolution prepared for one input size and one instruction-set level.
 #[derive(Debug, Clone)]
-pub struct Winograd {
+pub struct FastConv {
     geometry: ConvGeometry,
     tiling: Tiling,
     level: Level,
@@ -149,7 +198,7 @@ pub struct Winograd {
 
 /// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`.
 #[derive(Debug, Clone)]
-pub struct WinogradWeights {
+pub struct FastWeights {
     level: Level,
     values: Aligned,
 }
@@ -164,7 +213,7 @@ struct Panel {
     section: usize,
 }
 
-impl Winograd {
+impl FastConv {
     /// Prepares the convolution for inputs of `[height, width]` pixels.
     ///
     /// # Errors
@@ -181,9 +230,9 @@ impl Winograd {
         let output = geometry.output_size(input)?;
         let view = tiling.view(level, &geometry, input);
         let view = view.unwrap_or_else(|| panic!("{tiling:?} cannot compute {geometry:?}"));
-        let (rows, columns) = (tiling.cut(output[0]), tiling.cut(output[1]));
+        let (rows, columns) = tiling.cut(output);
         let zeros = vec![0.0; view.size[1] * view.channels];
-        Ok(Winograd { geometry, tiling, level, input, output, view, rows, columns, zeros })
+        Ok(FastConv { geometry, tiling, level, input, output, view, rows, columns, zeros })
     }
 
     /// The convolution's parameters.
@@ -203,7 +252,12 @@ impl Winograd {
 
     /// Values of the packed weights.
     fn weight_values(&self) -> usize {
-        self.panel_start(self.geometry.out_channels)
+        self.panel_start(self.outputs())
+    }
+
+    /// Output channels of a part.
+    fn outputs(&self) -> usize {
+        self.geometry.out_channels / self.tiling.parts()
     }
 
     fn lanes(&self) -> usize {
@@ -223,7 +277,7 @@ impl Winograd {
 
     /// The panels of output channels of a section.
     fn panels(&self, section: usize) -> impl ExactSizeIterator<Item = Panel> + Clone + use<> {
-        let together = self.geometry.out_channels / self.sections().len();
+        let together = self.outputs() / self.sections().len();
         let (lanes, width, first) = (self.lanes(), PANEL * self.lanes(), section * together);
         (0..together.div_ceil(width)).map(move |panel| {
             let channels = first + panel * width..first + together.min((panel + 1) * width);
@@ -234,23 +288,18 @@ impl Winograd {
 
     /// First value of a panel in the packed weights.
     fn panel_start(&self, first_channel: usize) -> usize {
-        first_channel * self.view.depth * self.tiling.points() * self.tiling.points()
+        first_channel * self.view.depth * self.tiling.points()
     }
 
-    /// Transforms weights (HWIO, `[3, 3, in, out]`) and packs them. The transform is computed in `f64` and rounded once.
+    /// Transforms weights (HWIO) and packs them. The transform is computed in `f64` and rounded once.
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn pack(&self, cx: &Context, weight: &[f32]) -> WinogradWeights {
+    pub fn pack(&self, cx: &Context, weight: &[f32]) -> FastWeights {
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
-        let points = self.tiling.points();
-        let channels = self.geometry.out_channels.next_multiple_of(self.lanes());
+        let (points, factors) = (self.tiling.points(), self.tiling.factors());
+        let channels = self.outputs().next_multiple_of(self.lanes());
         let mut values = Aligned::zeros(self.panel_start(channels));
-        let mut factors = [[0.0; TAPS]; MAX];
-        for (point, factors) in factors.iter_mut().enumerate().take(points) {
-            let weights = self.tiling.weights(point);
-            factors[..weights.len()].copy_from_slice(&weights);
-        }
         let out = SharedMut(values.as_mut_ptr());
         let panels: Vec<Panel> = self.sections().flat_map(|section| self.panels(section)).collect();
         cx.pool().run(panels.len(), |panel| {
@@ -259,25 +308,21 @@ impl Winograd {
             let width = panel.vectors * self.lanes();
             let start = self.panel_start(panel.channels.start);
             // SAFETY: panels are disjoint and lie within `values`.
-            let packed = unsafe {
-                std::slice::from_raw_parts_mut(out.get().add(start), points * points * depth * width)
-            };
-            cx.level().run(Pack {
-                weight,
-                geometry: &self.geometry,
-                view: &self.view,
-                factors: &factors[..points],
-                panel,
-                width,
-                packed,
-            });
+            let packed =
+                unsafe { std::slice::from_raw_parts_mut(out.get().add(start), points * depth * width) };
+            let (geometry, view, factors) = (&self.geometry, &self.view, &factors[..]);
+            let pack = Pack { weight, geometry, view, factors, panel, width, packed };
+            match self.tiling {
+                Tiling::Strassen => strassen::pack(pack),
+                _ => cx.level().run(pack),
+            }
         });
-        WinogradWeights { level: self.level, values }
+        FastWeights { level: self.level, values }
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
     /// nothing.
-    pub fn reserve(&self, images: usize, threads: usize, scratch: &mut WinogradScratch) {
+    pub fn reserve(&self, images: usize, threads: usize, scratch: &mut FastScratch) {
         scratch.copy.grow(self.view.copied(images));
         scratch.memory.reserve(self, images * self.rows.len() * self.columns.len(), threads);
     }
@@ -290,9 +335,9 @@ impl Winograd {
         &self,
         cx: &Context,
         x: &[f32],
-        weights: &WinogradWeights,
+        weights: &FastWeights,
         epilogue: Epilogue,
-        scratch: &mut WinogradScratch,
+        scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
         let input_len = self.input[0] * self.input[1] * self.geometry.in_channels;
@@ -304,7 +349,7 @@ impl Winograd {
             weights.level == self.level && cx.level() == self.level,
             "packed for another instruction-set level"
         );
-        let padded = self.geometry.out_channels.next_multiple_of(self.lanes());
+        let padded = self.outputs().next_multiple_of(self.lanes());
         assert!(weights.values.len() >= self.panel_start(padded), "packed for another convolution");
         assert!(
             epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
@@ -315,10 +360,11 @@ impl Winograd {
         let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
         let memory = &mut scratch.memory;
         match self.tiling {
-            Tiling::F2 => run.batch::<F2>(images, memory),
-            Tiling::F4 => run.batch::<F4>(images, memory),
-            Tiling::S3 => run.batch::<S3>(images, memory),
-            Tiling::S7 => run.batch::<F3Of4>(images, memory),
+            Tiling::F2 => run.batch::<Square<F2>>(images, memory),
+            Tiling::F4 => run.batch::<Square<F4>>(images, memory),
+            Tiling::S3 => run.batch::<Square<S3>>(images, memory),
+            Tiling::S7 => run.batch::<Square<F3Of4>>(images, memory),
+            Tiling::Strassen => run.batch::<Strassen>(images, memory),
         }
     }
 }

@@ -1,7 +1,5 @@
 //! How outputs are cut into tiles.
 
-use super::algorithm::Algorithm;
-
 /// A tile along one axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
@@ -13,15 +11,16 @@ pub(super) struct Span {
     pub(super) full: bool,
 }
 
-/// Cuts `outputs` outputs into as few tiles as possible, full ones first, then those that are one output short.
-pub(super) fn cut<A: Algorithm>(outputs: usize) -> Vec<Span> {
-    let count = outputs.div_ceil(A::OUTPUTS);
-    let missing = count * A::OUTPUTS - outputs;
+/// Cuts `outputs` outputs into as few tiles of at most `each` as possible, full ones first, then those that are one output
+/// short.
+pub(super) fn cut(each: usize, outputs: usize) -> Vec<Span> {
+    let count = outputs.div_ceil(each);
+    let missing = count * each - outputs;
     let mut start = 0;
     (0..count)
         .map(|index| {
             let short = index + missing >= count;
-            let length = (A::OUTPUTS - usize::from(short)).min(outputs - start);
+            let length = (each - usize::from(short)).min(outputs - start);
             let span = Span { start, outputs: length, full: !short };
             start += length;
             span
@@ -100,35 +99,32 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
-    use super::super::algorithm::{F2, F4, S3};
     use super::*;
 
-    fn covers<A: Algorithm>() {
+    fn covers(each: usize) {
         for outputs in 1..40 {
-            let spans = cut::<A>(outputs);
+            let spans = cut(each, outputs);
             let mut next = 0;
             for span in &spans {
                 assert_eq!(span.start, next);
-                let most = A::OUTPUTS - usize::from(!span.full);
+                let most = each - usize::from(!span.full);
                 assert!((1..=most).contains(&span.outputs), "{outputs}: {span:?}");
                 next += span.outputs;
             }
-            assert_eq!((next, spans.len()), (outputs, outputs.div_ceil(A::OUTPUTS)));
+            assert_eq!((next, spans.len()), (outputs, outputs.div_ceil(each)));
         }
-        let lengths = |outputs| cut::<F4>(outputs).iter().map(|span| span.outputs).collect::<Vec<_>>();
+        let lengths = |outputs| cut(4, outputs).iter().map(|span| span.outputs).collect::<Vec<_>>();
         assert_eq!((lengths(14), lengths(7)), (vec![4, 4, 3, 3], vec![4, 3]));
     }
 
     #[test]
     fn spans_cover_the_outputs() {
-        covers::<F2>();
-        covers::<F4>();
-        covers::<S3>();
+        (1..=4).for_each(covers);
     }
 
     #[test]
     fn each_point_finds_the_tiles_that_need_it() {
-        let (rows, columns) = (cut::<F4>(14), cut::<F4>(7));
+        let (rows, columns) = (cut(4, 14), cut(4, 7));
         for (from, to) in [(0, 8), (3, 17), (5, 6), (0, 64), (7, 135)] {
             let block = Block::new([&rows, &columns], from, to);
             let mut seen: Vec<_> = block.tiles().iter().map(|tile| tile.slot).collect();
