@@ -173,7 +173,7 @@ fn table(outcome: &LayersOutcome) -> String {
         let _ = writeln!(
             text,
             "{:<24} {:<30} {:>14} {:>14} {ms:>9.3} {share:>5.1}% {gflops:>8.0} {of_floor:>5.0}%",
-            step.name,
+            step.title(),
             step.algorithm,
             shape(step.input),
             shape(step.output)

@@ -120,7 +120,7 @@ fn plan_table(outcome: &PlanOutcome) -> String {
         let _ = writeln!(
             text,
             "{:<24} {:>13} {:>13} {:<30} {weights:>8}  {}",
-            step.name,
+            step.title(),
             shape(step.input),
             shape(step.output),
             step.algorithm,

@@ -5,7 +5,7 @@ mod geometry;
 #[cfg(test)]
 mod tests;
 
-pub use fast::{FastConv, FastScratch, FastWeights, Tiling, TilingCost};
+pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCost};
 pub use geometry::{ConvGeometry, GeometryError, Window};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};

@@ -105,19 +105,47 @@ impl MaxPool {
             let x = &x[image * height * width * channels..][..height * width * channels];
             cx.level().run(Plain(
                 #[inline(always)]
-                || self.infer_row(channels, x, oy, y),
+                || self.infer_row(channels, x, 0, oy, y),
             ));
         });
     }
 
+    /// The input rows that output row `oy` reads.
+    pub(crate) fn rows(&self, oy: usize) -> std::ops::Range<usize> {
+        let [vertical, _] = &self.windows;
+        let mut rows = (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, self.input[0]));
+        let first = rows.next().unwrap_or(0);
+        first..rows.next_back().unwrap_or(first) + 1
+    }
+
+    /// Input size `[height, width]`.
+    pub(crate) fn input(&self) -> [usize; 2] {
+        self.input
+    }
+
+    /// Output row `oy` of an image, of which `x` holds the rows from `first` on.
+    pub(crate) fn infer_one(
+        &self,
+        cx: &Context,
+        channels: usize,
+        (x, first): (&[f32], usize),
+        oy: usize,
+        y: &mut [f32],
+    ) {
+        cx.level().run(Plain(
+            #[inline(always)]
+            || self.infer_row(channels, x, first, oy, y),
+        ));
+    }
+
     #[inline(always)]
-    fn infer_row(&self, channels: usize, x: &[f32], oy: usize, y: &mut [f32]) {
+    fn infer_row(&self, channels: usize, x: &[f32], first: usize, oy: usize, y: &mut [f32]) {
         let [vertical, horizontal] = &self.windows;
         for (ox, y) in y.chunks_exact_mut(channels).enumerate() {
             y.fill(f32::NEG_INFINITY);
             for iy in (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, self.input[0])) {
                 for ix in (0..horizontal.kernel).filter_map(|kx| horizontal.source(ox, kx, self.input[1])) {
-                    let x = &x[(iy * self.input[1] + ix) * channels..][..channels];
+                    let x = &x[((iy - first) * self.input[1] + ix) * channels..][..channels];
                     for (y, &x) in y.iter_mut().zip(x) {
                         *y = if *y >= x || y.is_nan() { *y } else { x };
                     }

@@ -40,6 +40,8 @@ struct Convolution<'a> {
     input: [usize; 2],
     folded: Folded<'a>,
     relu: bool,
+    /// A max pool of its output.
+    pool: Option<MaxPool>,
 }
 
 /// A stage that is being compiled.
@@ -113,7 +115,7 @@ impl<'a> Compiler<'a> {
         conv: Convolution,
         [value, residual]: [Option<Value>; 2],
     ) -> Result<Value, ArchError> {
-        let Convolution { name, geometry, input, folded, relu } = conv;
+        let Convolution { name, geometry, input, folded, relu, pool } = conv;
         let at = || ArchError::at(name);
         let output = geometry.output_size(input).map_err(at())?;
         let candidates = candidates(self.cx.level(), &geometry, input, self.batch);
@@ -121,15 +123,21 @@ impl<'a> Compiler<'a> {
         let best = candidates.iter().find(|candidate| tuned.is_none_or(|tuned| candidate.choice == tuned));
         let best = *best.or(candidates.first()).expect("the direct sum is always a candidate");
         let kernel = Kernel::new(self.cx, best.choice, geometry, input, &folded).map_err(at())?;
+        let after = pool.as_ref().map_or(output, MaxPool::output);
+        let fuses = pool.is_some();
+        let (kernel, pool) = kernel.pooled(pool);
+        let fused = fuses && pool.is_none();
         stage.weight_bytes = stage.weight_bytes.max(best.weight_bytes);
         let direct = candidates.iter().find(|candidate| candidate.choice == Choice::Direct);
         let macs = direct.map_or(best.macs, |direct| direct.macs) / self.batch as f64;
+        let pixels = |[height, width]: [usize; 2]| [height, width, geometry.out_channels];
         let info = StepInfo {
             name: name.to_owned(),
             algorithm: best.choice.to_string(),
             reason: reason(&candidates, tuned == Some(best.choice)),
             input: [input[0], input[1], geometry.in_channels],
-            output: [output[0], output[1], geometry.out_channels],
+            output: if fused { pixels(after) } else { pixels(output) },
+            max_pool: fused,
             kernel: geometry.kernel,
             stride: geometry.stride,
             groups: geometry.groups,
@@ -137,9 +145,14 @@ impl<'a> Compiler<'a> {
             products: (best.macs / self.batch as f64) as u64,
             weight_bytes: best.weight_bytes as u64,
         };
-        let len = output[0] * output[1] * geometry.out_channels;
         let operation = Operation::Conv { kernel: Box::new(kernel), bias: folded.bias, relu };
-        Ok(self.push(stage, operation, [value, residual], len, info))
+        let len = info.output.iter().product();
+        let value = self.push(stage, operation, [value, residual], len, info);
+        let Some(pool) = pool else { return Ok(value) };
+        let channels = geometry.out_channels;
+        let info = StepInfo::pool(format!("{name}.pool"), "max pool", output, after, channels);
+        let operation = Operation::MaxPool { pool, channels };
+        Ok(self.push(stage, operation, [Some(value), None], after[0] * after[1] * channels, info))
     }
 
     fn unit(
@@ -156,27 +169,24 @@ impl<'a> Compiler<'a> {
         let name = &description.conv;
         let mut space = std::mem::take(&mut self.space);
         let folded = fold(self.cx, unit, &mut space);
-        let conv = Convolution { name, geometry, input: *size, folded, relu };
+        let before = geometry.output_size(*size).map_err(ArchError::at(name))?;
+        let pool = match description.pool {
+            Some(PoolKind::Max(window)) => {
+                Some(MaxPool::new([window; 2], before).map_err(ArchError::at(name))?)
+            }
+            _ => None,
+        };
+        let conv = Convolution { name, geometry, input: *size, folded, relu, pool };
         let value = self.conv(stage, conv, [Some(input), residual])?;
         self.space = space;
-        let before = geometry.output_size(*size).map_err(ArchError::at(name))?;
         *size = description.output_size(*size).map_err(ArchError::at(name))?;
-        let Some(kind) = description.pool else { return Ok(value) };
         let channels = geometry.out_channels;
-        let pool = |kind| -> Result<(Operation, &str), _> {
-            Ok(match kind {
-                PoolKind::Max(window) => {
-                    (Operation::MaxPool { pool: MaxPool::new([window; 2], before)?, channels }, "max pool")
-                }
-                PoolKind::Avg { stride } => {
-                    (Operation::LinearPool(LinearPool::average(before, channels, stride)?), "average pool")
-                }
-                PoolKind::Blur { stride } => {
-                    (Operation::LinearPool(LinearPool::blur(before, channels, stride)?), "blur pool")
-                }
-            })
+        let (pool, algorithm) = match description.pool {
+            None | Some(PoolKind::Max(_)) => return Ok(value),
+            Some(PoolKind::Avg { stride }) => (LinearPool::average(before, channels, stride), "average pool"),
+            Some(PoolKind::Blur { stride }) => (LinearPool::blur(before, channels, stride), "blur pool"),
         };
-        let (operation, algorithm) = pool(kind).map_err(ArchError::at(name))?;
+        let operation = Operation::LinearPool(pool.map_err(ArchError::at(name))?);
         let info = StepInfo::pool(format!("{name}.pool"), algorithm, before, *size, channels);
         Ok(self.push(stage, operation, [Some(value), None], size[0] * size[1] * channels, info))
     }
@@ -235,7 +245,7 @@ impl<'a> Compiler<'a> {
         let [weight, bias] = network.head_weights();
         let folded = Folded { weight, bias: bias.to_vec() };
         let geometry = ConvGeometry::square(features, head.out_features, 1, 1);
-        let conv = Convolution { name: &head.name, geometry, input: [1, 1], folded, relu: false };
+        let conv = Convolution { name: &head.name, geometry, input: [1, 1], folded, relu: false, pool: None };
         self.conv(stage, conv, [Some(pooled), None])
     }
 

@@ -5,14 +5,18 @@ use super::fold::Folded;
 use crate::kernels::Context;
 use crate::kernels::conv::{
     Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights, GeometryError,
+    PooledConv,
 };
 use crate::kernels::gemm::Epilogue;
+use crate::kernels::pool::MaxPool;
 
 /// A convolution with its weights packed in the one form that its algorithm wants.
 #[derive(Debug)]
 pub(super) enum Kernel {
     Direct(Conv, ForwardWeights),
     Fast(FastConv, FastWeights),
+    /// A max pool reads the outputs strip by strip.
+    Pooled(PooledConv, FastWeights),
 }
 
 /// Memory that kernels use while they run.
@@ -44,11 +48,22 @@ impl Kernel {
         })
     }
 
+    /// The convolution with a max pool after it, and the pool where the kernel does not take it in.
+    pub(super) fn pooled(self, pool: Option<MaxPool>) -> (Self, Option<MaxPool>) {
+        match (self, pool) {
+            (Kernel::Fast(conv, weights), Some(pool)) if conv.pools() => {
+                (Kernel::Pooled(PooledConv::new(conv, pool), weights), None)
+            }
+            other => other,
+        }
+    }
+
     /// Makes room for [`run`](Self::run) on at most `images` images with `threads` threads.
     pub(super) fn reserve(&self, images: usize, threads: usize, scratch: &mut Scratch) {
         match self {
             Kernel::Direct(conv, _) => conv.reserve(images, &mut scratch.direct),
             Kernel::Fast(conv, _) => conv.reserve(images, threads, &mut scratch.fast),
+            Kernel::Pooled(conv, _) => conv.reserve(images, threads, &mut scratch.fast),
         }
     }
 
@@ -63,6 +78,7 @@ impl Kernel {
         match self {
             Kernel::Direct(conv, weights) => conv.forward(cx, x, weights, epilogue, &mut scratch.direct, y),
             Kernel::Fast(conv, weights) => conv.forward(cx, x, weights, epilogue, &mut scratch.fast, y),
+            Kernel::Pooled(conv, weights) => conv.forward(cx, x, weights, epilogue, &mut scratch.fast, y),
         }
     }
 }

@@ -85,6 +85,8 @@ pub struct StepInfo {
     pub input: [usize; 3],
     /// Output `[height, width, channels]`.
     pub output: [usize; 3],
+    /// Whether a max pool after the convolution is part of the step.
+    pub max_pool: bool,
     /// Kernel `[height, width]`; zeros where there is none.
     pub kernel: [usize; 2],
     /// Stride `[height, width]`; zeros where there is none.
@@ -100,6 +102,11 @@ pub struct StepInfo {
 }
 
 impl StepInfo {
+    /// The name, and the pool that is part of the step.
+    pub fn title(&self) -> String {
+        format!("{}{}", self.name, if self.max_pool { " + max pool" } else { "" })
+    }
+
     fn pool(name: String, algorithm: &str, before: [usize; 2], after: [usize; 2], channels: usize) -> Self {
         StepInfo {
             name,
@@ -107,6 +114,7 @@ impl StepInfo {
             reason: "the only algorithm".to_owned(),
             input: [before[0], before[1], channels],
             output: [after[0], after[1], channels],
+            max_pool: false,
             kernel: [0; 2],
             stride: [0; 2],
             groups: 1,

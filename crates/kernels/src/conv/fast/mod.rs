@@ -6,6 +6,7 @@
 
 mod algorithm;
 mod pack;
+mod pooled;
 mod run;
 mod square;
 mod strassen;
@@ -15,6 +16,7 @@ mod tiles;
 mod transform;
 mod view;
 
+pub use pooled::PooledConv;
 pub use run::FastScratch;
 
 use self::algorithm::{Algorithm, F2, F3Of4, F4, S3};
@@ -340,21 +342,9 @@ impl FastConv {
         scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
-        let input_len = self.input[0] * self.input[1] * self.geometry.in_channels;
+        let images = self.check(cx, x, weights, &epilogue);
         let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
-        let images = x.len() / input_len;
-        assert_eq!(x.len(), images * input_len, "values of the input");
         assert_eq!(y.len(), images * output_len, "values of the output");
-        assert!(
-            weights.level == self.level && cx.level() == self.level,
-            "packed for another instruction-set level"
-        );
-        let padded = self.outputs().next_multiple_of(self.lanes());
-        assert!(weights.values.len() >= self.panel_start(padded), "packed for another convolution");
-        assert!(
-            epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
-            "the bias's length"
-        );
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
         let x = self.view.of(cx, &self.geometry, self.input, x, &mut scratch.copy);
         let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
@@ -366,5 +356,23 @@ impl FastConv {
             Tiling::S7 => run.batch::<Square<F3Of4>>(images, memory),
             Tiling::Strassen => run.batch::<Strassen>(images, memory),
         }
+    }
+
+    /// The number of images, after checking what all passes are given.
+    fn check(&self, cx: &Context, x: &[f32], weights: &FastWeights, epilogue: &Epilogue) -> usize {
+        let input_len = self.input[0] * self.input[1] * self.geometry.in_channels;
+        let images = x.len() / input_len;
+        assert_eq!(x.len(), images * input_len, "values of the input");
+        assert!(
+            weights.level == self.level && cx.level() == self.level,
+            "packed for another instruction-set level"
+        );
+        let padded = self.outputs().next_multiple_of(self.lanes());
+        assert!(weights.values.len() >= self.panel_start(padded), "packed for another convolution");
+        assert!(
+            epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
+            "the bias's length"
+        );
+        images
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct Memory {
     /// The transformed input, where threads share it.
     shared: Aligned,
     /// What each thread has for itself.
-    own: Vec<Mutex<Own>>,
+    pub(super) own: Vec<Mutex<Own>>,
 }
 
 impl Memory {
@@ -39,7 +39,7 @@ impl Memory {
             self.own.resize_with(threads, Mutex::default);
         }
         for own in &mut self.own[..threads] {
-            let Own { v, m } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let Own { v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
             v.grow(if alone { v_len } else { 0 });
             m.grow(m_len);
         }
@@ -48,9 +48,11 @@ impl Memory {
 }
 
 #[derive(Debug, Default)]
-struct Own {
+pub(super) struct Own {
     v: Aligned,
     m: Aligned,
+    /// Rows of outputs that a pool will read.
+    pub(super) strip: Aligned,
 }
 
 /// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
@@ -72,17 +74,17 @@ fn together(conv: &FastConv) -> usize {
 
 /// How tiles are cut into blocks.
 #[derive(Debug, Clone, Copy)]
-struct Cut {
+pub(super) struct Cut {
     /// The most tiles of a block.
-    most: usize,
+    pub(super) most: usize,
     /// Whether the weights come from memory.
-    streamed: bool,
+    pub(super) streamed: bool,
 }
 
 impl Cut {
     /// Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as many
     /// tiles as possible.
-    fn new(conv: &FastConv) -> Self {
+    pub(super) fn new(conv: &FastConv) -> Self {
         let points = conv.tiling.points();
         let kernels = conv.level.micro_kernels();
         let sections = conv.sections().len();
@@ -188,30 +190,17 @@ impl Run<'_> {
         if own.len() < threads {
             own.resize_with(threads, Mutex::default);
         }
-        let [v_len, m_len] = conv.block_lens(most, together);
         let block = |index: usize| self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
         let own = &own[..];
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
                 let (block, first) = (block(task / chunks), task % chunks * together);
                 let chunk = first..sections.min(first + together);
-                let tiles = block.tiles().len();
-                let step = conv.v_step(tiles, chunk.len());
-                let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
-                with_free(own, |Own { v, m }| {
-                    v.grow(v_len);
-                    m.grow(m_len);
-                    self.transform::<T>(&block, vectors, step, v.as_mut_ptr());
-                    for section in chunk {
-                        let v = v.as_ptr().wrapping_add((section - first) * conv.section_len(tiles));
-                        for panel in conv.panels(section) {
-                            self.panel::<T>(&schedule, &block, panel, (v, step), m.as_mut_ptr());
-                        }
-                    }
-                });
+                with_free(own, |own| self.alone::<T>(&block, chunk, schedule.streamed, own));
             });
             return;
         }
+        let [v_len, m_len] = conv.block_lens(most, 1);
         shared.grow(v_len);
         let v = SharedMut(shared.as_mut_ptr());
         let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
@@ -228,13 +217,36 @@ impl Run<'_> {
                 let Some(panel) = panels.clone().nth(panel) else { return };
                 with_free(own, |Own { m, .. }| {
                     m.grow(m_len);
-                    self.panel::<T>(&schedule, &block, panel, (v.get(), step), m.as_mut_ptr());
+                    self.panel::<T>(schedule.streamed, &block, panel, (v.get(), step), m.as_mut_ptr());
                 });
             });
         }
     }
 
-    fn block(&self, from: usize, to: usize) -> Block {
+    /// Takes a block of tiles through the sections `chunk` in memory of the thread's own.
+    pub(super) fn alone<T: Transform>(
+        &self,
+        block: &Block,
+        chunk: Range<usize>,
+        streamed: bool,
+        Own { v, m, .. }: &mut Own,
+    ) {
+        let (conv, tiles) = (self.conv, block.tiles().len());
+        let [v_len, m_len] = conv.block_lens(tiles, chunk.len());
+        v.grow(v_len);
+        m.grow(m_len);
+        let step = conv.v_step(tiles, chunk.len());
+        let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
+        self.transform::<T>(block, vectors, step, v.as_mut_ptr());
+        for section in chunk.clone() {
+            let v = v.as_ptr().wrapping_add((section - chunk.start) * conv.section_len(tiles));
+            for panel in conv.panels(section) {
+                self.panel::<T>(streamed, block, panel, (v, step), m.as_mut_ptr());
+            }
+        }
+    }
+
+    pub(super) fn block(&self, from: usize, to: usize) -> Block {
         Block::new([&self.conv.rows, &self.conv.columns], from, to)
     }
 
@@ -263,7 +275,7 @@ impl Run<'_> {
     /// points `v_step` values apart.
     fn panel<T: Transform>(
         &self,
-        schedule: &Schedule,
+        streamed: bool,
         block: &Block,
         panel: Panel,
         (v, v_step): (*const f32, usize),
@@ -281,7 +293,7 @@ impl Run<'_> {
                 let range = block.slots(row, column);
                 let count = range.len().div_ceil(tallest);
                 let steps = (depth.div_ceil(kernels.lanes) * count).max(1);
-                let lines = if schedule.streamed { (depth * width / LINE).div_ceil(steps) } else { 0 };
+                let lines = if streamed { (depth * width / LINE).div_ceil(steps) } else { 0 };
                 Pieces { start: range.start, length: range.len(), count, lines }
             })
         });

@@ -2,7 +2,9 @@
 
 use super::algorithm::MAX;
 use super::*;
+use crate::conv::Window;
 use crate::gemm::Residual;
+use crate::pool::MaxPool;
 use crate::reference::conv as oracle;
 use crate::simd::Scalar;
 use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, contexts, widen};
@@ -237,6 +239,39 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
                 // Added in another order, so rounded in another way.
                 let size = plain[index].abs() + bias[index % g.out_channels].abs() + residual[index].abs();
                 assert!((in_place[index] - expected).abs() <= 2.0 * f32::EPSILON * size, "in place {g:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn pooled_outputs_are_those_of_the_convolution_and_the_pool() {
+    let mut random = Random::new(15);
+    for cx in contexts() {
+        let windows = [Window::same(3, 2), Window { padding: 0, ..Window::same(2, 2) }, Window::same(5, 3)];
+        for (tiling, g, batch, input) in scheduled() {
+            for window in windows {
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+                if !conv.pools() {
+                    continue;
+                }
+                let pool = MaxPool::new([window; 2], conv.output()).unwrap();
+                let weights = conv.pack(&cx, &random.values(g.weight_len()));
+                let (x, bias) = (
+                    random.values(batch * input[0] * input[1] * g.in_channels),
+                    random.values(g.out_channels),
+                );
+                let epilogue = Epilogue { bias: Some(&bias), residual: None, relu: true };
+                let mut scratch = FastScratch::default();
+                let mut between = vec![0.0; oracle::output_len(&g, batch, input)];
+                conv.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut between);
+                let [height, width] = pool.output();
+                let mut expected = vec![0.0; batch * height * width * g.out_channels];
+                pool.infer(&cx, g.out_channels, &between, &mut expected);
+                let mut y = vec![f32::NAN; expected.len()];
+                let pooled = PooledConv::new(conv, pool);
+                pooled.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut y);
+                assert_eq!(y, expected, "{} {tiling:?} {g:?}", cx.level().name());
             }
         }
     }

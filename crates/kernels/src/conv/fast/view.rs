@@ -72,6 +72,7 @@ impl View {
     }
 
     /// The weights (HWIO in `weight`) between input `channel` and the outputs from `first` on, at a tap as the tiles see it.
+    #[inline(always)]
     pub(super) fn weights(
         &self,
         geometry: &ConvGeometry,
