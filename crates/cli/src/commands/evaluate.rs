@@ -1,6 +1,6 @@
 //! `stridenet evaluate`.
 
-use super::{open_model, verify};
+use super::{open_model, tuning, verify};
 use crate::arguments::{Common, EvaluateFlags};
 use crate::console::Console;
 use crate::failure::Failure;
@@ -9,6 +9,7 @@ use anyhow::anyhow;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::path::Path;
 use std::sync::Arc;
 use stridenet::Tensor;
 use stridenet::data::{Dataset, Loader, LoaderOptions, OpenOptions, open_evaluation};
@@ -56,7 +57,8 @@ pub(crate) fn run(
     verify(console, cx, &mut dataset, flags.on_error.into())?;
     let dataset = Arc::new(dataset);
     dataset.check_classes(&flags.data, &model.classes)?;
-    let evaluation = measure(console, &model, &dataset, [flags.batch_size.get(), flags.workers.get()])?;
+    let evaluation =
+        measure(console, (&model, &flags.model), &dataset, [flags.batch_size.get(), flags.workers.get()])?;
     let outcome = outcome(cx, &model, flags, &evaluation);
     if console.json {
         console.json(&outcome)?;
@@ -102,10 +104,10 @@ fn outcome<'a>(
     }
 }
 
-/// Runs a model's plan over all images of a data set; Ctrl-C is a failure here, since part of an accuracy is none.
+/// Runs the plan of a model, opened at a path, over all images of a data set; Ctrl-C is a failure here, since part of an accuracy is none.
 pub(super) fn measure(
     console: &Console,
-    model: &Model,
+    (model, path): (&Model, &Path),
     dataset: &Arc<Dataset>,
     [batch_size, workers]: [usize; 2],
 ) -> Result<Evaluation, Failure> {
@@ -113,7 +115,7 @@ pub(super) fn measure(
     let options = LoaderOptions { batch_size, workers };
     let loader = Loader::evaluate(Arc::clone(dataset), model.preprocess.clone(), options)?;
     let progress = console.progress(total, "evaluating");
-    let plan = model.plan(batch_size.min(total))?;
+    let plan = tuning::plan(console, model, path, batch_size.min(total))?;
     let infer = |images: &Tensor, logits: &mut Tensor| plan.run(images, logits);
     let evaluation = evaluate::evaluate(model.context(), plan.classes(), loader, infer, |done| {
         progress.update(done, String::new);

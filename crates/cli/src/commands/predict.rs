@@ -1,6 +1,6 @@
 //! `stridenet predict`.
 
-use super::open_model;
+use super::{open_model, tuning};
 use crate::arguments::PredictFlags;
 use crate::console::Console;
 use crate::failure::Failure;
@@ -32,7 +32,7 @@ struct Outcome {
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &PredictFlags) -> Result<(), Failure> {
     let model = open_model(cx, console, &flags.model, flags.img_size)?;
     if let (Some(tensor), Some(logits)) = (&flags.tensor, &flags.logits) {
-        return predict_tensor(console, &model, tensor, logits, flags.features.as_deref());
+        return predict_tensor(console, &model, flags, tensor, logits);
     }
     let mut failed = false;
     let mut predict = |file: &Path| -> Result<(), Failure> {
@@ -118,10 +118,11 @@ const BATCH: usize = 32;
 fn predict_tensor(
     console: &Console,
     model: &Model,
+    flags: &PredictFlags,
     tensor: &Path,
     logits_path: &Path,
-    features: Option<&Path>,
 ) -> Result<(), Failure> {
+    let features = flags.features.as_deref();
     let (shape, values) = read_npy(tensor).map_err(stridenet::Error::from)?;
     let ([height, width], channels) = (model.preprocess.input_size, model.preprocess.channels);
     let [images, found @ ..] = shape;
@@ -151,7 +152,7 @@ fn predict_tensor(
             logits.extend_from_slice(y.data());
         }
     } else {
-        let plan = model.plan(BATCH.min(images))?;
+        let plan = tuning::plan(console, model, &flags.model, BATCH.min(images))?;
         for x in batches {
             let x = x?;
             let mut y = Tensor::zeros([x.batch(), 1, 1, plan.classes()]);

@@ -39,7 +39,8 @@ pub(crate) fn run(
         Some(best) if finished.complete => {
             let best_model = open_model(cx, console, &folder.best(), None)?;
             let (val, options) = (trainer.validation(), trainer.options());
-            let evaluation = measure(console, &best_model, val, [options.batch_size, options.workers])?;
+            let evaluation =
+                measure(console, (&best_model, &folder.best()), val, [options.batch_size, options.workers])?;
             let seconds = start.elapsed().as_secs_f64();
             write_report(&best_model, trainer.options(), val, &finished, &evaluation, seconds, &folder)?;
             Some((best, evaluation))

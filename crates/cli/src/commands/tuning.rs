@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stridenet::file::FileError;
 use stridenet::kernels::Context;
+use stridenet::model::Model;
 use stridenet::network::Network;
-use stridenet::plan::{Conditions, Tuning};
+use stridenet::plan::{Conditions, Plan, PlanOptions, Tuning};
 use stridenet::weights::ModelFolder;
 
 /// The files that may hold tunings, the preferred one first: in the model's folder where the network came from a model, and
@@ -55,6 +56,14 @@ pub(super) fn saved(
         }
     }
     Ok(None)
+}
+
+/// A model's plan for up to `batch` images, with the algorithms that were measured for it, if any were. `path` is where the
+/// model was opened.
+pub(super) fn plan(console: &Console, model: &Model, path: &Path, batch: usize) -> Result<Plan, Failure> {
+    let (context, network) = (model.context(), model.network());
+    let tuning = saved(context, console, network, batch, Some(path))?;
+    Ok(Plan::compile(network, PlanOptions { batch, context: Arc::clone(context), tuning })?)
 }
 
 /// Measures a tuning and saves it.
