@@ -60,6 +60,8 @@ pub(crate) enum Command {
 pub(crate) enum BenchCommand {
     /// Measure the time an image takes
     Infer(BenchInferFlags),
+    /// Measure the time a training step takes
+    Train(BenchTrainFlags),
     /// Measure each layer: its algorithm, time, rate, and share of the machine's limit
     Layers(BenchLayersFlags),
 }
@@ -360,6 +362,25 @@ pub(crate) struct BenchNetwork {
 pub(crate) struct BenchInferFlags {
     #[command(flatten)]
     pub(crate) network: BenchNetwork,
+    /// Time to measure for
+    #[arg(long, default_value = "3", value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
+    pub(crate) seconds: f64,
+}
+
+/// Flags of `bench train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet bench train resnet20 -b 128
+  stridenet bench train resnet50 -b 16 --threads 1 --json")]
+pub(crate) struct BenchTrainFlags {
+    /// A preset's name, a JSON file that describes an architecture, or a model
+    pub(crate) network: String,
+    /// Images of a step
+    #[arg(short, long, default_value = "16", value_name = "N")]
+    pub(crate) batch_size: NonZeroUsize,
+    /// Size of the images instead of the network's own: N or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) img_size: Option<[usize; 2]>,
     /// Time to measure for
     #[arg(long, default_value = "3", value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) seconds: f64,

@@ -28,6 +28,23 @@ fn infer_prints_its_json() {
 }
 
 #[test]
+fn train_prints_its_json() {
+    let small =
+        ["bench", "train", "resnet20", "-b", "4", "--img-size", "16", "--threads", "2", "--seconds", "0"];
+    let result = succeed(&[&small[..], &["--json"]].concat()).json();
+    assert_eq!((&result["arch"], &result["precision"]), (&json!("resnet20"), &json!("f32")));
+    assert_eq!((&result["batch"], &result["threads"]), (&json!(4), &json!(2)));
+    assert_eq!(result["img_size"], json!([16, 16]));
+    let [median, min] = ["median", "min"].map(|key| number(&result["ms_per_step"], key));
+    assert!(0.0 < min && min <= median, "{result}");
+    assert!((number(&result, "images_per_second") * median / 4e3 - 1.0).abs() < 1e-6, "{result}");
+    let answer = succeed(&[&small[..], &["-v"]].concat());
+    assert_eq!(answer.stdout.lines().count(), 1, "{answer:?}");
+    assert!(answer.stdout.contains("ms a step"), "{answer:?}");
+    assert!(answer.stderr.contains("the loss of the measured batch fell"), "{answer:?}");
+}
+
+#[test]
 fn infer_prints_one_line_and_says_that_it_checked() {
     let answer = succeed(&["bench", "infer", "resnet20", "--img-size", "16x24", "--seconds", "0", "-v"]);
     assert_eq!(answer.stdout.lines().count(), 1, "{answer:?}");

@@ -23,12 +23,17 @@ impl Aligned {
         }
         let length = length.next_multiple_of(LINE);
         let values = vec![0.0f32; length + LINE];
-        if size_of_val(&*values) >= LARGE {
-            prefer_large_pages(&values);
-        }
         let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
         assert!(first <= LINE, "a vector's values are aligned to their size");
         Aligned { values, first, length }
+    }
+
+    /// As [`zeros`](Self::zeros), in large pages where the system grants them: for values that are read from memory again
+    /// and again. It takes the system longer to make them.
+    pub(crate) fn zeros_in_large_pages(length: usize) -> Self {
+        let buffer = Aligned::zeros(length);
+        prefer_large_pages(&buffer.values);
+        buffer
     }
 
     /// Makes room for at least `length` values; what stood there stays.
@@ -70,9 +75,6 @@ impl Aligned {
         &mut self.values[self.first..][..self.length]
     }
 }
-
-/// Bytes from which on large pages are asked for: some of them fit in for certain, and what holds so much streams by.
-const LARGE: usize = 4 << 20;
 
 /// Asks the system for large pages, where values have not been written yet: far fewer translations of addresses, and
 /// hardware prefetching does not end every 4 KiB. It is a wish: nothing depends on its being granted.

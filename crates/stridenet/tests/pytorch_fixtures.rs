@@ -3,13 +3,14 @@
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use stridenet::Tensor;
 use stridenet::arch::Arch;
+use stridenet::kernels::loss::softmax_cross_entropy;
 use stridenet::kernels::{Context, Level};
 use stridenet::layer::Workspace;
 use stridenet::network::{Initialise, Network};
-use stridenet::train::{Sgd, SgdOptions};
+use stridenet::train::{Descent, SgdOptions};
 use stridenet::weights::{NamedTensor, NonFinite, StateDict, TensorValues, read_safetensors};
-use stridenet::{Tensor, evaluate::Metrics};
 
 /// Relative noise of a convolution's output: sums of up to a few hundred products in another order, 32 roundings of 2⁻²⁴.
 /// The manifest says how much each item magnifies such noise (`noise_gain`, at most 20); the product is the tolerance,
@@ -167,13 +168,14 @@ fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
     for cx in contexts() {
         for fixture in &fixtures() {
             let (mut network, mut workspace) = (fixture.network(&cx), Workspace::default());
-            let mut metrics = Metrics::new(network.arch().num_classes);
             let gain = &fixture.case.noise_gain;
             let (logits, saved) = network.forward(&cx, &mut workspace, fixture.images()).unwrap();
             fixture.assert_close(cx.level(), "train_logits", logits.data(), gain.train_logits);
-            let loss = metrics.update(&cx, logits.data(), &fixture.labels(), fixture.case.label_smoothing);
+            let mut dlogits = Tensor::zeros(logits.shape());
+            let (classes, smoothing) = (network.arch().num_classes, fixture.case.label_smoothing);
+            let (labels, to) = (fixture.labels(), dlogits.data_mut());
+            let loss = softmax_cross_entropy(&cx, classes, logits.data(), &labels, smoothing, to);
             fixture.assert_close(cx.level(), "loss", &[loss as f32], gain.loss);
-            let dlogits = Tensor::new(logits.shape(), metrics.gradient().to_vec()).unwrap();
             network.backward(&cx, &mut workspace, saved, &dlogits);
             for parameter in network.parameters() {
                 let (name, grad) = (format!("grad.{}", parameter.name), parameter.to_torch(&parameter.grad));
@@ -195,22 +197,15 @@ fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
 fn ten_steps_of_sgd_give_pytorchs_losses() {
     for cx in contexts() {
         for fixture in &fixtures() {
-            let (mut network, mut workspace) = (fixture.network(&cx), Workspace::default());
+            let mut network = fixture.network(&cx);
             let Optimizer { lr, momentum, nesterov, weight_decay, decay_norm_and_bias } =
                 fixture.case.optimizer;
             let options = SgdOptions { momentum, nesterov, weight_decay, decay_norm_and_bias };
-            let mut optimizer = Sgd::new(&network, options);
-            let mut losses = Vec::new();
-            for _ in fixture.values("sgd_losses") {
-                let mut metrics = Metrics::new(network.arch().num_classes);
-                let (logits, saved) = network.forward(&cx, &mut workspace, fixture.images()).unwrap();
-                let loss =
-                    metrics.update(&cx, logits.data(), &fixture.labels(), fixture.case.label_smoothing);
-                losses.push(loss as f32);
-                let dlogits = Tensor::new(logits.shape(), metrics.gradient().to_vec()).unwrap();
-                network.backward(&cx, &mut workspace, saved, &dlogits);
-                optimizer.step(&cx, &mut network, lr);
-            }
+            let mut descent = Descent::new(&network, options);
+            let (labels, smoothing) = (fixture.labels(), fixture.case.label_smoothing);
+            let mut step =
+                || descent.step(&cx, &mut network, fixture.images(), &labels, smoothing, lr).unwrap().loss;
+            let losses: Vec<f32> = fixture.values("sgd_losses").iter().map(|_| step() as f32).collect();
             assert_eq!(losses.len(), 10);
             fixture.assert_close(cx.level(), "sgd_losses", &losses, fixture.case.noise_gain.sgd_losses);
         }

@@ -1,9 +1,10 @@
 //! `stridenet bench`: how fast this machine runs networks.
 
 use super::{architecture, is_model, open_model, random_network, tuning};
-use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork};
+use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork, BenchTrainFlags};
 use crate::console::Console;
 use crate::failure::Failure;
+use anyhow::anyhow;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -15,11 +16,13 @@ use stridenet::file::write_atomically;
 use stridenet::kernels::Context;
 use stridenet::network::Network;
 use stridenet::plan::{Plan, PlanOptions, Tuning};
+use stridenet::train::{Descent, SgdOptions};
 
 /// Runs the benchmark that was asked for.
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, command: &BenchCommand) -> Result<(), Failure> {
     match command {
         BenchCommand::Infer(flags) => infer(cx, console, flags),
+        BenchCommand::Train(flags) => train(cx, console, flags),
         BenchCommand::Layers(flags) => layers(cx, console, flags),
     }
 }
@@ -60,7 +63,7 @@ const CHECKED: usize = 2;
 fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Result<(), Failure> {
     let batch = flags.network.batch_size.get();
     let start = Instant::now();
-    let network = network(cx, console, &flags.network)?;
+    let network = network(cx, console, &flags.network.network, flags.network.img_size)?;
     let read = start.elapsed();
     let tuning = tuning(cx, console, &network, &flags.network)?;
     let tuned = tuning.is_some();
@@ -77,7 +80,8 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     // What opening and running needs, before the check opens the unfused network too.
     let peak_rss = peak_rss_bytes();
     let few = random_images([CHECKED.min(batch), height, width, channels]);
-    let error = check(cx, &self::network(cx, console, &flags.network)?, &plan, &few)?;
+    let error =
+        check(cx, &self::network(cx, console, &flags.network.network, flags.network.img_size)?, &plan, &few)?;
     console.detail(format_args!("logits agree with the unfused network to {error:.1e} (relative L2)"));
     let timing = time(Duration::from_secs_f64(flags.seconds), || plan.run(&images, &mut logits))?;
     let median = milliseconds(timing.median) / batch as f64;
@@ -106,6 +110,73 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     Ok(())
 }
 
+/// What `bench train --json` prints.
+#[derive(Debug, Serialize)]
+struct TrainOutcome {
+    arch: String,
+    batch: usize,
+    threads: usize,
+    precision: &'static str,
+    img_size: [usize; 2],
+    level: &'static str,
+    ms_per_step: Milliseconds,
+    images_per_second: f64,
+    peak_rss_mb: Option<f64>,
+}
+
+/// The measured steps' learning rate and optimizer: small steps, with all the arithmetic of real ones.
+const LR: f32 = 0.01;
+const SGD: SgdOptions =
+    SgdOptions { momentum: 0.9, nesterov: false, weight_decay: 1e-4, decay_norm_and_bias: true };
+
+/// Steps on the measured batch after which its loss must have fallen.
+const LEARNED: usize = 4;
+
+fn train(cx: &Arc<Context>, console: &Console, flags: &BenchTrainFlags) -> Result<(), Failure> {
+    let batch = flags.batch_size.get();
+    let mut network = network(cx, console, &flags.network, flags.img_size)?;
+    let ([height, width], arch) = (network.input(), network.arch().clone());
+    let images = random_images([batch, height, width, arch.in_channels]);
+    let labels: Vec<usize> = (0..batch).map(|image| image % arch.num_classes).collect();
+    let mut descent = Descent::new(&network, SGD);
+    let mut step = || descent.step(cx, &mut network, images.clone(), &labels, 0.0, LR);
+    let first = step()?.loss;
+    let mut last = first;
+    for _ in 0..LEARNED {
+        last = step()?.loss;
+    }
+    if arch.num_classes > 1 && (last.is_nan() || last >= first) {
+        let message = format!(
+            "the loss of one batch went from {first} to {last} in {LEARNED} steps, expected it to fall"
+        );
+        return Err(anyhow!(message).into());
+    }
+    console.detail(format_args!(
+        "the loss of the measured batch fell from {first:.3} to {last:.3} in {LEARNED} steps"
+    ));
+    let timing = time(Duration::from_secs_f64(flags.seconds), || step().map(drop))?;
+    let median = milliseconds(timing.median);
+    let outcome = TrainOutcome {
+        arch: arch.name,
+        batch,
+        threads: cx.threads(),
+        precision: "f32",
+        img_size: [height, width],
+        level: cx.level().name(),
+        ms_per_step: Milliseconds { median, min: milliseconds(timing.min) },
+        images_per_second: 1e3 * batch as f64 / median,
+        peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / f64::from(1 << 20)),
+    };
+    match console.json {
+        true => console.json(&outcome)?,
+        false => console.result(&format!(
+            "{} at {height}x{width}, batch {batch}, {} threads, {}: {median:.1} ms a step (best {:.1}), {:.1} images a second\n",
+            outcome.arch, outcome.threads, outcome.level, outcome.ms_per_step.min, outcome.images_per_second
+        ))?,
+    }
+    Ok(())
+}
+
 /// What `bench layers --json` prints.
 #[derive(Debug, Serialize)]
 struct LayersOutcome {
@@ -123,7 +194,7 @@ const ROUNDS: [usize; 2] = [5, 4];
 
 fn layers(cx: &Arc<Context>, console: &Console, flags: &BenchLayersFlags) -> Result<(), Failure> {
     let batch = flags.network.batch_size.get();
-    let network = network(cx, console, &flags.network)?;
+    let network = network(cx, console, &flags.network.network, flags.network.img_size)?;
     let tuning = tuning(cx, console, &network, &flags.network)?;
     let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
     let [height, width, channels] = plan.input();
@@ -184,8 +255,8 @@ fn table(outcome: &LayersOutcome) -> String {
 }
 
 /// The model that a benchmark names, where it does not name an architecture.
-fn model(flags: &BenchNetwork) -> Option<&Path> {
-    is_model(&flags.network).then_some(Path::new(&flags.network))
+fn model(network: &str) -> Option<&Path> {
+    is_model(network).then_some(Path::new(network))
 }
 
 /// The tuning that `--tune` measures, or a saved one.
@@ -195,7 +266,7 @@ fn tuning(
     network: &Network,
     flags: &BenchNetwork,
 ) -> Result<Option<Arc<Tuning>>, Failure> {
-    let (batch, model) = (flags.batch_size.get(), model(flags));
+    let (batch, model) = (flags.batch_size.get(), model(&flags.network));
     match flags.tune {
         true => tuning::measured(cx, console, network, batch, model).map(Some),
         false => tuning::saved(cx, console, network, batch, model),
@@ -203,12 +274,17 @@ fn tuning(
 }
 
 /// A model's network, or a preset's with random weights.
-fn network(cx: &Arc<Context>, console: &Console, flags: &BenchNetwork) -> Result<Network, Failure> {
-    if let Some(model) = model(flags) {
-        return Ok(open_model(cx, console, model, flags.img_size)?.into_network());
+fn network(
+    cx: &Arc<Context>,
+    console: &Console,
+    network: &str,
+    img_size: Option<[usize; 2]>,
+) -> Result<Network, Failure> {
+    if let Some(model) = model(network) {
+        return Ok(open_model(cx, console, model, img_size)?.into_network());
     }
-    let mut arch = architecture(&flags.network, &Default::default())?;
-    if let Some(size) = flags.img_size {
+    let mut arch = architecture(network, &Default::default())?;
+    if let Some(size) = img_size {
         arch.img_size = size;
     }
     random_network(cx, &arch)

@@ -57,16 +57,6 @@ impl Metrics {
         mean
     }
 
-    /// Images so far whose label had the largest logit.
-    pub fn correct(&self) -> usize {
-        self.top1
-    }
-
-    /// The gradient of the last batch's mean loss, `[N, classes]`.
-    pub fn gradient(&self) -> &[f32] {
-        &self.gradient
-    }
-
     /// Number of images so far.
     pub fn count(&self) -> usize {
         self.count

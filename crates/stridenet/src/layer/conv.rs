@@ -2,7 +2,10 @@
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
-use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, ForwardWeights, GeometryError};
+use crate::algorithm::{Choice, candidates};
+use crate::kernels::conv::{
+    self, BackwardWeights, ConvGeometry, FastConv, ForwardWeights, GeometryError, Tiling,
+};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level};
 use std::sync::OnceLock;
@@ -15,6 +18,22 @@ pub struct Conv {
     pub weight: Parameter,
     forward: OnceLock<ForwardWeights>,
     backward: Option<BackwardWeights>,
+    /// The passes of training that a fast algorithm makes, which transforms the weights each time.
+    fast_forward: Option<FastConv>,
+    fast_backward: Option<FastConv>,
+}
+
+/// The batch that training's algorithms are chosen for. It is always the same one, so that a run's bits do not depend on
+/// how it was divided.
+const BATCH: usize = 16;
+
+/// The fast algorithm for a convolution in training, if there is a faster one than the direct sum.
+fn fast_algorithm(level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<Tiling> {
+    match candidates(level, geometry, input, BATCH).first()?.choice {
+        // The sums of a 1×1 convolution's weights cost what the products save when they are made for each step.
+        Choice::Direct | Choice::Fast(Tiling::Strassen) => None,
+        Choice::Fast(tiling) => Some(tiling),
+    }
 }
 
 impl Conv {
@@ -32,7 +51,10 @@ impl Conv {
         let kernel = conv::Conv::new(level, geometry, input)?;
         let shape = vec![geometry.out_channels, geometry.group_in(), geometry.kernel[0], geometry.kernel[1]];
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
-        Ok(Conv { kernel, weight, forward: OnceLock::new(), backward: None })
+        let tiling = fast_algorithm(level, &geometry, input);
+        let fast_forward = tiling.map(|tiling| FastConv::new(level, tiling, geometry, input)).transpose()?;
+        let fast_backward = tiling.and_then(|tiling| FastConv::grad_input(level, tiling, geometry, input));
+        Ok(Conv { kernel, weight, forward: OnceLock::new(), backward: None, fast_forward, fast_backward })
     }
 
     /// Output size `[height, width]`.
@@ -50,10 +72,23 @@ impl Conv {
         }
     }
 
-    /// `[N, H, W, in]` → `[N, H/s, W/s, out]`.
+    /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`.
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+        let Some(conv) = &self.fast_forward else { return self.infer(cx, workspace, x) };
+        let mut y = self.output_tensor(workspace, x);
+        let weight = &self.weight.value;
+        workspace.fast.run(cx, conv, weight, x.data(), Epilogue::default(), y.data_mut());
+        y
+    }
+
+    fn output_tensor(&self, workspace: &mut Workspace, x: &Tensor) -> Tensor {
         let [height, width] = self.kernel.output();
-        let mut y = workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels]);
+        workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels])
+    }
+
+    /// Inference: `[N, H, W, in]` → `[N, H/s, W/s, out]` by direct sums.
+    pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+        let mut y = self.output_tensor(workspace, x);
         let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
         let (epilogue, scratch) = (Epilogue::default(), &mut workspace.conv);
         self.kernel.forward(cx, x.data(), packed, epilogue, scratch, y.data_mut());
@@ -73,7 +108,11 @@ impl Conv {
         let mut dx = workspace.tensor(x.shape());
         let epilogue =
             Epilogue { residual: also.map(|also| Residual::Tensor(also.data())), ..Epilogue::default() };
-        let Conv { kernel, weight, backward, .. } = self;
+        let Conv { kernel, weight, backward, fast_backward, .. } = self;
+        if let Some(conv) = fast_backward {
+            workspace.fast.run(cx, conv, &weight.value, dy.data(), epilogue, dx.data_mut());
+            return dx;
+        }
         let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
         kernel.grad_input(cx, dy.data(), packed, epilogue, dx.data_mut());
         dx

@@ -151,7 +151,7 @@ impl Unit {
         x: &Tensor,
         residual: Option<&Tensor>,
     ) -> Tensor {
-        let raw = self.conv.forward(cx, workspace, x);
+        let raw = self.conv.infer(cx, workspace, x);
         let y = self.norm.infer(cx, workspace, &raw, residual, self.relu || residual.is_some());
         workspace.give(raw);
         let Some(pool) = &self.pool else { return y };

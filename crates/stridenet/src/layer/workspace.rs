@@ -2,7 +2,9 @@
 
 use crate::Tensor;
 use std::collections::HashMap;
-use stridenet_kernels::conv::ConvScratch;
+use stridenet_kernels::Context;
+use stridenet_kernels::conv::{ConvScratch, FastConv, FastScratch, FastWeights};
+use stridenet_kernels::gemm::Epilogue;
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
 ///
@@ -12,6 +14,37 @@ pub struct Workspace {
     free: HashMap<usize, Vec<Vec<f32>>>,
     bytes: HashMap<usize, Vec<Vec<u8>>>,
     pub(crate) conv: ConvScratch,
+    pub(crate) fast: Fast,
+}
+
+/// What fast convolutions work in: the transformed weights of one pass, and their tiles.
+#[derive(Debug, Default)]
+pub(crate) struct Fast {
+    weights: Option<FastWeights>,
+    scratch: FastScratch,
+}
+
+impl Fast {
+    /// Transforms the weights and convolves.
+    pub(crate) fn run(
+        &mut self,
+        cx: &Context,
+        conv: &FastConv,
+        weight: &[f32],
+        x: &[f32],
+        epilogue: Epilogue,
+        y: &mut [f32],
+    ) {
+        let Fast { weights, scratch } = self;
+        let weights = match weights {
+            Some(weights) => {
+                conv.repack(cx, weight, weights);
+                weights
+            }
+            None => weights.insert(conv.pack(cx, weight)),
+        };
+        conv.forward(cx, x, weights, epilogue, scratch, y);
+    }
 }
 
 impl Workspace {

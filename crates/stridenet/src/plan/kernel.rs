@@ -1,7 +1,7 @@
 //! The convolution kernels that a plan chooses from.
 
-use super::choose::Choice;
 use super::fold::Folded;
+use crate::algorithm::{Choice, Estimate};
 use crate::kernels::Context;
 use crate::kernels::conv::{
     Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights, GeometryError,
@@ -29,7 +29,7 @@ pub(super) struct Scratch {
 impl Kernel {
     pub(super) fn new(
         cx: &Context,
-        choice: Choice,
+        Estimate { choice, streams, .. }: Estimate,
         geometry: ConvGeometry,
         input: [usize; 2],
         folded: &Folded,
@@ -42,7 +42,8 @@ impl Kernel {
             }
             Choice::Fast(tiling) => {
                 let conv = FastConv::new(cx.level(), tiling, geometry, input)?;
-                let weights = conv.pack(cx, folded.weight);
+                let weight = folded.weight;
+                let weights = if streams { conv.pack_streamed(cx, weight) } else { conv.pack(cx, weight) };
                 Kernel::Fast(conv, weights)
             }
         })

@@ -29,7 +29,6 @@
 //! # }
 //! ```
 
-mod choose;
 mod compile;
 mod fold;
 mod kernel;
@@ -39,13 +38,13 @@ mod segment;
 mod tests;
 mod tune;
 
-pub use choose::Choice;
+pub use crate::algorithm::Choice;
 pub use tune::{Conditions, TuneError, Tuning};
 
-use self::choose::Chooser;
 use self::compile::Compiler;
 use self::profile::Profile;
 use self::segment::{Local, Segment};
+use crate::algorithm::Chooser;
 use crate::kernels::{Aligned, Context, Level, with_free};
 use crate::network::Network;
 use crate::{Error, ShapeError, Tensor};

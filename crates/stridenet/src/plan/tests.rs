@@ -12,8 +12,8 @@ use crate::layer::Workspace;
 
 /// Largest relative L2 distance of logits that differ in the order of sums alone. A layer's sums of up to a few hundred
 /// products of either sign round to about 8 times 2⁻²⁴ of their size; over at most 20 layers with gains near 1 that adds up
-/// as √20, and a transform of tiles doubles it: 8 · 2⁻²⁴ · √20 · 2 = 4e-6.
-const ROUNDING: f64 = 4e-6;
+/// as √20, and a transform of tiles doubles it: 8 · 2⁻²⁴ · √20 · 2 = 4.3e-6.
+const ROUNDING: f64 = 4.3e-6;
 
 fn logits(plan: &Plan, x: &Tensor) -> Vec<f32> {
     let mut logits = Tensor::zeros([x.batch(), 1, 1, plan.classes()]);
@@ -37,17 +37,17 @@ fn wide(values: &[f32]) -> Vec<f64> {
 fn plans_agree_with_networks_and_with_f64_at_every_level() {
     for arch in architectures() {
         let images = random_images([3, arch.img_size[0], arch.img_size[1], arch.in_channels]);
-        let mut exact = None;
         for level in Level::available() {
             let context = Arc::new(Context::new(level, 2));
             let network = network(&arch, &context, 1);
-            let exact = exact.get_or_insert_with(|| reference::logits(&network, &images));
+            // The running statistics come from this level's own passes.
+            let exact = reference::logits(&network, &images);
             let unfused = network.infer(&context, &mut Workspace::default(), &images).unwrap();
             for batch in [3, 16] {
                 let context = Arc::clone(&context);
                 let plan = Plan::compile(&network, PlanOptions { batch, context, tuning: None }).unwrap();
                 let found = logits(&plan, &images);
-                let errors = [relative_l2(&found, &wide(unfused.data())), relative_l2(&found, exact)];
+                let errors = [relative_l2(&found, &wide(unfused.data())), relative_l2(&found, &exact)];
                 assert!(
                     errors.iter().all(|&error| error <= ROUNDING),
                     "{}, {}, batch {batch}: off by {errors:?}",

@@ -4,8 +4,8 @@
 //! finds in the caches is what the layers before it have left. The plans take turns, so that a machine that slows down
 //! slows all of them, and medians over the rounds are compared.
 
-use super::choose::Estimate;
 use super::{Choice, Plan};
+use crate::algorithm::Estimate;
 use crate::arch::Arch;
 use crate::file::{FileError, write_atomically};
 use crate::kernels::Context;

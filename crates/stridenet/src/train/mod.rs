@@ -5,6 +5,7 @@ mod optimizer;
 mod options;
 mod run_folder;
 mod schedule;
+mod step;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, EpochRow, Progress};
@@ -12,6 +13,7 @@ pub use optimizer::{Sgd, SgdOptions};
 pub use options::TrainOptions;
 pub use run_folder::{Existing, RunFolder};
 pub use schedule::{Decline, Schedule};
+pub use step::{Descent, Step};
 pub use trainer::{Control, Event, Finished, Trainer};
 
 use std::path::PathBuf;

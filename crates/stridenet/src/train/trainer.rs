@@ -1,11 +1,11 @@
 //! The loop over epochs and steps. It tells an observer what happens and never prints.
 
-use super::checkpoint::{Checkpoint, EpochRow, Progress, StepSums};
+use super::checkpoint::{Checkpoint, EpochRow, Progress};
+use super::step::{Descent, Step};
 use super::{RunFolder, Sgd, TrainError, TrainOptions};
 use crate::data::{Batch, Dataset, Loader, LoaderOptions, TrainPass};
-use crate::evaluate::{Evaluation, Metrics, evaluate};
+use crate::evaluate::{Evaluation, evaluate};
 use crate::kernels::Context;
-use crate::layer::Workspace;
 use crate::model::Model;
 use crate::{Error, Tensor};
 use serde::Serialize;
@@ -88,9 +88,8 @@ pub struct Trainer<'a> {
     train: Arc<Dataset>,
     val: Arc<Dataset>,
     folder: RunFolder,
-    optimizer: Sgd,
+    descent: Descent,
     progress: Progress,
-    workspace: Workspace,
 }
 
 impl<'a> Trainer<'a> {
@@ -102,9 +101,8 @@ impl<'a> Trainer<'a> {
         [train, val]: [Arc<Dataset>; 2],
         folder: RunFolder,
     ) -> Self {
-        let optimizer = Sgd::new(model.network(), options.sgd());
-        let (progress, workspace) = (Progress::default(), Workspace::default());
-        Trainer { cx, model, options, train, val, folder, optimizer, progress, workspace }
+        let descent = Descent::new(model.network(), options.sgd());
+        Trainer { cx, model, options, train, val, folder, descent, progress: Progress::default() }
     }
 
     /// Goes on where `checkpoint` was written.
@@ -119,7 +117,9 @@ impl<'a> Trainer<'a> {
         let own: Option<Vec<Vec<f32>>> =
             parameters.map(|parameter| velocities.remove(&parameter.name)).collect();
         match own {
-            Some(own) => self.optimizer = Sgd::resume(self.model.network(), self.options.sgd(), own),
+            Some(own) => {
+                self.descent.optimizer = Sgd::resume(self.model.network(), self.options.sgd(), own);
+            }
             None if checkpoint.progress == Progress::default() => {}
             None => {
                 let reason = "a velocity is missing; start a new run".to_owned();
@@ -197,7 +197,7 @@ impl<'a> Trainer<'a> {
     fn save(&self) -> Result<(), Error> {
         self.model.save(&self.folder.last())?;
         let path = self.folder.state_file();
-        Checkpoint::write(&path, self.model.network(), &self.optimizer, &self.options, &self.progress)
+        Checkpoint::write(&path, self.model.network(), &self.descent.optimizer, &self.options, &self.progress)
     }
 
     /// The rest of the epoch's steps; returns the last learning rate, or nothing when the observer stopped it.
@@ -243,12 +243,10 @@ impl<'a> Trainer<'a> {
 
     /// One step of gradient descent; returns the batch's mean loss.
     fn step(&mut self, batch: Batch, lr: f32) -> Result<f64, Error> {
-        let Trainer { cx, model, options, optimizer, workspace, progress, .. } = self;
+        let Trainer { cx, model, options, descent, progress, .. } = self;
         let Batch { images, labels, .. } = batch;
-        let network = model.network_mut();
-        let (logits, saved) = network.forward(cx, workspace, images)?;
-        let mut metrics = Metrics::new(network.arch().num_classes);
-        let loss = metrics.update(cx, logits.data(), &labels, options.smoothing as f32);
+        let smoothing = options.smoothing as f32;
+        let Step { loss, correct } = descent.step(cx, model.network_mut(), images, &labels, smoothing, lr)?;
         if !loss.is_finite() {
             return Err(TrainError::Diverged {
                 loss,
@@ -259,14 +257,10 @@ impl<'a> Trainer<'a> {
             }
             .into());
         }
-        let dlogits = Tensor::new(logits.shape(), metrics.gradient().to_vec())?;
-        network.backward(cx, workspace, saved, &dlogits);
-        workspace.give(logits);
-        optimizer.step(cx, network, lr);
-        let StepSums { images, loss: losses, correct, .. } = &mut progress.sums;
-        *images += labels.len();
-        *losses += loss * labels.len() as f64;
-        *correct += metrics.correct();
+        let sums = &mut progress.sums;
+        sums.images += labels.len();
+        sums.loss += loss * labels.len() as f64;
+        sums.correct += correct;
         Ok(loss)
     }
 
@@ -276,7 +270,7 @@ impl<'a> Trainer<'a> {
         let (dataset, preprocess) = (Arc::clone(&self.val), self.model.preprocess.clone());
         let loader = Loader::evaluate(dataset, preprocess, self.loading())?;
         let mut stopped = false;
-        let Trainer { cx, model, workspace, .. } = self;
+        let Trainer { cx, model, descent: Descent { workspace, .. }, .. } = self;
         let network = model.network();
         let infer = |images: &Tensor, logits: &mut Tensor| {
             let inferred = network.infer(cx, workspace, images)?;

@@ -237,6 +237,31 @@ impl FastConv {
         Ok(FastConv { geometry, tiling, level, input, output, view, rows, columns, zeros })
     }
 
+    /// The gradient of the input of a convolution of one group with stride 1, for inputs of `[height, width]` pixels: its
+    /// [`forward`](Self::forward) takes the output's gradient to the input's, its weights are the convolution's own.
+    /// Nothing where the tiling does not compute it.
+    pub fn grad_input(
+        level: Level,
+        tiling: Tiling,
+        geometry: ConvGeometry,
+        input: [usize; 2],
+    ) -> Option<Self> {
+        let output = geometry.output_size(input).ok()?;
+        let padding = |axis: usize| (geometry.kernel[axis] - 1).checked_sub(geometry.padding[axis]);
+        let turned = ConvGeometry {
+            in_channels: geometry.out_channels,
+            out_channels: geometry.in_channels,
+            padding: [padding(0)?, padding(1)?],
+            ..geometry
+        };
+        if geometry.stride != [1, 1] || geometry.groups != 1 || tiling.cost(level, &turned, output).is_none()
+        {
+            return None;
+        }
+        let conv = FastConv::new(level, tiling, turned, output).ok()?;
+        Some(FastConv { view: conv.view.transposed(), ..conv })
+    }
+
     /// The convolution's parameters.
     pub fn geometry(&self) -> &ConvGeometry {
         &self.geometry
@@ -298,10 +323,38 @@ impl FastConv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack(&self, cx: &Context, weight: &[f32]) -> FastWeights {
+        self.pack_into(cx, weight, Aligned::zeros(self.packed_len()))
+    }
+
+    /// As [`pack`](Self::pack), for weights that each pass reads from memory: in large pages where the system grants them.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn pack_streamed(&self, cx: &Context, weight: &[f32]) -> FastWeights {
+        self.pack_into(cx, weight, Aligned::zeros_in_large_pages(self.packed_len()))
+    }
+
+    /// As [`pack`](Self::pack), into memory that other weights, of any convolution at this level, were packed in.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's, or the level is not the memory's.
+    pub fn repack(&self, cx: &Context, weight: &[f32], packed: &mut FastWeights) {
+        assert_eq!(packed.level, self.level, "packed for another instruction-set level");
+        let mut values = std::mem::take(&mut packed.values);
+        if values.len() < self.packed_len() {
+            values = Aligned::zeros(self.packed_len());
+        }
+        *packed = self.pack_into(cx, weight, values);
+    }
+
+    /// Values of the packed weights, with those that fill the last vector.
+    fn packed_len(&self) -> usize {
+        self.panel_start(self.outputs().next_multiple_of(self.lanes()))
+    }
+
+    fn pack_into(&self, cx: &Context, weight: &[f32], mut values: Aligned) -> FastWeights {
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
         let (points, factors) = (self.tiling.points(), self.tiling.factors());
-        let channels = self.outputs().next_multiple_of(self.lanes());
-        let mut values = Aligned::zeros(self.panel_start(channels));
         let out = SharedMut(values.as_mut_ptr());
         let panels: Vec<Panel> = self.sections().flat_map(|section| self.panels(section)).collect();
         cx.pool().run(panels.len(), |panel| {
@@ -367,8 +420,7 @@ impl FastConv {
             weights.level == self.level && cx.level() == self.level,
             "packed for another instruction-set level"
         );
-        let padded = self.outputs().next_multiple_of(self.lanes());
-        assert!(weights.values.len() >= self.panel_start(padded), "packed for another convolution");
+        assert!(weights.values.len() >= self.packed_len(), "packed for another convolution");
         assert!(
             epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
             "the bias's length"

@@ -244,6 +244,40 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
     }
 }
 
+/// The gradient of the input is a forward pass with turned weights, so the forward's bound holds for it.
+#[test]
+fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
+    let mut random = Random::new(16);
+    let contexts = contexts();
+    let mut scratch = FastScratch::default();
+    for tiling in [Tiling::F2, Tiling::F4] {
+        for _ in 0..SHAPES / 4 {
+            let (g, batch, input) = random_shape(&mut random, tiling);
+            if g.groups != 1 || g.padding.iter().any(|&padding| padding > 2) {
+                continue;
+            }
+            let w = random.values(g.weight_len());
+            let dy = random.values(oracle::output_len(&g, batch, input));
+            let expected = oracle::grad_input(&g, batch, input, &widen(&dy), &widen(&w));
+            let gamma = (g.out_channels as f64 + 40.0) * crate::testing::UNIT;
+            for cx in &contexts {
+                let conv = FastConv::grad_input(cx.level(), tiling, g, input).unwrap();
+                // Packed where larger and other weights stood.
+                let other = FastConv::new(cx.level(), Tiling::F4, ConvGeometry::square(96, 96, 3, 1), [8, 8]);
+                let mut weights = other.unwrap().pack(cx, &random.values(96 * 96 * 9));
+                conv.repack(cx, &w, &mut weights);
+                let mut dx = vec![f32::NAN; expected.len()];
+                conv.forward(cx, &dy, &weights, Epilogue::default(), &mut scratch, &mut dx);
+                let size = magnitude(cx, &conv, batch, &dy, &w);
+                let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
+                assert_within(what, &dx, &expected, |index| gamma * size[index] + 1e-30);
+            }
+        }
+    }
+    let strided = ConvGeometry::square(16, 16, 3, 2);
+    assert!(FastConv::grad_input(Level::detect(), Tiling::S3, strided, [8, 8]).is_none());
+}
+
 #[test]
 fn pooled_outputs_are_those_of_the_convolution_and_the_pool() {
     let mut random = Random::new(15);

@@ -22,6 +22,8 @@ pub(super) struct View {
     pub(super) depth: usize,
     /// Whether squares of the input become pixels first.
     folded: bool,
+    /// Whether the weights are those of the convolution whose gradient of the input this is.
+    transposed: bool,
 }
 
 impl View {
@@ -43,6 +45,7 @@ impl View {
             taps: geometry.kernel[0],
             depth,
             folded: false,
+            transposed: false,
         })
     }
 
@@ -55,6 +58,7 @@ impl View {
             taps: 1,
             depth: geometry.in_channels / parts,
             folded: false,
+            transposed: false,
         }
     }
 
@@ -68,7 +72,14 @@ impl View {
             taps: 4,
             depth: geometry.in_channels * SQUARE * SQUARE,
             folded: true,
+            transposed: false,
         }
+    }
+
+    /// The view of the gradient of a convolution's input, which is a convolution of the output's gradient with the weights
+    /// turned by 180° and their channels exchanged.
+    pub(super) fn transposed(self) -> Self {
+        View { transposed: true, ..self }
     }
 
     /// The weights (HWIO in `weight`) between input `channel` and the outputs from `first` on, at a tap as the tiles see it.
@@ -89,6 +100,12 @@ impl View {
             weight[at..at + count].iter().map(|&weight| f64::from(weight))
         };
         to.fill(0.0);
+        if self.transposed {
+            let tap = (geometry.kernel[0] - 1 - ky) * geometry.kernel[1] + geometry.kernel[1] - 1 - kx;
+            let channels = weight[(tap * outputs + first) * inputs + channel..].iter().step_by(inputs);
+            to.iter_mut().zip(channels).for_each(|(to, &weight)| *to = f64::from(weight));
+            return;
+        }
         if self.folded {
             let (half, channel) = (channel / inputs, channel % inputs);
             // Tap 2u + v − 1; there is none before the first.

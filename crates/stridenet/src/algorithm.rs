@@ -1,7 +1,7 @@
 //! Which algorithm computes a convolution.
 //!
 //! The estimate depends on the shapes, the batch and the instruction-set level alone, never on the number of threads, so
-//! that plans of the same network give the same bits on any of them. A [tuning](super::Tuning) takes its place where there
+//! that plans of the same network give the same bits on any of them. A [tuning](crate::plan::Tuning) takes its place where there
 //! is one.
 
 use crate::kernels::Level;
@@ -57,19 +57,21 @@ impl fmt::Display for Choice {
 
 /// What a candidate is expected to cost.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Estimate {
-    pub(super) choice: Choice,
+pub(crate) struct Estimate {
+    pub(crate) choice: Choice,
     /// Multiply-accumulates for the batch.
-    pub(super) macs: f64,
+    pub(crate) macs: f64,
     /// Bytes of packed weights.
-    pub(super) weight_bytes: f64,
+    pub(crate) weight_bytes: f64,
+    /// Whether reading the weights from memory takes longer than the arithmetic.
+    pub(crate) streams: bool,
     /// Expected time relative to a multiply-accumulate at the peak.
-    pub(super) cost: f64,
+    pub(crate) cost: f64,
 }
 
 /// Takes one of a step's candidates, of which the first is the cheapest by estimate: a choice that is not among them, or
 /// none, takes that.
-pub(super) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
+pub(crate) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
 
 /// Multiply-accumulates that a core does while it reads a byte of weights from memory.
 const MACS_PER_BYTE: f64 = 5.0;
@@ -92,7 +94,7 @@ const PANEL: usize = 64;
 const GROUPED_SHARE: f64 = 0.10;
 
 /// The candidates for a convolution of `batch` images of `[height, width]`, the cheapest first.
-pub(super) fn candidates(
+pub(crate) fn candidates(
     level: Level,
     geometry: &ConvGeometry,
     input: [usize; 2],
@@ -102,8 +104,8 @@ pub(super) fn candidates(
     let estimate = |choice: Choice, products: usize, weights: usize, work: f64| {
         let (macs, weight_bytes) = ((products * batch) as f64, 4.0 * weights as f64);
         // The weights stream by while the products are made; the slower of the two decides.
-        let cost = (work * batch as f64).max(weight_bytes * MACS_PER_BYTE);
-        Estimate { choice, macs, weight_bytes, cost }
+        let (work, reading) = (work * batch as f64, weight_bytes * MACS_PER_BYTE);
+        Estimate { choice, macs, weight_bytes, streams: reading > work, cost: work.max(reading) }
     };
     let weights = geometry.weight_len();
     let products = output[0] * output[1] * weights;
