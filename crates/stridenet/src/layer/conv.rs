@@ -62,8 +62,11 @@ impl Conv {
         self.kernel.output()
     }
 
-    /// Packs the weights again after they have changed, for the passes that have run.
+    /// Packs the weights again after they have changed, for the passes that have run and will in training.
     pub fn refresh(&mut self, cx: &Context) {
+        if self.fast_forward.is_some() {
+            self.forward.take();
+        }
         if let Some(packed) = self.forward.get_mut() {
             self.kernel.repack_forward(cx, &self.weight.value, packed);
         }
@@ -145,5 +148,39 @@ mod tests {
         let doubled = |tensor: &Tensor| tensor.data().iter().map(|value| 2.0 * value).collect::<Vec<_>>();
         assert_eq!(conv.forward(&cx, &mut workspace, &x).data(), doubled(&y));
         assert_eq!(conv.backward(&cx, &mut workspace, &x, &y, None).data(), doubled(&dx));
+    }
+
+    /// Largest distance of two tensors, relative to the second one's largest value.
+    fn distance(found: &Tensor, expected: &Tensor) -> f32 {
+        let largest = expected.data().iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+        let differences = found.data().iter().zip(expected.data()).map(|(a, b)| (a - b).abs());
+        differences.fold(0.0, f32::max) / largest
+    }
+
+    #[test]
+    fn fast_passes_of_training_agree_with_direct_sums_and_follow_the_weights() {
+        let (cx, mut workspace) = (Context::new(Level::detect(), 2), Workspace::default());
+        let geometry = ConvGeometry::square(32, 48, 3, 1);
+        let value = |at: usize| (at * 37 % 101) as f32 / 50.0 - 1.0;
+        let weight = (0..geometry.weight_len()).map(value).collect();
+        let mut conv = Conv::new(cx.level(), "conv", geometry, [12, 9], weight).unwrap();
+        assert!(conv.fast_forward.is_some() && conv.fast_backward.is_some());
+        let images = |channels: usize| {
+            Tensor::new([2, 12, 9, channels], (0..216 * channels).map(value).collect()).unwrap()
+        };
+        let (x, dy, also) = (images(32), images(48), images(32));
+        for _ in 0..2 {
+            let y = conv.forward(&cx, &mut workspace, &x);
+            assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x)) < 1e-5);
+            let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(&also));
+            let packed = conv.kernel.pack_backward(&conv.weight.value);
+            let mut expected = Tensor::zeros(x.shape());
+            let residual = Some(Residual::Tensor(also.data()));
+            let epilogue = Epilogue { residual, ..Epilogue::default() };
+            conv.kernel.grad_input(&cx, dy.data(), &packed, epilogue, expected.data_mut());
+            assert!(distance(&dx, &expected) < 1e-5);
+            conv.weight.value.iter_mut().for_each(|value| *value = 1.0 - 3.0 * *value);
+            conv.refresh(&cx);
+        }
     }
 }
