@@ -366,6 +366,7 @@ impl TransposedProduct<'_> {
                 c: out.get().wrapping_add((tap * depth + from) * self.columns + column),
                 c_step: self.columns,
                 columns: panel.columns,
+                accumulate: true,
             };
             // SAFETY: `run` has checked that A, B and C are long enough; gathered pointers are valid for `depth`
             // values. Tasks own disjoint taps, groups, panels or parts of C.

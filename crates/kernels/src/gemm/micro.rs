@@ -37,7 +37,7 @@ pub(crate) struct Gathered {
     pub(crate) relu: bool,
 }
 
-/// `C += Aᵀ·B` for a block: C is `rows × columns`; both A and B are read row by row.
+/// `C = Aᵀ·B` for a block: C is `rows × columns`; both A and B are read row by row.
 pub(crate) struct Transposed {
     /// Pointers to the rows of A; each is valid for reads of the block's `rows` values at `skip`.
     pub(crate) a: *const *const f32,
@@ -55,6 +55,8 @@ pub(crate) struct Transposed {
     pub(crate) c_step: usize,
     /// Columns that exist.
     pub(crate) columns: usize,
+    /// Whether to add to C instead of overwriting it.
+    pub(crate) accumulate: bool,
 }
 
 /// `C = A·B` for a block whose A stands in vectors of its columns: `[depth / lanes][rows][lanes]`.
@@ -359,7 +361,7 @@ impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> 
         for (row, sums) in sums.iter().enumerate() {
             let c = block.c.wrapping_add(row * block.c_step);
             for (v, &sum) in sums.iter().enumerate() {
-                let sum = simd.add(load(c, v), sum);
+                let sum = if block.accumulate { simd.add(load(c, v), sum) } else { sum };
                 let c = c.wrapping_add(v * S::LANES);
                 // SAFETY: as for the loads; C's rows are valid for writes.
                 unsafe { if TAIL { simd.store_partial(c, sum, count(v)) } else { simd.store(c, sum) } }

@@ -123,7 +123,13 @@ impl Conv {
 
     /// The weights' gradient alone, for the first convolution of a network.
     pub fn grad_weight(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) {
-        self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, self.weight.grad_mut());
+        let dw = self.weight.grad_mut();
+        match &self.fast_forward {
+            Some(conv) if conv.has_grad_weight() => {
+                workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw)
+            }
+            _ => self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, dw),
+        }
     }
 }
 

@@ -45,6 +45,18 @@ impl Fast {
         };
         conv.forward(cx, x, weights, epilogue, scratch, y);
     }
+
+    /// The gradient of the weights.
+    pub(crate) fn grad_weight(
+        &mut self,
+        cx: &Context,
+        conv: &FastConv,
+        x: &[f32],
+        dy: &[f32],
+        dw: &mut [f32],
+    ) {
+        conv.grad_weight(cx, x, dy, &mut self.scratch, dw);
+    }
 }
 
 impl Workspace {

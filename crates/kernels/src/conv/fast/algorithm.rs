@@ -35,6 +35,9 @@ pub(super) trait Algorithm {
     /// `Aᵀ m` of the [`POINTS`](Self::POINTS) first products.
     fn output<S: Simd>(simd: S, m: [S::V; MAX]) -> [S::V; MAX];
 
+    /// `A y` of the [`OUTPUTS`](Self::OUTPUTS) first values: the transpose of [`output`](Self::output).
+    fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX];
+
     /// Whether a short tile leaves the point out.
     fn is_last(point: usize) -> bool {
         Self::LAST.contains(&point)
@@ -71,6 +74,16 @@ impl Algorithm for F2 {
         y[0] = simd.add(m[2], simd.add(m[0], m[1]));
         y[1] = simd.add(m[3], simd.sub(m[0], m[1]));
         y
+    }
+
+    #[inline(always)]
+    fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
+        let mut m = [simd.zero(); MAX];
+        m[0] = simd.add(y[0], y[1]);
+        m[1] = simd.sub(y[0], y[1]);
+        m[2] = y[0];
+        m[3] = y[1];
+        m
     }
 }
 
@@ -137,6 +150,24 @@ impl Algorithm for F4 {
         y[3] = simd.mul_add(a3, difference_a, simd.mul_add(b3, difference_b, m[3]));
         y
     }
+
+    #[inline(always)]
+    fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
+        // A polynomial with the coefficients y at each point: its even part and its odd part, added and subtracted.
+        let (a, b) = (simd.splat(Self::A as f32), simd.splat(Self::B as f32));
+        let (half, two) = (simd.splat(0.5), simd.splat(2.0));
+        let (even_a, odd_a) = (simd.mul_add(half, y[2], y[0]), simd.mul_add(half, y[3], y[1]));
+        let (even_b, odd_b) = (simd.mul_add(two, y[2], y[0]), simd.mul_add(two, y[3], y[1]));
+        let (minus_a, minus_b) = (simd.splat(-Self::A as f32), simd.splat(-Self::B as f32));
+        let mut m = [simd.zero(); MAX];
+        m[0] = simd.mul_add(a, odd_a, even_a);
+        m[1] = simd.mul_add(minus_a, odd_a, even_a);
+        m[2] = y[0];
+        m[3] = y[3];
+        m[4] = simd.mul_add(b, odd_b, even_b);
+        m[5] = simd.mul_add(minus_b, odd_b, even_b);
+        m
+    }
 }
 
 /// F(3, 4) with the points of [`F4`], whose input transform it shares.
@@ -175,6 +206,14 @@ impl Algorithm for F3Of4 {
         y[1] = simd.mul_add(a, difference_a, simd.mul(b, difference_b));
         y[2] = simd.mul_add(simd.splat(0.5), sum_a, simd.mul_add(simd.splat(2.0), sum_b, m[3]));
         y
+    }
+
+    #[inline(always)]
+    fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
+        let [y0, y1, y2] = [y[0], y[1], y[2]];
+        let mut m = F4::gradient(simd, [y0, y1, y2, simd.zero(), y0, y0, y0, y0]);
+        m[3] = y2;
+        m
     }
 }
 
@@ -217,6 +256,20 @@ impl Algorithm for S3 {
         y[2] = simd.add(sum, simd.add(m[3], m[6]));
         y
     }
+
+    #[inline(always)]
+    fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
+        let outer = simd.add(y[0], y[2]);
+        let mut m = [simd.zero(); MAX];
+        m[0] = y[0];
+        m[1] = simd.add(outer, y[1]);
+        m[2] = simd.sub(outer, y[1]);
+        m[3] = y[2];
+        m[4] = y[0];
+        m[5] = y[1];
+        m[6] = y[2];
+        m
+    }
 }
 
 #[cfg(test)]
@@ -252,6 +305,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn is_the_transpose<A: Algorithm>() {
+        for point in 0..A::POINTS {
+            let column = probe(|m| A::output(Scalar, m), point);
+            for (output, expected) in column.iter().enumerate().take(A::OUTPUTS) {
+                let found = probe(|y| A::gradient(Scalar, y), output)[point];
+                assert!((found - expected).abs() < 1e-6, "point {point} of output {output}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_the_outputs_transposed() {
+        is_the_transpose::<F2>();
+        is_the_transpose::<F4>();
+        is_the_transpose::<F3Of4>();
+        is_the_transpose::<S3>();
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! `tiles × in_channels` by `in_channels × out_channels`.
 
 mod algorithm;
+mod gradient;
 mod pack;
 mod pooled;
 mod run;
@@ -196,6 +197,8 @@ pub struct FastConv {
     rows: Vec<Span>,
     columns: Vec<Span>,
     zeros: Vec<f32>,
+    /// The factors of the weights along one axis, one row a point.
+    factors: Vec<[f64; TAPS]>,
 }
 
 /// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`.
@@ -234,7 +237,8 @@ impl FastConv {
         let view = view.unwrap_or_else(|| panic!("{tiling:?} cannot compute {geometry:?}"));
         let (rows, columns) = tiling.cut(output);
         let zeros = vec![0.0; view.size[1] * view.channels];
-        Ok(FastConv { geometry, tiling, level, input, output, view, rows, columns, zeros })
+        let factors = tiling.factors();
+        Ok(FastConv { geometry, tiling, level, input, output, view, rows, columns, zeros, factors })
     }
 
     /// The gradient of the input of a convolution of one group with stride 1, for inputs of `[height, width]` pixels: its
@@ -354,7 +358,7 @@ impl FastConv {
 
     fn pack_into(&self, cx: &Context, weight: &[f32], mut values: Aligned) -> FastWeights {
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
-        let (points, factors) = (self.tiling.points(), self.tiling.factors());
+        let points = self.tiling.points();
         let out = SharedMut(values.as_mut_ptr());
         let panels: Vec<Panel> = self.sections().flat_map(|section| self.panels(section)).collect();
         cx.pool().run(panels.len(), |panel| {
@@ -365,7 +369,7 @@ impl FastConv {
             // SAFETY: panels are disjoint and lie within `values`.
             let packed =
                 unsafe { std::slice::from_raw_parts_mut(out.get().add(start), points * depth * width) };
-            let (geometry, view, factors) = (&self.geometry, &self.view, &factors[..]);
+            let (geometry, view, factors) = (&self.geometry, &self.view, &self.factors[..]);
             let pack = Pack { weight, geometry, view, factors, panel, width, packed };
             match self.tiling {
                 Tiling::Strassen => strassen::pack(pack),
@@ -411,11 +415,17 @@ impl FastConv {
         }
     }
 
-    /// The number of images, after checking what all passes are given.
-    fn check(&self, cx: &Context, x: &[f32], weights: &FastWeights, epilogue: &Epilogue) -> usize {
+    /// The number of images of `x`.
+    fn images(&self, x: &[f32]) -> usize {
         let input_len = self.input[0] * self.input[1] * self.geometry.in_channels;
         let images = x.len() / input_len;
         assert_eq!(x.len(), images * input_len, "values of the input");
+        images
+    }
+
+    /// The number of images, after checking what all passes are given.
+    fn check(&self, cx: &Context, x: &[f32], weights: &FastWeights, epilogue: &Epilogue) -> usize {
+        let images = self.images(x);
         assert!(
             weights.level == self.level && cx.level() == self.level,
             "packed for another instruction-set level"

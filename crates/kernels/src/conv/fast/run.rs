@@ -1,7 +1,7 @@
 //! One forward pass: blocks of tiles through the transforms and the products, on all threads.
 
 use super::tiles::{Block, MAX_TILES};
-use super::transform::{self, Transform};
+use super::transform::{self, Steps, Transform};
 use super::{FastConv, FastWeights, PANEL, Panel};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
@@ -17,6 +17,8 @@ use std::sync::{Mutex, PoisonError};
 pub struct FastScratch {
     /// The input as the tiles read it, where that is not as it stands.
     pub(super) copy: Aligned,
+    /// The gradients of the transformed weights.
+    pub(super) sums: Aligned,
     pub(super) memory: Memory,
 }
 
@@ -24,20 +26,31 @@ pub struct FastScratch {
 #[derive(Debug, Default)]
 pub(super) struct Memory {
     /// The transformed input, where threads share it.
-    shared: Aligned,
+    pub(super) shared: Aligned,
     /// What each thread has for itself.
     pub(super) own: Vec<Mutex<Own>>,
 }
 
+/// What each of `threads` threads has for itself.
+fn with_threads(own: &mut Vec<Mutex<Own>>, threads: usize) -> &[Mutex<Own>] {
+    if own.len() < threads {
+        own.resize_with(threads, Mutex::default);
+    }
+    own
+}
+
 impl Memory {
+    /// What each of `threads` threads has for itself.
+    pub(super) fn own(&mut self, threads: usize) -> &[Mutex<Own>] {
+        with_threads(&mut self.own, threads)
+    }
+
     /// Makes room for at most `tiles` tiles and `threads` threads.
     pub(super) fn reserve(&mut self, conv: &FastConv, tiles: usize, threads: usize) {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
         let alone = !streamed || threads == 1;
-        if self.own.len() < threads {
-            self.own.resize_with(threads, Mutex::default);
-        }
+        self.own(threads);
         for own in &mut self.own[..threads] {
             let Own { v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
             v.grow(if alone { v_len } else { 0 });
@@ -49,7 +62,7 @@ impl Memory {
 
 #[derive(Debug, Default)]
 pub(super) struct Own {
-    v: Aligned,
+    pub(super) v: Aligned,
     m: Aligned,
     /// Rows of outputs that a pool will read.
     pub(super) strip: Aligned,
@@ -187,11 +200,8 @@ impl Run<'_> {
         let chunks = sections.div_ceil(together);
         let most = tiles.div_ceil(blocks);
         let Memory { shared, own } = memory;
-        if own.len() < threads {
-            own.resize_with(threads, Mutex::default);
-        }
+        let own = with_threads(own, threads);
         let block = |index: usize| self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
-        let own = &own[..];
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
                 let (block, first) = (block(task / chunks), task % chunks * together);
@@ -253,9 +263,9 @@ impl Run<'_> {
     /// Transforms some vectors of channels into V, which begins with the first of them and has its points `step` values
     /// apart.
     fn transform<T: Transform>(&self, block: &Block, vectors: Range<usize>, step: usize, v: *mut f32) {
-        let slots = block.tiles().len();
+        let (slots, lanes) = (block.tiles().len(), self.conv.lanes());
         self.cx.level().run(transform::Input::<T> {
-            block,
+            tiles: block.tiles(),
             x: self.x.as_ptr(),
             size: self.conv.view.size,
             padding: self.conv.view.padding,
@@ -265,8 +275,7 @@ impl Run<'_> {
             vectors,
             zeros: self.conv.zeros.as_ptr(),
             v,
-            point_step: step,
-            slots,
+            steps: Steps { point: step, vector: slots * lanes, slot: lanes },
             transform: PhantomData,
         });
     }

@@ -2,10 +2,11 @@
 
 #![expect(clippy::needless_range_loop, reason = "indices name places of matrices")]
 
-use super::PANEL;
 use super::algorithm::{Algorithm, MAX};
 use super::tiles::Tile;
-use super::transform::{Input, Output, Transform};
+use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform};
+use super::{FastConv, PANEL};
+use crate::buffer::LINE;
 use crate::simd::{Simd, opaque};
 use crate::vector::{load_first, store_first};
 use std::marker::PhantomData;
@@ -179,6 +180,7 @@ impl<S: Simd, A: Algorithm> Result<'_, S, A> {
 
 impl<A: Algorithm> Transform for Square<A> {
     const POINTS: usize = A::POINTS * A::POINTS;
+    const WEIGHTS: usize = A::TAPS * A::TAPS;
 
     fn last(point: usize) -> [bool; 2] {
         [A::is_last(point / A::POINTS), A::is_last(point % A::POINTS)]
@@ -188,7 +190,7 @@ impl<A: Algorithm> Transform for Square<A> {
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
         let [height, width] = input.size;
         let step = input.channels;
-        for tile in input.block.tiles() {
+        for tile in input.tiles {
             let image = input.x.wrapping_add(tile.image * height * width * step);
             // The tile's first value, counted from the padding's.
             let (top, left) = (tile.rows.start * A::STRIDE, tile.columns.start * A::STRIDE);
@@ -211,10 +213,10 @@ impl<A: Algorithm> Transform for Square<A> {
                     existing: existing.clone(),
                     count,
                     full: tile.rows.full,
-                    v: input
-                        .v
-                        .wrapping_add(((vector - input.vectors.start) * input.slots + tile.slot) * S::LANES),
-                    point_step: input.point_step,
+                    v: input.v.wrapping_add(
+                        (vector - input.vectors.start) * input.steps.vector + tile.slot * input.steps.slot,
+                    ),
+                    point_step: input.steps.point,
                 };
                 // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
                 // has `count` channels from `channel` on; V holds a vector for each point, vector of channels and slot.
@@ -253,5 +255,73 @@ impl<A: Algorithm> Transform for Square<A> {
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn gradient<S: Simd>(simd: S, gradient: &Gradient<Self>) {
+        let [height, width] = gradient.size;
+        let (channels, steps) = (gradient.channels, gradient.steps);
+        for tile in gradient.tiles {
+            let pixel = (tile.image * height + tile.rows.start) * width + tile.columns.start;
+            for vector in 0..channels.div_ceil(S::LANES) {
+                let channel = vector * S::LANES;
+                let count = (channels - channel).min(S::LANES);
+                let first = gradient.dy.wrapping_add(pixel * channels + channel);
+                let to = gradient.d.wrapping_add(vector * steps.vector + tile.slot * steps.slot);
+                let mut columns = [[simd.zero(); MAX]; MAX];
+                for j in 0..A::OUTPUTS.min(tile.columns.outputs) {
+                    let mut values = [simd.zero(); MAX];
+                    for i in 0..A::OUTPUTS {
+                        if i < tile.rows.outputs {
+                            let at = first.wrapping_add((i * width + j) * channels);
+                            // SAFETY: the tile's outputs exist, and `count` of their channels from `channel` on.
+                            values[i] = unsafe { load_first(simd, at, count) };
+                        }
+                    }
+                    let points = A::gradient(simd, values);
+                    for p in 0..A::POINTS {
+                        columns[p][j] = points[p];
+                    }
+                }
+                for p in 0..A::POINTS {
+                    let points = A::gradient(simd, columns[p]);
+                    for q in 0..A::POINTS {
+                        // SAFETY: D holds a vector for each point, vector of channels and slot.
+                        unsafe { simd.store(to.wrapping_add((p * A::POINTS + q) * steps.point), points[q]) };
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn weights(
+        conv: &FastConv,
+        points: &[[f32; LINE]; MAX_POINTS],
+        weights: &mut [[f32; LINE]; MAX_WEIGHTS],
+    ) {
+        let add = |sum: &mut [f32; LINE], factor: f64, values: &[f32; LINE]| {
+            sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += factor as f32 * value);
+        };
+        for kx in 0..A::TAPS {
+            let mut column = [[0.0; LINE]; MAX];
+            for (p, sum) in column.iter_mut().enumerate().take(A::POINTS) {
+                for (q, factors) in conv.factors.iter().enumerate().take(A::POINTS) {
+                    add(sum, factors[kx], &points[p * A::POINTS + q]);
+                }
+            }
+            for ky in 0..A::TAPS {
+                let weight = &mut weights[ky * A::TAPS + kx];
+                *weight = [0.0; LINE];
+                for (factors, values) in conv.factors.iter().zip(&column).take(A::POINTS) {
+                    add(weight, factors[ky], values);
+                }
+            }
+        }
+    }
+
+    fn place(conv: &FastConv, weight: usize, input: usize, output: usize) -> Option<usize> {
+        let row = conv.view.row(&conv.geometry, [weight / A::TAPS, weight % A::TAPS], input)?;
+        Some(row * conv.geometry.out_channels + output)
     }
 }

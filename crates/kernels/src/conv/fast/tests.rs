@@ -95,6 +95,44 @@ fn pair_magnitude(conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f6
     y
 }
 
+/// As [`pair_magnitude`], for the gradient of the weights: every output reaches at most four products, of which each
+/// reaches at most three weights of a block.
+fn pair_gradient_magnitude(conv: &FastConv, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
+    let g = &conv.geometry;
+    let (halves_in, halves_out) = (g.in_channels / HALVES, g.out_channels / HALVES);
+    let pixels = conv.output[0] * conv.output[1];
+    let mut sums = vec![0.0; halves_in * halves_out];
+    for (image, pair) in
+        (0..batch).flat_map(|image| (0..pixels).step_by(HALVES).map(move |pixel| (image, pixel)))
+    {
+        let pair = pair..pixels.min(pair + HALVES);
+        let data = |i: usize| -> f64 {
+            let value = |pixel: usize| {
+                let (row, column) =
+                    (pixel / conv.output[1] * g.stride[0], pixel % conv.output[1] * g.stride[1]);
+                let at = ((image * conv.input[0] + row) * conv.input[1] + column) * g.in_channels + i;
+                f64::from(x[at].abs()) + f64::from(x[at + halves_in].abs())
+            };
+            pair.clone().map(value).sum()
+        };
+        let gradient = |o: usize| -> f64 {
+            let value = |pixel: usize| {
+                let at = (image * pixels + pixel) * g.out_channels + o;
+                f64::from(dy[at].abs()) + f64::from(dy[at + halves_out].abs())
+            };
+            pair.clone().map(value).sum()
+        };
+        let gradients: Vec<f64> = (0..halves_out).map(gradient).collect();
+        for (i, sums) in sums.chunks_exact_mut(halves_out).enumerate() {
+            let data = data(i);
+            sums.iter_mut().zip(&gradients).for_each(|(sum, gradient)| *sum += 4.0 * data * gradient);
+        }
+    }
+    let weight =
+        |at: usize| (at / g.out_channels % halves_in) * halves_out + at % g.out_channels % halves_out;
+    (0..g.weight_len()).map(|at| sums[weight(at)]).collect()
+}
+
 /// The matrices of an algorithm in absolute values: `|Bᵀ|`, `|G|`, `|Aᵀ|`.
 struct Matrices {
     stride: usize,
@@ -117,6 +155,63 @@ impl Matrices {
             weights: (0..A::POINTS).map(absolute).collect(),
             output: (0..A::POINTS).map(|point| column(&|m| A::output(Scalar, m), point)).collect(),
         }
+    }
+
+    /// As [`magnitude`](Self::magnitude), for the gradient of the weights, one value a weight:
+    /// `|Gᵀ| (Σ |Bᵀ| |d| |B| ⊙ |A| |dy| |Aᵀ|) |G|`.
+    fn gradient_magnitude(
+        &self,
+        cx: &Context,
+        conv: &FastConv,
+        batch: usize,
+        x: &[f32],
+        dy: &[f32],
+    ) -> Vec<f64> {
+        let (g, view, points) = (&conv.geometry, &conv.view, self.weights.len());
+        let ([height, width], channels) = (view.size, view.channels);
+        let mut copy = Aligned::default();
+        let x = view.of(cx, g, conv.input, x, &mut copy);
+        let mut dw = vec![0.0; g.weight_len()];
+        for (p, q) in (0..points).flat_map(|p| (0..points).map(move |q| (p, q))) {
+            let mut sums = vec![0.0; channels * g.out_channels];
+            let tiles = conv.rows.iter().flat_map(|rows| conv.columns.iter().map(move |c| (rows, c)));
+            for (image, (rows, columns)) in
+                (0..batch).flat_map(|image| tiles.clone().map(move |tile| (image, tile)))
+            {
+                let mut data = vec![0.0; channels];
+                for (r, c) in (0..self.input.len()).flat_map(|r| (0..self.input.len()).map(move |c| (r, c))) {
+                    let y =
+                        (rows.start * self.stride + r).checked_sub(view.padding[0]).filter(|&y| y < height);
+                    let x_at =
+                        (columns.start * self.stride + c).checked_sub(view.padding[1]).filter(|&x| x < width);
+                    let Some((y, x_at)) = y.zip(x_at) else { continue };
+                    let from = &x[((image * height + y) * width + x_at) * channels..][..channels];
+                    for (sum, value) in data.iter_mut().zip(from) {
+                        *sum += self.input[r][p] * self.input[c][q] * f64::from(value.abs());
+                    }
+                }
+                let mut gradient = vec![0.0; g.out_channels];
+                for (r, c) in (0..rows.outputs).flat_map(|r| (0..columns.outputs).map(move |c| (r, c))) {
+                    let row = image * conv.output[0] + rows.start + r;
+                    let pixel = row * conv.output[1] + columns.start + c;
+                    let from = &dy[pixel * g.out_channels..][..g.out_channels];
+                    for (sum, value) in gradient.iter_mut().zip(from) {
+                        *sum += self.output[p][r] * self.output[q][c] * f64::from(value.abs());
+                    }
+                }
+                for (sums, data) in sums.chunks_exact_mut(g.out_channels).zip(data) {
+                    sums.iter_mut().zip(&gradient).for_each(|(sum, gradient)| *sum += data * gradient);
+                }
+            }
+            for (tap, i) in (0..view.taps * view.taps).flat_map(|tap| (0..channels).map(move |i| (tap, i))) {
+                let (ky, kx) = (tap / view.taps, tap % view.taps);
+                let Some(row) = view.row(g, [ky, kx], i) else { continue };
+                let factor = self.weights[p][ky] * self.weights[q][kx];
+                let to = &mut dw[row * g.out_channels..][..g.out_channels];
+                to.iter_mut().zip(&sums[i * g.out_channels..]).for_each(|(dw, sum)| *dw += factor * sum);
+            }
+        }
+        dw
     }
 
     /// What the algorithm computes with everything in absolute values, one value an output: the size that its rounding
@@ -175,15 +270,28 @@ impl Matrices {
     }
 }
 
-fn magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
-    let matrices = match conv.tiling {
+fn matrices(tiling: Tiling) -> Option<Matrices> {
+    Some(match tiling {
         Tiling::F2 => Matrices::of::<F2>(),
         Tiling::F4 => Matrices::of::<F4>(),
         Tiling::S3 => Matrices::of::<S3>(),
         Tiling::S7 => Matrices::of::<F3Of4>(),
-        Tiling::Strassen => return pair_magnitude(conv, batch, x, w),
-    };
-    matrices.magnitude(cx, conv, batch, x, w)
+        Tiling::Strassen => return None,
+    })
+}
+
+fn magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    match matrices(conv.tiling) {
+        Some(matrices) => matrices.magnitude(cx, conv, batch, x, w),
+        None => pair_magnitude(conv, batch, x, w),
+    }
+}
+
+fn gradient_magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
+    match matrices(conv.tiling) {
+        Some(matrices) => matrices.gradient_magnitude(cx, conv, batch, x, dy),
+        None => pair_gradient_magnitude(conv, batch, x, dy),
+    }
 }
 
 /// The rounding of constants, transforms and sums: `|error| ≤ γ · magnitude` with `γ = (in_channels + 40) · ε/2`. The 40
@@ -278,6 +386,37 @@ fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
     assert!(FastConv::grad_input(Level::detect(), Tiling::S3, strided, [8, 8]).is_none());
 }
 
+/// As for the forward pass, with sums over the batch's tiles: `γ = (tiles + 40) · ε/2`.
+#[test]
+fn gradients_of_the_weights_agree_with_the_oracle_at_every_level() {
+    let mut random = Random::new(17);
+    let contexts = contexts();
+    let mut scratch = FastScratch::default();
+    for tiling in Tiling::ALL {
+        for _ in 0..SHAPES / 4 {
+            let (g, batch, input) = random_shape(&mut random, tiling);
+            let x = random.values(batch * input[0] * input[1] * g.in_channels);
+            let dy = random.values(oracle::output_len(&g, batch, input));
+            let mut sizes = None;
+            let expected = oracle::grad_weight(&g, batch, input, &widen(&x), &widen(&dy));
+            for cx in &contexts {
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+                assert_eq!(conv.has_grad_weight(), g.groups == 1);
+                if g.groups != 1 {
+                    continue;
+                }
+                let mut dw = vec![f32::NAN; expected.len()];
+                conv.grad_weight(cx, &x, &dy, &mut scratch, &mut dw);
+                let tiles = batch * conv.rows.len() * conv.columns.len();
+                let gamma = (tiles as f64 + 40.0) * crate::testing::UNIT;
+                let sizes = sizes.get_or_insert_with(|| gradient_magnitude(cx, &conv, batch, &x, &dy));
+                let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
+                assert_within(what, &dw, &expected, |index| gamma * sizes[index] + 1e-30);
+            }
+        }
+    }
+}
+
 #[test]
 fn pooled_outputs_are_those_of_the_convolution_and_the_pool() {
     let mut random = Random::new(15);
@@ -333,10 +472,13 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
             let weights = conv.pack(cx, &random.values(g.weight_len()));
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
-            conv.forward(cx, &x, &weights, Epilogue::default(), &mut FastScratch::default(), &mut y);
-            y
+            let scratch = &mut FastScratch::default();
+            conv.forward(cx, &x, &weights, Epilogue::default(), scratch, &mut y);
+            let mut dw = vec![0.0; g.weight_len()];
+            conv.grad_weight(cx, &x, &y, scratch, &mut dw);
+            [y, dw]
         };
-        scheduled().into_iter().map(run).collect()
+        scheduled().into_iter().flat_map(run).collect()
     });
 }
 

@@ -1,6 +1,9 @@
 //! Tiles into the domain of products and back.
 
-use super::tiles::Block;
+use super::FastConv;
+use super::pack::TAPS;
+use super::tiles::{Block, Tile};
+use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -13,16 +16,36 @@ pub(super) trait Transform: Sized {
     /// Whether a point is needed for the last row, and for the last column, of outputs alone.
     fn last(point: usize) -> [bool; 2];
 
-    /// Transforms the tiles of a block.
+    /// Weights of each pair of channels.
+    const WEIGHTS: usize;
+
+    /// Transforms tiles.
     fn input<S: Simd>(simd: S, input: &Input<Self>);
 
     /// Transforms the products of a block back, for one panel of output channels.
     fn output<S: Simd>(simd: S, output: &Output<Self>);
+
+    /// Transforms the gradient of tiles of outputs: the transpose of [`output`](Self::output).
+    fn gradient<S: Simd>(simd: S, gradient: &Gradient<Self>);
+
+    /// The gradients of a line of weights from those of their transforms, one for each point: the transpose of the weights'
+    /// transform.
+    fn weights(conv: &FastConv, points: &[[f32; LINE]; MAX_POINTS], weights: &mut [[f32; LINE]; MAX_WEIGHTS]);
+
+    /// Where the weights (HWIO) between an input channel and the output channels from `output` on begin, where the
+    /// convolution has them.
+    fn place(conv: &FastConv, weight: usize, input: usize, output: usize) -> Option<usize>;
 }
 
-/// V of the tiles of a block.
+/// Most points of a transform.
+pub(super) const MAX_POINTS: usize = 49;
+
+/// Most weights of a pair of channels.
+pub(super) const MAX_WEIGHTS: usize = TAPS * TAPS;
+
+/// V of some tiles.
 pub(super) struct Input<'a, T> {
-    pub(super) block: &'a Block,
+    pub(super) tiles: &'a [Tile],
     /// The batch, NHWC.
     pub(super) x: *const f32,
     /// Input size `[height, width]`.
@@ -36,12 +59,9 @@ pub(super) struct Input<'a, T> {
     pub(super) vectors: Range<usize>,
     /// A row of zeros as long as one of the input.
     pub(super) zeros: *const f32,
-    /// V from the first of these vectors on, `[point][vector of channels][slot][lane]`.
+    /// V from the first of these vectors on.
     pub(super) v: *mut f32,
-    /// Values between two points of V.
-    pub(super) point_step: usize,
-    /// Slots of a vector of channels in V.
-    pub(super) slots: usize,
+    pub(super) steps: Steps,
     pub(super) transform: PhantomData<T>,
 }
 
@@ -51,6 +71,37 @@ impl<T: Transform> Task for Input<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         T::input(simd, &self)
+    }
+}
+
+/// Values between two vectors of V, or of the transformed gradient.
+#[derive(Clone, Copy)]
+pub(super) struct Steps {
+    pub(super) point: usize,
+    /// Between two vectors of channels.
+    pub(super) vector: usize,
+    pub(super) slot: usize,
+}
+
+/// D, the transformed gradient of some tiles of outputs.
+pub(super) struct Gradient<'a, T> {
+    pub(super) tiles: &'a [Tile],
+    /// The batch of gradients, NHWC.
+    pub(super) dy: *const f32,
+    /// Output size `[height, width]`.
+    pub(super) size: [usize; 2],
+    pub(super) channels: usize,
+    pub(super) d: *mut f32,
+    pub(super) steps: Steps,
+    pub(super) transform: PhantomData<T>,
+}
+
+impl<T: Transform> Task for Gradient<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        T::gradient(simd, &self)
     }
 }
 

@@ -82,6 +82,11 @@ impl View {
         View { transposed: true, ..self }
     }
 
+    /// Whether the weights are those of the convolution whose gradient of the input this is.
+    pub(super) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
     /// The weights (HWIO in `weight`) between input `channel` and the outputs from `first` on, at a tap as the tiles see it.
     #[inline(always)]
     pub(super) fn weights(
@@ -94,11 +99,6 @@ impl View {
         to: &mut [f64],
     ) {
         let (inputs, outputs) = (geometry.group_in(), geometry.out_channels);
-        let count = to.len();
-        let row = |ky: usize, kx: usize, channel: usize| {
-            let at = ((ky * geometry.kernel[1] + kx) * inputs + channel) * outputs + first;
-            weight[at..at + count].iter().map(|&weight| f64::from(weight))
-        };
         to.fill(0.0);
         if self.transposed {
             let tap = (geometry.kernel[0] - 1 - ky) * geometry.kernel[1] + geometry.kernel[1] - 1 - kx;
@@ -106,22 +106,29 @@ impl View {
             to.iter_mut().zip(channels).for_each(|(to, &weight)| *to = f64::from(weight));
             return;
         }
-        if self.folded {
-            let (half, channel) = (channel / inputs, channel % inputs);
-            // Tap 2u + v − 1; there is none before the first.
-            let ky = (SQUARE * ky + half / SQUARE).checked_sub(1);
-            let kx = (SQUARE * kx + half % SQUARE).checked_sub(1);
-            if let Some((ky, kx)) = ky.zip(kx) {
-                to.iter_mut().zip(row(ky, kx, channel)).for_each(|(to, weight)| *to = weight);
-            }
-            return;
-        }
-        let group = channel / inputs;
-        for (output, (to, weight)) in to.iter_mut().zip(row(ky, kx, channel % inputs)).enumerate() {
+        let Some(row) = self.row(geometry, [ky, kx], channel) else { return };
+        let group = if self.folded { 0 } else { channel / inputs };
+        let weights = &weight[row * outputs + first..][..to.len()];
+        for (output, (to, &weight)) in to.iter_mut().zip(weights).enumerate() {
             if (first + output) / geometry.group_out() == group {
-                *to = weight;
+                *to = f64::from(weight);
             }
         }
+    }
+
+    /// The row of weights (HWIO) of an input `channel` at a tap as the tiles see it, where there is one.
+    #[inline(always)]
+    pub(super) fn row(&self, geometry: &ConvGeometry, [ky, kx]: [usize; 2], channel: usize) -> Option<usize> {
+        let inputs = geometry.group_in();
+        let row = |ky: usize, kx: usize| (ky * geometry.kernel[1] + kx) * inputs + channel % inputs;
+        if !self.folded {
+            return Some(row(ky, kx));
+        }
+        let half = channel / inputs;
+        // Tap 2u + v − 1; there is none before the first.
+        let ky = (SQUARE * ky + half / SQUARE).checked_sub(1)?;
+        let kx = (SQUARE * kx + half % SQUARE).checked_sub(1)?;
+        Some(row(ky, kx))
     }
 
     /// Values of the copy that [`of`](Self::of) makes of `images` images.

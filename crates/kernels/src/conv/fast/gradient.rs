@@ -1,0 +1,302 @@
+//! The gradient of the weights: the same algorithm, transposed. Where `y = Aᵀ[(G w) ⊙ (Bᵀ d)]`, the gradient of w is
+//! `Gᵀ[Σ (Bᵀ d) ⊙ (A dy)]`: for each point one matrix product of the transformed input and the transformed gradient,
+//! summed over all tiles of the batch.
+
+use super::algorithm::{F2, F3Of4, F4, S3};
+use super::run::{FastScratch, Memory, Own};
+use super::square::Square;
+use super::strassen::Strassen;
+use super::tiles::{Block, MAX_TILES};
+use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps, Transform};
+use super::{FastConv, Tiling};
+use crate::Context;
+use crate::buffer::{Aligned, LINE};
+use crate::gemm::micro::Transposed;
+use crate::gemm::pack::panels;
+use crate::parallel::{SharedMut, with_free};
+use crate::simd::{Simd, Task};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// Values of the transformed weights' gradient up to which parts of the batch are summed apart.
+const SMALL_SUMS: usize = 1 << 16;
+
+/// Parts of the batch that are summed apart at most.
+const PARTS: usize = 16;
+
+/// Values of a block's V and D at most: in the L2 cache of a thread, and in the cache that threads share.
+const OWN_VALUES: usize = 1 << 17;
+const SHARED_VALUES: usize = 5 << 19;
+
+/// Tiles of a block at least, however many channels there are: each block reads and writes all sums.
+const LEAST_TILES: usize = 64;
+
+/// Input channels of a task on the way back from the sums.
+const ROWS: usize = 4;
+
+/// How the tiles are cut, by the shape alone.
+struct Cut {
+    /// Parts with sums of their own, each a task.
+    parts: usize,
+    /// Blocks of tiles of a part.
+    blocks: usize,
+}
+
+/// One pass.
+struct Pass<'a, T> {
+    conv: &'a FastConv,
+    cx: &'a Context,
+    x: &'a [f32],
+    dy: &'a [f32],
+    tiles: usize,
+    cut: Cut,
+    transform: PhantomData<fn() -> T>,
+}
+
+impl FastConv {
+    /// Whether there is a [`grad_weight`](Self::grad_weight): for one group.
+    pub fn has_grad_weight(&self) -> bool {
+        self.geometry.groups == 1 && !self.view.is_transposed()
+    }
+
+    /// `dw = Σ x · dy` over the batch's pixels, as HWIO; shapes as for [`Conv::grad_weight`](super::super::Conv::grad_weight).
+    ///
+    /// # Panics
+    /// When a slice's length is not its shape's, the level is not the context's, or there is
+    /// [no such gradient](Self::has_grad_weight).
+    pub fn grad_weight(
+        &self,
+        cx: &Context,
+        x: &[f32],
+        dy: &[f32],
+        scratch: &mut FastScratch,
+        dw: &mut [f32],
+    ) {
+        assert!(
+            self.has_grad_weight(),
+            "the gradient of the weights of several groups, or of a turned convolution"
+        );
+        assert!(cx.level() == self.level, "prepared for another instruction-set level");
+        let images = self.images(x);
+        let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
+        assert_eq!(dy.len(), images * output_len, "values of the output's gradient");
+        assert_eq!(dw.len(), self.geometry.weight_len(), "number of weights");
+        let FastScratch { copy, sums, memory } = scratch;
+        let x = self.view.of(cx, &self.geometry, self.input, x, copy);
+        match self.tiling {
+            Tiling::F2 => Pass::<Square<F2>>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::F4 => Pass::<Square<F4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::S3 => Pass::<Square<S3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::S7 => Pass::<Square<F3Of4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::Strassen => Pass::<Strassen>::new(self, cx, x, dy, images).run(memory, sums, dw),
+        }
+    }
+
+    /// Channels of a row of V, and of a row of D and of the sums, in whole vectors.
+    fn rows(&self) -> [usize; 2] {
+        [self.view.depth, self.outputs()].map(|channels| channels.next_multiple_of(self.lanes()))
+    }
+}
+
+impl<'a, T: Transform> Pass<'a, T> {
+    fn new(conv: &'a FastConv, cx: &'a Context, x: &'a [f32], dy: &'a [f32], images: usize) -> Self {
+        let tiles = images * conv.rows.len() * conv.columns.len();
+        let [v_row, d_row] = conv.rows();
+        let fit = |values: usize| (values / (T::POINTS * (v_row + d_row))).min(MAX_TILES);
+        let cut = if T::POINTS * conv.view.depth * d_row <= SMALL_SUMS {
+            let most = fit(OWN_VALUES).max(1);
+            let parts = tiles.div_ceil(most).clamp(1, PARTS);
+            Cut { parts, blocks: tiles.div_ceil(parts).div_ceil(most).max(1) }
+        } else {
+            Cut { parts: 1, blocks: tiles.div_ceil(fit(SHARED_VALUES).max(LEAST_TILES)).max(1) }
+        };
+        Pass { conv, cx, x, dy, tiles, cut, transform: PhantomData }
+    }
+
+    /// Block `index` of all parts' blocks.
+    fn block(&self, index: usize) -> Block {
+        let count = self.cut.parts * self.cut.blocks;
+        let at = |index: usize| self.tiles * index / count;
+        Block::new([&self.conv.rows, &self.conv.columns], at(index), at(index + 1))
+    }
+
+    /// Values of V, and of V and D, for the largest block.
+    fn lengths(&self) -> [usize; 2] {
+        let most = self.tiles.div_ceil(self.cut.parts * self.cut.blocks);
+        let [v, d] = self.steps(most).map(|steps| T::POINTS * steps.point);
+        [v, v + d]
+    }
+
+    /// The steps of V and D for a block of `slots` tiles. A line more between two points: they do not share cache sets.
+    fn steps(&self, slots: usize) -> [Steps; 2] {
+        self.conv.rows().map(|row| Steps { point: row * slots + LINE, vector: self.conv.lanes(), slot: row })
+    }
+
+    /// Values of the sums of a part.
+    fn sums_len(&self) -> usize {
+        T::POINTS * self.conv.view.depth * self.conv.rows()[1]
+    }
+
+    fn run(&self, memory: &mut Memory, sums: &mut Aligned, dw: &mut [f32]) {
+        sums.grow(self.cut.parts * self.sums_len());
+        let out = SharedMut(sums.as_mut_ptr());
+        if self.cut.parts > 1 {
+            self.apart(memory.own(self.cx.pool().available()), &out);
+        } else {
+            self.together(&mut memory.shared, &out);
+        }
+        let rows = self.conv.view.depth;
+        let dw = SharedMut(dw.as_mut_ptr());
+        self.cx.pool().run(rows.div_ceil(ROWS), |task| {
+            let rows = task * ROWS..rows.min((task + 1) * ROWS);
+            self.cx.level().run(Back { pass: self, rows, sums: out.get(), dw: dw.get() });
+        });
+    }
+
+    /// Sums each part by itself, in memory of the thread's own.
+    fn apart(&self, own: &[Mutex<Own>], sums: &SharedMut<f32>) {
+        let (blocks, [v_len, length]) = (self.cut.blocks, self.lengths());
+        self.cx.pool().run(self.cut.parts, |part| {
+            with_free(own, |own| {
+                own.v.grow(length);
+                let (v, d) = (own.v.as_mut_ptr(), own.v.as_mut_ptr().wrapping_add(v_len));
+                let sums = sums.get().wrapping_add(part * self.sums_len());
+                for index in 0..blocks {
+                    let block = self.block(part * blocks + index);
+                    self.transform(&block, 0..block.tiles().len(), [v, d]);
+                    for point in 0..T::POINTS {
+                        self.products(&block, point, [v, d], sums, index > 0);
+                    }
+                }
+            });
+        });
+    }
+
+    /// Takes block after block through both steps on all threads.
+    fn together(&self, shared: &mut Aligned, sums: &SharedMut<f32>) {
+        let (threads, [v_len, length]) = (self.cx.pool().available(), self.lengths());
+        shared.grow(length);
+        let (v, d) = (SharedMut(shared.as_mut_ptr()), SharedMut(shared.as_mut_ptr().wrapping_add(v_len)));
+        for index in 0..self.cut.blocks {
+            let block = self.block(index);
+            let tiles = block.tiles().len();
+            let pieces = tiles.min(4 * threads);
+            self.cx.pool().run(pieces, |piece| {
+                let tiles = tiles * piece / pieces..tiles * (piece + 1) / pieces;
+                self.transform(&block, tiles, [v.get(), d.get()]);
+            });
+            self.cx.pool().run(T::POINTS, |point| {
+                self.products(&block, point, [v.get(), d.get()], sums.get(), index > 0);
+            });
+        }
+    }
+
+    /// V and D of some of a block's tiles.
+    fn transform(&self, block: &Block, tiles: Range<usize>, [v, d]: [*mut f32; 2]) {
+        let (conv, tiles) = (self.conv, &block.tiles()[tiles]);
+        let [v_steps, d_steps] = self.steps(block.tiles().len());
+        self.cx.level().run(Input::<T> {
+            tiles,
+            x: self.x.as_ptr(),
+            size: conv.view.size,
+            padding: conv.view.padding,
+            channels: conv.view.channels,
+            stride: conv.geometry.stride[0],
+            line: conv.output[1],
+            vectors: conv.vectors(0),
+            zeros: conv.zeros.as_ptr(),
+            v,
+            steps: v_steps,
+            transform: PhantomData,
+        });
+        self.cx.level().run(Gradient::<T> {
+            tiles,
+            dy: self.dy.as_ptr(),
+            size: conv.output,
+            channels: conv.geometry.out_channels,
+            d,
+            steps: d_steps,
+            transform: PhantomData,
+        });
+    }
+
+    /// Adds a block's products of one point to the sums, or sets the sums to them.
+    fn products(&self, block: &Block, point: usize, [v, d]: [*mut f32; 2], sums: *mut f32, accumulate: bool) {
+        let (conv, kernels) = (self.conv, self.cx.level().micro_kernels());
+        let [v_steps, d_steps] = self.steps(block.tiles().len());
+        let [row, column] = T::last(point);
+        let slots = block.slots(row, column);
+        let mut pointers = [std::ptr::null(); MAX_TILES];
+        for (pointer, slot) in pointers.iter_mut().zip(slots.clone()) {
+            *pointer = v.cast_const().wrapping_add(point * v_steps.point + slot * v_steps.slot);
+        }
+        let (depth, width) = (conv.view.depth, d_steps.slot);
+        let d = d.cast_const().wrapping_add(point * d_steps.point + slots.start * width);
+        let sums = sums.wrapping_add(point * depth * width);
+        for panel in panels(conv.level, width) {
+            let blocks = depth.div_ceil(kernels.max_rows(panel.vectors));
+            for index in 0..blocks {
+                // Heights as equal as can be: a short last block would waste the registers.
+                let (from, to) = (depth * index / blocks, depth * (index + 1) / blocks);
+                let arguments = Transposed {
+                    a: pointers.as_ptr(),
+                    skip: from,
+                    length: slots.len(),
+                    b: d.wrapping_add(panel.column),
+                    b_step: width,
+                    c: sums.wrapping_add(from * width + panel.column),
+                    c_step: width,
+                    columns: panel.columns,
+                    accumulate,
+                };
+                // SAFETY: V and D hold `depth` and `width` values for each of the point's slots, and the sums `depth` rows
+                // of `width` for each point; nobody else works on this point of these sums.
+                unsafe { kernels.transposed(panel.vectors, to - from, &arguments) };
+            }
+        }
+    }
+}
+
+/// From the sums to the gradients of some input channels' weights.
+struct Back<'a, T> {
+    pass: &'a Pass<'a, T>,
+    rows: Range<usize>,
+    sums: *const f32,
+    dw: *mut f32,
+}
+
+impl<T: Transform> Task for Back<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let conv = self.pass.conv;
+        let (depth, width, part) = (conv.view.depth, conv.rows()[1], self.pass.sums_len());
+        let outputs = conv.outputs();
+        for input in self.rows.clone() {
+            for first in (0..outputs).step_by(LINE) {
+                let count = LINE.min(outputs - first);
+                let mut points = [[0.0; LINE]; MAX_POINTS];
+                for (point, values) in points.iter_mut().enumerate().take(T::POINTS) {
+                    for part in (0..self.pass.cut.parts).map(|index| index * part) {
+                        let at = part + (point * depth + input) * width + first;
+                        // SAFETY: the sums of each part hold `width` values for each point and input channel, and all
+                        // tasks that wrote them have ended.
+                        let sums = unsafe { std::slice::from_raw_parts(self.sums.wrapping_add(at), count) };
+                        values.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
+                    }
+                }
+                let mut weights = [[0.0; LINE]; MAX_WEIGHTS];
+                T::weights(conv, &points, &mut weights);
+                for (weight, values) in weights.iter().enumerate().take(T::WEIGHTS) {
+                    let Some(at) = T::place(conv, weight, input, first) else { continue };
+                    // SAFETY: the weights between an input channel and these output channels lie in dw, and each is
+                    // another one for each input channel, which belongs to one task.
+                    let to = unsafe { std::slice::from_raw_parts_mut(self.dw.wrapping_add(at), count) };
+                    to.copy_from_slice(&values[..count]);
+                }
+            }
+        }
+    }
+}
