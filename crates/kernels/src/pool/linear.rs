@@ -1,8 +1,8 @@
 //! Pools that are sums with fixed weights, apart for rows and columns.
 
-use super::Plain;
 use crate::Context;
 use crate::conv::GeometryError;
+use crate::simd::{Simd, Task};
 
 /// For each position of one side, the positions of the other side that it is made of, with their weights.
 #[derive(Debug, Clone, PartialEq)]
@@ -181,23 +181,41 @@ fn gather(
     cx.pool().pieces(to, row, |index, to| {
         let from = &from[index / height * from_image..][..from_image];
         let vertical = &taps[0].0[index % height];
-        cx.level().run(Plain(
-            #[inline(always)]
-            || {
-                for (to, horizontal) in to.chunks_exact_mut(channels).zip(&taps[1].0) {
-                    to.fill(0.0);
-                    for &(y, above) in vertical {
-                        for &(x, beside) in horizontal {
-                            let at = (y * from_width + x) * from_channels + from_first;
-                            let weight = above * beside;
-                            for (to, from) in to[first..first + shared].iter_mut().zip(&from[at..at + shared])
-                            {
-                                *to += weight * from;
-                            }
-                        }
-                    }
-                }
-            },
-        ));
+        let offset = |y: usize, x: usize| (y * from_width + x) * from_channels + from_first;
+        cx.level().run(Row { vertical, horizontal: &taps[1].0, offset, from, to, channels, first, shared });
     });
+}
+
+/// One row of a [`gather`].
+struct Row<'a, F> {
+    vertical: &'a [(usize, f32)],
+    horizontal: &'a [Vec<(usize, f32)>],
+    /// Where the channels of a pixel `(y, x)` begin in `from`.
+    offset: F,
+    from: &'a [f32],
+    to: &'a mut [f32],
+    channels: usize,
+    /// The first of `shared` channels that take part.
+    first: usize,
+    shared: usize,
+}
+
+impl<F: Fn(usize, usize) -> usize> Task for Row<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Row { vertical, horizontal, offset, from, to, channels, first, shared } = self;
+        for (to, horizontal) in to.chunks_exact_mut(channels).zip(horizontal) {
+            to.fill(0.0);
+            let to = &mut to[first..first + shared];
+            for &(y, above) in vertical {
+                for &(x, beside) in horizontal {
+                    let weight = above * beside;
+                    let from = &from[offset(y, x)..][..shared];
+                    to.iter_mut().zip(from).for_each(|(to, from)| *to += weight * from);
+                }
+            }
+        }
+    }
 }

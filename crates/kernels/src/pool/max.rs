@@ -1,9 +1,10 @@
 //! Max pooling.
 
-use super::Plain;
 use crate::Context;
+use crate::buffer::LINE;
 use crate::conv::{GeometryError, Window};
 use crate::parallel::SharedMut;
+use crate::simd::{Simd, Task};
 
 /// A max pool prepared for one input size.
 #[derive(Debug, Clone)]
@@ -55,40 +56,8 @@ impl MaxPool {
             let winners = unsafe { std::slice::from_raw_parts_mut(winners.get().add(index * row), row) };
             let (image, oy) = (index / out_height, index % out_height);
             let x = &x[image * height * width * channels..][..height * width * channels];
-            cx.level().run(Plain(
-                #[inline(always)]
-                || self.forward_row(channels, x, oy, y, winners),
-            ));
+            cx.level().run(ForwardRow { pool: self, channels, x, oy, y, winners });
         });
-    }
-
-    #[inline(always)]
-    fn forward_row(&self, channels: usize, x: &[f32], oy: usize, y: &mut [f32], winners: &mut [u8]) {
-        let [vertical, horizontal] = &self.windows;
-        for (ox, (y, winners)) in
-            y.chunks_exact_mut(channels).zip(winners.chunks_exact_mut(channels)).enumerate()
-        {
-            let mut first = true;
-            for ky in 0..vertical.kernel {
-                let Some(iy) = vertical.source(oy, ky, self.input[0]) else { continue };
-                for kx in 0..horizontal.kernel {
-                    let Some(ix) = horizontal.source(ox, kx, self.input[1]) else { continue };
-                    let x = &x[(iy * self.input[1] + ix) * channels..][..channels];
-                    let tap = (ky * horizontal.kernel + kx) as u8;
-                    if first {
-                        y.copy_from_slice(x);
-                        winners.fill(tap);
-                        first = false;
-                        continue;
-                    }
-                    for ((y, winner), &x) in y.iter_mut().zip(winners.iter_mut()).zip(x) {
-                        let wins = x > *y || x.is_nan();
-                        *y = if wins { x } else { *y };
-                        *winner = if wins { tap } else { *winner };
-                    }
-                }
-            }
-        }
     }
 
     /// As [`forward`](Self::forward), without the winners.
@@ -103,10 +72,7 @@ impl MaxPool {
         cx.pool().pieces(y, row, |index, y| {
             let (image, oy) = (index / out_height, index % out_height);
             let x = &x[image * height * width * channels..][..height * width * channels];
-            cx.level().run(Plain(
-                #[inline(always)]
-                || self.infer_row(channels, x, 0, oy, y),
-            ));
+            cx.level().run(InferRow { pool: self, channels, x, first: 0, oy, y });
         });
     }
 
@@ -132,26 +98,7 @@ impl MaxPool {
         oy: usize,
         y: &mut [f32],
     ) {
-        cx.level().run(Plain(
-            #[inline(always)]
-            || self.infer_row(channels, x, first, oy, y),
-        ));
-    }
-
-    #[inline(always)]
-    fn infer_row(&self, channels: usize, x: &[f32], first: usize, oy: usize, y: &mut [f32]) {
-        let [vertical, horizontal] = &self.windows;
-        for (ox, y) in y.chunks_exact_mut(channels).enumerate() {
-            y.fill(f32::NEG_INFINITY);
-            for iy in (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, self.input[0])) {
-                for ix in (0..horizontal.kernel).filter_map(|kx| horizontal.source(ox, kx, self.input[1])) {
-                    let x = &x[((iy - first) * self.input[1] + ix) * channels..][..channels];
-                    for (y, &x) in y.iter_mut().zip(x) {
-                        *y = if *y >= x || y.is_nan() { *y } else { x };
-                    }
-                }
-            }
-        }
+        cx.level().run(InferRow { pool: self, channels, x, first, oy, y });
     }
 
     /// `dx`: each output's gradient goes to its winner.
@@ -169,22 +116,112 @@ impl MaxPool {
             let (image, iy) = (index / height, index % height);
             let dy = &dy[image * image_len..][..image_len];
             let winners = &winners[image * image_len..][..image_len];
-            cx.level().run(Plain(
-                #[inline(always)]
-                || self.backward_row(channels, dy, winners, iy, dx),
-            ));
+            cx.level().run(BackwardRow { pool: self, channels, dy, winners, iy, dx });
         });
     }
+}
+
+/// One row of outputs, and which taps won.
+struct ForwardRow<'a> {
+    pool: &'a MaxPool,
+    channels: usize,
+    /// The image.
+    x: &'a [f32],
+    oy: usize,
+    y: &'a mut [f32],
+    winners: &'a mut [u8],
+}
+
+impl Task for ForwardRow<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn backward_row(&self, channels: usize, dy: &[f32], winners: &[u8], iy: usize, dx: &mut [f32]) {
-        let [vertical, horizontal] = &self.windows;
+    fn run<S: Simd>(self, _: S) {
+        let ForwardRow { pool, channels, x, oy, y, winners } = self;
+        let [vertical, horizontal] = &pool.windows;
+        let pixels = y.chunks_exact_mut(channels).zip(winners.chunks_exact_mut(channels));
+        for (ox, (y, winners)) in pixels.enumerate() {
+            for (first, (y, winners)) in
+                (0..).step_by(LINE).zip(y.chunks_mut(LINE).zip(winners.chunks_mut(LINE)))
+            {
+                let count = y.len();
+                let (mut best, mut winner) = ([f32::NEG_INFINITY; LINE], [u32::MAX; LINE]);
+                for (ky, iy) in sources(vertical, oy, pool.input[0]) {
+                    for (kx, ix) in sources(horizontal, ox, pool.input[1]) {
+                        let from = &x[(iy * pool.input[1] + ix) * channels + first..][..count];
+                        let tap = (ky * horizontal.kernel + kx) as u32;
+                        if let Ok(from) = <&[f32; LINE]>::try_from(from) {
+                            keep_larger(&mut best, &mut winner, from, tap);
+                        } else {
+                            let mut line = [f32::NEG_INFINITY; LINE];
+                            line[..count].copy_from_slice(from);
+                            keep_larger(&mut best, &mut winner, &line, tap);
+                        }
+                    }
+                }
+                y.copy_from_slice(&best[..count]);
+                winners.iter_mut().zip(winner).for_each(|(to, winner)| *to = winner as u8);
+            }
+        }
+    }
+}
+
+/// One row of outputs.
+struct InferRow<'a> {
+    pool: &'a MaxPool,
+    channels: usize,
+    /// The image from row `first` on.
+    x: &'a [f32],
+    first: usize,
+    oy: usize,
+    y: &'a mut [f32],
+}
+
+impl Task for InferRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let InferRow { pool, channels, x, first, oy, y } = self;
+        let [vertical, horizontal] = &pool.windows;
+        for (ox, y) in y.chunks_exact_mut(channels).enumerate() {
+            y.fill(f32::NEG_INFINITY);
+            for iy in (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, pool.input[0])) {
+                for ix in (0..horizontal.kernel).filter_map(|kx| horizontal.source(ox, kx, pool.input[1])) {
+                    let x = &x[((iy - first) * pool.input[1] + ix) * channels..][..channels];
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = if *y >= x || y.is_nan() { *y } else { x };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One row of the input's gradient.
+struct BackwardRow<'a> {
+    pool: &'a MaxPool,
+    channels: usize,
+    /// Gradients and winners of an image.
+    dy: &'a [f32],
+    winners: &'a [u8],
+    iy: usize,
+    dx: &'a mut [f32],
+}
+
+impl Task for BackwardRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let BackwardRow { pool, channels, dy, winners, iy, dx } = self;
+        let [vertical, horizontal] = &pool.windows;
         for (ix, dx) in dx.chunks_exact_mut(channels).enumerate() {
             dx.fill(0.0);
-            for (ky, oy) in readers(vertical, iy, self.output[0]) {
-                for (kx, ox) in readers(horizontal, ix, self.output[1]) {
+            for (ky, oy) in readers(vertical, iy, pool.output[0]) {
+                for (kx, ox) in readers(horizontal, ix, pool.output[1]) {
                     let (tap, at) =
-                        ((ky * horizontal.kernel + kx) as u8, (oy * self.output[1] + ox) * channels);
+                        ((ky * horizontal.kernel + kx) as u8, (oy * pool.output[1] + ox) * channels);
                     let outputs = dy[at..at + channels].iter().zip(&winners[at..at + channels]);
                     for (dx, (&dy, &winner)) in dx.iter_mut().zip(outputs) {
                         *dx += if winner == tap { dy } else { 0.0 };
@@ -192,6 +229,23 @@ impl MaxPool {
                 }
             }
         }
+    }
+}
+
+/// The taps of output position `output` that do not lie in the padding, each with the input position that it reads.
+#[inline(always)]
+fn sources(window: &Window, output: usize, inputs: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..window.kernel).filter_map(move |tap| Some((tap, window.source(output, tap, inputs)?)))
+}
+
+/// Puts values that are larger, NaN, or the first ones, and their tap, in the place of the best so far.
+#[inline(always)]
+fn keep_larger(best: &mut [f32; LINE], winner: &mut [u32; LINE], values: &[f32; LINE], tap: u32) {
+    for lane in 0..LINE {
+        let value = values[lane];
+        let wins = value > best[lane] || value.is_nan() || winner[lane] == u32::MAX;
+        best[lane] = if wins { value } else { best[lane] };
+        winner[lane] = if wins { tap } else { winner[lane] };
     }
 }
 

@@ -10,19 +10,5 @@ mod max;
 pub use linear::LinearPool;
 pub use max::MaxPool;
 
-use crate::simd::{Simd, Task};
-
-/// Work on rows of channels, in plain loops that the compiler vectorises for the level.
-struct Plain<F>(F);
-
-impl<F: FnOnce()> Task for Plain<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        (self.0)();
-    }
-}
-
 #[cfg(test)]
 mod tests;

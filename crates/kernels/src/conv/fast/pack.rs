@@ -2,6 +2,7 @@
 
 use super::super::ConvGeometry;
 use super::Panel;
+use super::transform::MAX_POINTS;
 use super::view::View;
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
@@ -20,6 +21,9 @@ pub(super) struct Pack<'a> {
     pub(super) packed: &'a mut [f32],
 }
 
+/// Input channels that are transformed together: enough for each point's values to be written in long runs.
+const INPUTS: usize = 16;
+
 impl Task for Pack<'_> {
     type Output = ();
 
@@ -27,32 +31,41 @@ impl Task for Pack<'_> {
     fn run<S: Simd>(self, _: S) {
         let (depth, points, taps) = (self.view.depth, self.factors.len(), self.view.taps);
         let channels = &self.panel.channels;
-        for input in 0..depth {
+        let mut kernel = [[[0.0; LINE]; INPUTS]; TAPS * TAPS];
+        let mut transformed = [[[0.0; LINE]; INPUTS]; MAX_POINTS];
+        for input in (0..depth).step_by(INPUTS) {
+            let inputs = INPUTS.min(depth - input);
             for first in channels.clone().step_by(LINE) {
                 let count = (channels.end - first).min(LINE);
-                let mut kernel = [[[0.0; LINE]; TAPS]; TAPS];
-                for (ky, row) in kernel.iter_mut().enumerate().take(taps) {
-                    for (kx, tap) in row.iter_mut().enumerate().take(taps) {
-                        let channel = self.panel.section * depth + input;
-                        let to = &mut tap[..count];
-                        self.view.weights(self.geometry, self.weight, [ky, kx], channel, first, to);
+                for (index, tap) in kernel.iter_mut().enumerate().take(taps * taps) {
+                    let place = [index / taps, index % taps];
+                    let from = [self.panel.section * depth + input, first];
+                    self.view.weights(self.geometry, self.weight, place, from, count, &mut tap[..inputs]);
+                }
+                for channel in 0..inputs {
+                    for (p, vertical) in self.factors.iter().enumerate() {
+                        let mut row = [[0.0; LINE]; TAPS];
+                        for (ky, factor) in vertical.iter().enumerate().take(taps) {
+                            for (kx, row) in row.iter_mut().enumerate().take(taps) {
+                                let tap = &kernel[ky * taps + kx][channel];
+                                row.iter_mut().zip(tap).for_each(|(row, tap)| *row += factor * tap);
+                            }
+                        }
+                        for (q, horizontal) in self.factors.iter().enumerate() {
+                            let mut values = [0.0; LINE];
+                            for (factor, row) in horizontal.iter().zip(&row).take(taps) {
+                                values.iter_mut().zip(row).for_each(|(value, row)| *value += factor * row);
+                            }
+                            transformed[p * points + q][channel] = values.map(|value| value as f32);
+                        }
                     }
                 }
-                for (p, vertical) in self.factors.iter().enumerate() {
-                    let mut row = [[0.0; LINE]; TAPS];
-                    for (ky, factor) in vertical.iter().enumerate().take(taps) {
-                        for (row, tap) in row.iter_mut().zip(&kernel[ky]) {
-                            row.iter_mut().zip(tap).for_each(|(row, tap)| *row += factor * tap);
-                        }
-                    }
-                    for (q, horizontal) in self.factors.iter().enumerate() {
-                        let at = ((p * points + q) * depth + input) * self.width + first - channels.start;
-                        let mut values = [0.0; LINE];
-                        for (factor, row) in horizontal.iter().zip(&row).take(taps) {
-                            values.iter_mut().zip(row).for_each(|(value, row)| *value += factor * row);
-                        }
-                        for (to, value) in self.packed[at..at + count].iter_mut().zip(values) {
-                            *to = value as f32;
+                for (point, rows) in transformed.iter().enumerate().take(points * points) {
+                    let at = (point * depth + input) * self.width + first - channels.start;
+                    for (to, row) in self.packed[at..].chunks_mut(self.width).zip(&rows[..inputs]) {
+                        match to.first_chunk_mut::<LINE>() {
+                            Some(to) if count == LINE => *to = *row,
+                            _ => to[..count].copy_from_slice(&row[..count]),
                         }
                     }
                 }

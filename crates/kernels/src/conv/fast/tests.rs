@@ -2,6 +2,7 @@
 
 use super::algorithm::MAX;
 use super::*;
+use crate::buffer::LINE;
 use crate::conv::Window;
 use crate::gemm::Residual;
 use crate::pool::MaxPool;
@@ -224,9 +225,9 @@ impl Matrices {
         let mut y = vec![0.0; batch * conv.output[0] * conv.output[1] * g.out_channels];
         let weight = |p: usize, q: usize, i: usize, o: usize| -> f64 {
             let tap = |k: usize| {
-                let mut value = [0.0];
-                view.weights(g, w, [k / view.taps, k % view.taps], i, o, &mut value);
-                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * value[0].abs()
+                let mut value = [[0.0; LINE]];
+                view.weights(g, w, [k / view.taps, k % view.taps], [i, o], 1, &mut value);
+                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * value[0][0].abs()
             };
             (0..view.taps * view.taps).map(tap).sum()
         };

@@ -2,7 +2,7 @@
 
 use super::super::ConvGeometry;
 use crate::Context;
-use crate::buffer::Aligned;
+use crate::buffer::{Aligned, LINE};
 
 /// Pixels of 2×2 squares side by side, so that a 7×7 kernel with stride 2 becomes a 4×4 kernel with stride 1.
 const SQUARE: usize = 2;
@@ -87,31 +87,41 @@ impl View {
         self.transposed
     }
 
-    /// The weights (HWIO in `weight`) between input `channel` and the outputs from `first` on, at a tap as the tiles see it.
+    /// The weights (HWIO in `weight`) between the input channels from `input` on, one row each, and the output channels from
+    /// `first` on, at a tap as the tiles see it.
     #[inline(always)]
     pub(super) fn weights(
         &self,
         geometry: &ConvGeometry,
         weight: &[f32],
         [ky, kx]: [usize; 2],
-        channel: usize,
-        first: usize,
-        to: &mut [f64],
+        [input, first]: [usize; 2],
+        count: usize,
+        to: &mut [[f64; LINE]],
     ) {
         let (inputs, outputs) = (geometry.group_in(), geometry.out_channels);
-        to.fill(0.0);
         if self.transposed {
             let tap = (geometry.kernel[0] - 1 - ky) * geometry.kernel[1] + geometry.kernel[1] - 1 - kx;
-            let channels = weight[(tap * outputs + first) * inputs + channel..].iter().step_by(inputs);
-            to.iter_mut().zip(channels).for_each(|(to, &weight)| *to = f64::from(weight));
+            // An output's weights lie side by side.
+            for output in 0..count {
+                let row = &weight[(tap * outputs + first + output) * inputs + input..][..to.len()];
+                to.iter_mut().zip(row).for_each(|(to, &weight)| to[output] = f64::from(weight));
+            }
             return;
         }
-        let Some(row) = self.row(geometry, [ky, kx], channel) else { return };
-        let group = if self.folded { 0 } else { channel / inputs };
-        let weights = &weight[row * outputs + first..][..to.len()];
-        for (output, (to, &weight)) in to.iter_mut().zip(weights).enumerate() {
-            if (first + output) / geometry.group_out() == group {
-                *to = f64::from(weight);
+        for (channel, to) in (input..).zip(to) {
+            *to = [0.0; LINE];
+            let Some(row) = self.row(geometry, [ky, kx], channel) else { continue };
+            let weights = &weight[row * outputs + first..][..count];
+            if let (1, Ok(weights)) = (geometry.groups, <&[f32; LINE]>::try_from(weights)) {
+                *to = weights.map(f64::from);
+                continue;
+            }
+            let group = if self.folded { 0 } else { channel / inputs };
+            for (output, (to, &weight)) in to.iter_mut().zip(weights).enumerate() {
+                if (first + output) / geometry.group_out() == group {
+                    *to = f64::from(weight);
+                }
             }
         }
     }
