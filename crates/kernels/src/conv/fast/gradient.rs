@@ -35,6 +35,9 @@ const LEAST_TILES: usize = 64;
 /// Input channels of a task on the way back from the sums.
 const ROWS: usize = 4;
 
+/// Lines of sums that are read in one run.
+const LINES: usize = 8;
+
 /// How the tiles are cut, by the shape alone.
 struct Cut {
     /// Parts with sums of their own, each a task.
@@ -272,29 +275,37 @@ impl<T: Transform> Task for Back<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let conv = self.pass.conv;
-        let (depth, width, part) = (conv.view.depth, conv.rows()[1], self.pass.sums_len());
+        let (depth, width, part_len) = (conv.view.depth, conv.rows()[1], self.pass.sums_len());
         let outputs = conv.outputs();
+        let mut lines = [[[0.0; LINE]; MAX_POINTS]; LINES];
         for input in self.rows.clone() {
-            for first in (0..outputs).step_by(LINE) {
-                let count = LINE.min(outputs - first);
-                let mut points = [[0.0; LINE]; MAX_POINTS];
-                for (point, values) in points.iter_mut().enumerate().take(T::POINTS) {
-                    for part in (0..self.pass.cut.parts).map(|index| index * part) {
-                        let at = part + (point * depth + input) * width + first;
-                        // SAFETY: the sums of each part hold `width` values for each point and input channel, and all
-                        // tasks that wrote them have ended.
-                        let sums = unsafe { std::slice::from_raw_parts(self.sums.wrapping_add(at), count) };
-                        values.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
+            for start in (0..outputs).step_by(LINES * LINE) {
+                // Read in long runs: there are more points than streams that the hardware fetches ahead.
+                for (point, part) in
+                    (0..T::POINTS).flat_map(|point| (0..self.pass.cut.parts).map(move |part| (point, part)))
+                {
+                    let at = part * part_len + (point * depth + input) * width + start;
+                    let count = (width - start).min(LINES * LINE);
+                    // SAFETY: the sums of each part hold `width` values for each point and input channel, and all
+                    // tasks that wrote them have ended.
+                    let sums = unsafe { std::slice::from_raw_parts(self.sums.wrapping_add(at), count) };
+                    for (line, sums) in lines.iter_mut().zip(sums.chunks(LINE)) {
+                        let line = &mut line[point];
+                        *line = if part == 0 { [0.0; LINE] } else { *line };
+                        line.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
                     }
                 }
-                let mut weights = [[0.0; LINE]; MAX_WEIGHTS];
-                T::weights(conv, &points, &mut weights);
-                for (weight, values) in weights.iter().enumerate().take(T::WEIGHTS) {
-                    let Some(at) = T::place(conv, weight, input, first) else { continue };
-                    // SAFETY: the weights between an input channel and these output channels lie in dw, and each is
-                    // another one for each input channel, which belongs to one task.
-                    let to = unsafe { std::slice::from_raw_parts_mut(self.dw.wrapping_add(at), count) };
-                    to.copy_from_slice(&values[..count]);
+                for (first, points) in (start..outputs).step_by(LINE).zip(&lines) {
+                    let count = LINE.min(outputs - first);
+                    let mut weights = [[0.0; LINE]; MAX_WEIGHTS];
+                    T::weights(conv, points, &mut weights);
+                    for (weight, values) in weights.iter().enumerate().take(T::WEIGHTS) {
+                        let Some(at) = T::place(conv, weight, input, first) else { continue };
+                        // SAFETY: the weights between an input channel and these output channels lie in dw, and each is
+                        // another one for each input channel, which belongs to one task.
+                        let to = unsafe { std::slice::from_raw_parts_mut(self.dw.wrapping_add(at), count) };
+                        to.copy_from_slice(&values[..count]);
+                    }
                 }
             }
         }

@@ -22,7 +22,7 @@ pub(super) struct Pack<'a> {
 }
 
 /// Input channels that are transformed together: enough for each point's values to be written in long runs.
-const INPUTS: usize = 16;
+const INPUTS: usize = LINE;
 
 impl Task for Pack<'_> {
     type Output = ();

@@ -87,7 +87,7 @@ impl View {
         self.transposed
     }
 
-    /// The weights (HWIO in `weight`) between the input channels from `input` on, one row each, and the output channels from
+    /// The weights (HWIO in `weight`) between the at most LINE input channels from `input` on, one row each, and the output channels from
     /// `first` on, at a tap as the tiles see it.
     #[inline(always)]
     pub(super) fn weights(
@@ -103,9 +103,13 @@ impl View {
         if self.transposed {
             let tap = (geometry.kernel[0] - 1 - ky) * geometry.kernel[1] + geometry.kernel[1] - 1 - kx;
             // An output's weights lie side by side.
-            for output in 0..count {
-                let row = &weight[(tap * outputs + first + output) * inputs + input..][..to.len()];
-                to.iter_mut().zip(row).for_each(|(to, &weight)| to[output] = f64::from(weight));
+            let mut rows = [[0.0; LINE]; LINE];
+            for (output, row) in rows.iter_mut().enumerate().take(count) {
+                let from = &weight[(tap * outputs + first + output) * inputs + input..][..to.len()];
+                row[..to.len()].copy_from_slice(from);
+            }
+            for (channel, to) in to.iter_mut().enumerate() {
+                *to = std::array::from_fn(|output| f64::from(rows[output][channel]));
             }
             return;
         }
