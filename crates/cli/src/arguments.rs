@@ -50,6 +50,10 @@ pub(crate) enum Command {
     Predict(PredictFlags),
     /// Show a network's layers, shapes, receptive fields, parameters and multiply-accumulates
     Inspect(InspectFlags),
+    /// Make a model folder out of weights that somebody else's program wrote
+    Import(Box<ImportFlags>),
+    /// Write a model in a form that other programs read
+    Export(ExportFlags),
     /// Measure speed and memory
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -334,6 +338,49 @@ pub(crate) struct InspectFlags {
     /// Images at once that the plan is for [default: 1]
     #[arg(short, long, value_name = "N", requires = "plan")]
     pub(crate) batch_size: Option<NonZeroUsize>,
+}
+
+/// Flags of `import`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet import resnet50.safetensors models/resnet50
+  stridenet import checkpoint/ models/flowers --arch resnet18 --json")]
+pub(crate) struct ImportFlags {
+    /// A file of weights, or a folder with one; a config.json beside it is read
+    #[arg(value_name = "SRC")]
+    pub(crate) source: PathBuf,
+    /// The model folder to write, or a file that ends in .safetensors
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Architecture, where it is not the one of config.json: a preset's name or a JSON file
+    #[arg(long, value_name = "NAME|FILE")]
+    pub(crate) arch: Option<String>,
+    /// Size of the images that the network sees: N or HEIGHTxWIDTH
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) img_size: Option<[usize; 2]>,
+    /// Let values that are NaN or infinite pass
+    #[arg(long)]
+    pub(crate) allow_nonfinite: bool,
+    /// Replace the model that is already there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+}
+
+/// Flags of `export`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  stridenet export runs/first published/first          model.safetensors and config.json, as timm reads them
+  stridenet export runs/first published/first.safetensors")]
+pub(crate) struct ExportFlags {
+    /// A run folder, a model folder or a file of weights
+    #[arg(value_name = "MODEL")]
+    pub(crate) model: PathBuf,
+    /// Where to: a folder, or a file that ends in .safetensors with a config.json beside it
+    #[arg(value_name = "OUT")]
+    pub(crate) out: PathBuf,
+    /// Replace what is already there
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 /// The network that a benchmark runs.

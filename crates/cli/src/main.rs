@@ -38,6 +38,8 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Evaluate(flags) => commands::evaluate::run(&cx, &console, common, flags),
         Command::Predict(flags) => commands::predict::run(&cx, &console, flags),
         Command::Inspect(flags) => commands::inspect::run(&cx, &console, flags),
+        Command::Import(flags) => commands::import::run(&console, flags),
+        Command::Export(flags) => commands::export::run(&console, flags),
         Command::Bench(command) => commands::bench::run(&cx, &console, command),
     }
 }

@@ -42,18 +42,19 @@
 //! # }
 //! ```
 
-use crate::arch::{Arch, LayerKind, Overrides, preset_names};
-use crate::image::{Normalisation, Picture, Preprocess};
+mod description;
+mod import;
+
+pub use description::Description;
+pub use import::{ImportOptions, Imported, import};
+
+use crate::image::{Picture, Preprocess};
 use crate::kernels::{Context, loss};
 use crate::network::Network;
 use crate::plan::{Plan, PlanOptions};
-use crate::weights::{
-    Account, ModelConfig, ModelFolder, NonFinite, PretrainedConfig, WeightsError, read_safetensors,
-};
+use crate::weights::{Account, ModelFolder};
 use crate::{Error, Tensor};
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -75,15 +76,14 @@ pub struct Model {
 pub struct OpenOptions {
     /// The instructions and threads that the model computes with.
     pub context: Arc<Context>,
-    /// The size `[height, width]` of the images that the network takes, where it is not the configuration's.
-    pub img_size: Option<[usize; 2]>,
+    /// How the weights' file is read, and what is changed in it.
+    pub import: ImportOptions,
 }
 
 impl Default for OpenOptions {
-    /// The best instructions of this CPU, a thread for each physical processor that the process may use, and images of the
-    /// configuration's size.
+    /// The best instructions of this CPU, a thread for each physical processor that the process may use, and nothing changed.
     fn default() -> Self {
-        OpenOptions { context: Arc::new(Context::detect()), img_size: None }
+        OpenOptions { context: Arc::new(Context::detect()), import: ImportOptions::default() }
     }
 }
 
@@ -96,14 +96,6 @@ pub struct Prediction {
     pub label: String,
     /// Softmax of the logits.
     pub probability: f32,
-}
-
-/// What stridenet writes under its key of `config.json`.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Extension {
-    /// The network's description.
-    arch: Arch,
 }
 
 /// A model with what was found while opening it.
@@ -147,29 +139,12 @@ impl Model {
     /// # Errors
     /// When files are missing, damaged or contradict each other.
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Opened, Error> {
-        let (path, context) = (path.as_ref(), Arc::clone(&options.context));
-        let files = ModelFolder::locate(path)?;
-        let Some(config_path) = files.config else {
-            let problem =
-                "there is no config.json beside the weights, so the architecture is not known".to_owned();
-            return Err(WeightsError::NoModel { path: files.weights, problem }.into());
-        };
-        let config = ModelConfig::read(&config_path)?;
-        let arch = describe(&config, &config_path)?;
-        let mut preprocess = preprocess_of(&config.pretrained_cfg, &config_path)?;
-        if let Some(size) = options.img_size {
-            preprocess.input_size = size;
-        }
-        preprocess.check()?;
-        let classes = match config.label_names.is_empty() {
-            true => (0..arch.num_classes).map(|class| class.to_string()).collect(),
-            false => config.label_names,
-        };
-        let state = read_safetensors(&files.weights, NonFinite::Refuse)?;
-        let (network, account) =
-            Network::from_state(&context, &arch, preprocess.input_size, &files.weights, state)?;
-        let model = Model::new(context, network, preprocess, classes);
-        Ok(Opened { model, account, weights: files.weights })
+        let context = Arc::clone(&options.context);
+        let imported = import(path.as_ref(), &options.import)?;
+        let Imported { description, state, weights, account, .. } = imported;
+        let Description { arch, preprocess, classes } = description;
+        let (network, _) = Network::from_state(&context, &arch, preprocess.input_size, &weights, state)?;
+        Ok(Opened { model: Model::new(context, network, preprocess, classes), account, weights })
     }
 
     /// The network.
@@ -210,47 +185,19 @@ impl Model {
         Ok(Arc::clone(single.insert(Arc::new(self.plan(1)?))))
     }
 
+    /// What the model is apart from its weights.
+    pub fn description(&self) -> Description {
+        let (arch, preprocess) = (self.network.arch().clone(), self.preprocess.clone());
+        Description { arch, preprocess, classes: self.classes.clone() }
+    }
+
     /// Writes a model folder: `model.safetensors` with torch's names and `config.json` in timm's form.
     ///
     /// # Errors
     /// When the folder or a file cannot be written.
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
-        ModelFolder::save(folder, &self.network.state()?, &self.config(folder)?)?;
+        ModelFolder::save(folder, &self.network.state()?, &self.description().to_config(folder)?)?;
         Ok(())
-    }
-
-    /// The configuration, in timm's form; `folder` is only for messages.
-    fn config(&self, folder: &Path) -> Result<ModelConfig, Error> {
-        let (arch, preprocess) = (self.network.arch(), &self.preprocess);
-        let [height, width] = preprocess.input_size;
-        let mut model_args = Map::new();
-        model_args.insert("in_chans".into(), arch.in_channels.into());
-        let summary = arch.summary(preprocess.input_size)?;
-        let last = summary.layers.iter().find(|layer| layer.kind == LayerKind::GlobalAvgPool);
-        let mut config = ModelConfig {
-            architecture: arch.name.clone(),
-            num_classes: arch.num_classes,
-            num_features: Some(arch.structure()?.head.in_features),
-            label_names: self.classes.clone(),
-            model_args,
-            pretrained_cfg: PretrainedConfig {
-                input_size: [preprocess.channels, height, width],
-                interpolation: name_of(preprocess.interpolation),
-                crop_pct: preprocess.crop_pct,
-                crop_mode: name_of(preprocess.crop_mode),
-                mean: preprocess.mean.clone(),
-                std: preprocess.std.clone(),
-                num_classes: arch.num_classes,
-                pool_size: last.map(|layer| [layer.input[1], layer.input[2]]),
-                first_conv: Some("conv1".into()),
-                classifier: Some("fc".into()),
-                ..PretrainedConfig::default()
-            },
-            stridenet: None,
-            other: Map::new(),
-        };
-        config.set_extension(folder, &Extension { arch: arch.clone() })?;
-        Ok(config)
     }
 
     /// All classes with their probabilities for a picture, the most probable first.
@@ -287,73 +234,16 @@ impl Model {
     }
 }
 
-/// The name under which serde knows a unit variant.
-fn name_of(value: impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(Value::String(name)) => name,
-        other => unreachable!("a unit variant is a string, not {other:?}"),
-    }
-}
-
-/// The network that a configuration describes: in stridenet's own words where it has them, else by the preset's name.
-fn describe(config: &ModelConfig, path: &Path) -> Result<Arch, Error> {
-    let refuse = |problem: String, remedy: String| -> Result<Arch, Error> {
-        Err(WeightsError::Config { path: path.to_path_buf(), problem, remedy }.into())
-    };
-    let [in_channels, height, width] = config.pretrained_cfg.input_size;
-    let given = config.extension::<Extension>(path)?;
-    let arch = match given {
-        Some(Extension { arch }) => {
-            arch.validate()?;
-            arch
-        }
-        None if !preset_names().contains(&config.architecture.as_str()) => {
-            let problem = format!("the architecture {:?} is not known", config.architecture);
-            return refuse(problem, format!("known are {}", preset_names().join(", ")));
-        }
-        None => Arch::preset(&config.architecture)?.with(&Overrides {
-            num_classes: Some(config.num_classes),
-            in_channels: Some(in_channels),
-            img_size: Some([height, width]),
-            ..Overrides::default()
-        })?,
-    };
-    if arch.num_classes != config.num_classes || arch.in_channels != in_channels {
-        let problem = format!(
-            "num_classes {} and {in_channels} input channels contradict the architecture's {} and {}",
-            config.num_classes, arch.num_classes, arch.in_channels
-        );
-        return refuse(problem, "make them agree with the weights".into());
-    }
-    Ok(arch)
-}
-
-fn preprocess_of(config: &PretrainedConfig, path: &Path) -> Result<Preprocess, Error> {
-    let [_, height, width] = config.input_size;
-    let normalisation = Normalisation { mean: config.mean.clone(), std: config.std.clone() };
-    Ok(Preprocess {
-        interpolation: variant("interpolation", &config.interpolation, path)?,
-        crop_mode: variant("crop_mode", &config.crop_mode, path)?,
-        crop_pct: config.crop_pct,
-        ..Preprocess::exact([height, width], normalisation)
-    })
-}
-
-/// The variant that serde knows under this name.
-fn variant<T: DeserializeOwned>(key: &str, name: &str, path: &Path) -> Result<T, Error> {
-    serde_json::from_value(Value::String(name.to_owned())).map_err(|error| {
-        let (problem, remedy) = (format!("{key}: {error}"), "choose one of those".to_owned());
-        WeightsError::Config { path: path.to_path_buf(), problem, remedy }.into()
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::Arch;
+    use crate::image::Normalisation;
     use crate::kernels::Level;
     use crate::layer::Workspace;
     use crate::network::Initialise;
-    use crate::weights::WEIGHTS_FILE;
+    use crate::weights::{ModelConfig, WEIGHTS_FILE};
+    use serde_json::Value;
 
     fn context(threads: usize) -> Arc<Context> {
         Arc::new(Context::new(Level::detect(), threads))
@@ -370,7 +260,7 @@ mod tests {
 
     /// Opens the model in `folder`.
     fn open(cx: &Arc<Context>, folder: &Path) -> Result<Model, Error> {
-        let options = OpenOptions { context: Arc::clone(cx), img_size: None };
+        let options = OpenOptions { context: Arc::clone(cx), import: ImportOptions::default() };
         Ok(Model::open_with(folder, &options)?.model)
     }
 
@@ -440,7 +330,8 @@ mod tests {
     fn images_of_another_size_are_predicted_when_asked_for() {
         let (cx, folder) = (context(1), tempfile::tempdir().unwrap());
         random(&cx).save(folder.path()).unwrap();
-        let options = OpenOptions { context: cx, img_size: Some([48, 40]) };
+        let import = ImportOptions { img_size: Some([48, 40]), ..ImportOptions::default() };
+        let options = OpenOptions { context: cx, import };
         let model = Model::open_with(folder.path(), &options).unwrap().model;
         assert_eq!(model.plan(1).unwrap().input(), [48, 40, 3]);
         assert_eq!(model.classify(&gradient()).unwrap().len(), 10);

@@ -2,6 +2,8 @@
 
 pub(crate) mod bench;
 pub(crate) mod evaluate;
+pub(crate) mod export;
+pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod predict;
 mod report;
@@ -17,7 +19,7 @@ use std::sync::Arc;
 use stridenet::arch::{Arch, ArchError, preset_names};
 use stridenet::data::{Dataset, OnError, Skipped};
 use stridenet::kernels::Context;
-use stridenet::model::{Model, OpenOptions, Opened};
+use stridenet::model::{ImportOptions, Model, OpenOptions, Opened};
 use stridenet::network::{Initialise, Network};
 
 impl From<OnErrorChoice> for OnError {
@@ -57,7 +59,10 @@ fn open_model(
     path: &Path,
     img_size: Option<[usize; 2]>,
 ) -> Result<Model, Failure> {
-    let options = OpenOptions { context: Arc::clone(cx), img_size };
+    let options = OpenOptions {
+        context: Arc::clone(cx),
+        import: ImportOptions { img_size, ..ImportOptions::default() },
+    };
     let Opened { model, account, weights } = Model::open_with(path, &options)?;
     let arch = model.network().arch();
     console.detail(format_args!(

@@ -1,13 +1,14 @@
 //! Which of a file's tensors a network can use, and which it cannot.
 
 use super::error::{WeightsError, count, printable};
+use super::prefix::{Unwrapped, unwrap};
 use super::state::StateDict;
 use crate::spelling::edit_distance;
+use serde::Serialize;
 use std::collections::HashSet;
+use std::fmt;
 use std::path::Path;
 
-/// What `torch.nn.DataParallel`, `torch.compile` and training wrappers put in front of every name.
-const WRAPPERS: [&str; 3] = ["module.", "_orig_mod.", "model."];
 /// The one counter a batch norm has; inference and training with a fixed momentum do without it.
 const COUNTER: &str = "num_batches_tracked";
 /// How many unused tensors get a suggestion and a place in the message; a file can hold any number of them.
@@ -23,7 +24,7 @@ pub struct Expected {
 }
 
 /// A tensor of the file that the network has not.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unused {
     /// Its name, without the wrapper's prefix.
     pub name: String,
@@ -32,7 +33,7 @@ pub struct Unused {
 }
 
 /// A tensor whose shape is not the network's.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Mismatch {
     /// Its name.
     pub name: String,
@@ -52,11 +53,13 @@ pub enum UnusedTensors {
 }
 
 /// What became of every tensor that the network or the file has.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Account {
     /// What the tensors were matched against, for messages, such as `resnet18`.
     pub network: String,
-    /// The prefix that all names of the file had and that was removed.
+    /// Under which keys of a checkpoint the tensors were, such as `state_dict`; empty where the file was nothing but weights.
+    pub part: String,
+    /// The wrapper's prefix that was removed from the file's names.
     pub stripped: String,
     /// Tensors that fit.
     pub applied: Vec<String>,
@@ -70,14 +73,12 @@ pub struct Account {
     pub integers: Vec<String>,
 }
 
-/// Matches a file's tensors with those of `network`. Prefixes of wrappers that all names carry are removed. Returns the
-/// tensors under the network's names, and the account.
-pub fn fit(mut state: StateDict, network: &str, expected: &[Expected]) -> (StateDict, Account) {
-    let mut account = Account { network: network.to_string(), ..Account::default() };
-    while let Some(prefix) = wrapper(&state, expected) {
-        account.stripped.push_str(prefix);
-        state = state.without_prefix(prefix);
-    }
+/// Matches a file's tensors with those of `network`. The prefix of a wrapper is removed. Returns the tensors under the
+/// network's names, and the account.
+pub fn fit(state: StateDict, network: &str, expected: &[Expected]) -> (StateDict, Account) {
+    let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
+    let Unwrapped { prefix, state, shadowed } = unwrap(state, &|name| known.contains(name));
+    let mut account = Account { network: network.to_string(), stripped: prefix, ..Account::default() };
     for Expected { name, shape } in expected {
         let counter = name.ends_with(COUNTER);
         match state.get(name) {
@@ -92,7 +93,6 @@ pub fn fit(mut state: StateDict, network: &str, expected: &[Expected]) -> (State
             Some(_) => account.applied.push(name.clone()),
         }
     }
-    let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
     let missing: HashSet<&str> = account.missing.iter().map(String::as_str).collect();
     let missing: Vec<&Expected> =
         expected.iter().filter(|tensor| missing.contains(tensor.name.as_str())).collect();
@@ -101,6 +101,7 @@ pub fn fit(mut state: StateDict, network: &str, expected: &[Expected]) -> (State
         let did_you_mean = if listed { most_similar(name, entry.shape(), &missing) } else { None };
         account.unused.push(Unused { name: name.to_string(), did_you_mean });
     }
+    account.unused.extend(shadowed.into_iter().map(|name| Unused { name, did_you_mean: None }));
     (state, account)
 }
 
@@ -159,11 +160,21 @@ impl Account {
     }
 }
 
-/// The prefix that all names of the file carry and the network's do not.
-fn wrapper(state: &StateDict, expected: &[Expected]) -> Option<&'static str> {
-    WRAPPERS
-        .into_iter()
-        .find(|prefix| state.all_start_with(prefix) && !expected.iter().any(|e| e.name.starts_with(prefix)))
+impl fmt::Display for Account {
+    /// Everything on one line: `320 applied, the prefix module. removed`.
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        write!(formatter, "{} applied", self.applied.len())?;
+        if !self.part.is_empty() {
+            write!(formatter, " from the checkpoint's {}", self.part)?;
+        }
+        if !self.stripped.is_empty() {
+            write!(formatter, ", the prefix {} removed", self.stripped)?;
+        }
+        match self.problems() {
+            problems if problems.is_empty() => Ok(()),
+            problems => write!(formatter, ", {problems}"),
+        }
+    }
 }
 
 /// The missing tensor that `name` was probably meant to be: the only one of its shape, or the one of its shape whose
@@ -247,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn wrappers_are_removed_when_every_name_has_them() {
+    fn wrappers_are_removed() {
         let wrapped: Vec<(String, &[usize])> =
             NETWORK.iter().map(|(name, shape)| (format!("_orig_mod.module.model.{name}"), *shape)).collect();
         let named: Vec<(&str, &[usize])> =
@@ -257,10 +268,18 @@ mod tests {
         assert_eq!(account.stripped, "_orig_mod.module.model.");
         assert!(unwrapped.get("conv1.weight").is_some());
 
+        // What has not the prefix is reported under its own name.
         let mut partly = named.clone();
+        partly.push(("fc.bias", &[2]));
         partly.push(("step", &[1]));
         let (_, account) = fit(state(&partly), "resnet18", &expected(&NETWORK));
-        assert_eq!((account.stripped.as_str(), account.missing.len()), ("", 4));
+        assert!(account.is_complete());
+        let unused: Vec<&str> = account.unused.iter().map(|unused| unused.name.as_str()).collect();
+        assert_eq!(unused, ["step", "fc.bias"]);
+        assert_eq!(
+            account.to_string(),
+            "5 applied, the prefix _orig_mod.module.model. removed, 2 tensors that the network has not (step, fc.bias)"
+        );
     }
 
     #[test]

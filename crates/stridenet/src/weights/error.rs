@@ -19,15 +19,33 @@ pub enum WeightsError {
         /// What was found and what was expected.
         problem: String,
     },
-    /// The bytes are weights of another format.
-    #[error("{} is {format}, expected a safetensors file; {remedy}", path.display())]
+    /// The bytes are no PyTorch file, or one with more than weights.
+    #[error("{} cannot be read as a PyTorch file: {problem}; {remedy}", path.display())]
+    Pytorch {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// The bytes are something else than weights.
+    #[error("{} is {format}; {remedy}", path.display())]
     Format {
         /// The file.
         path: PathBuf,
         /// The format found, with its article.
         format: &'static str,
-        /// How to get a safetensors file.
+        /// What to do.
         remedy: &'static str,
+    },
+    /// Neither the bytes nor the name say what the file is.
+    #[error("{} is not a file of weights, by its first bytes and by its name; expected {expected}", path.display())]
+    UnknownFormat {
+        /// The file.
+        path: PathBuf,
+        /// The extensions of the formats that can be read.
+        expected: String,
     },
     /// A tensor's element type is not one that weights have.
     #[error(
@@ -44,7 +62,8 @@ pub enum WeightsError {
     },
     /// Tensors hold NaN or infinite values.
     #[error(
-        "{} holds values that are NaN or infinite as float32: {}; use a checkpoint from before the training diverged",
+        "{} holds values that are NaN or infinite as float32: {}; use a checkpoint from before the training \
+         diverged, or let them pass with --allow-nonfinite",
         path.display(), list_counts(tensors)
     )]
     NonFinite {
@@ -106,7 +125,7 @@ pub enum WeightsError {
     /// There is no model where one was looked for.
     #[error(
         "no model at {}: {problem}; train one with `stridenet train --out FOLDER`, or give the folder or the \
-         .safetensors file of one",
+         weights of one",
         path.display()
     )]
     NoModel {

@@ -2,6 +2,7 @@
 
 use super::config::ModelConfig;
 use super::error::WeightsError;
+use super::format::{Format, expected_names};
 use super::safetensors::write_safetensors;
 use super::state::StateDict;
 use crate::file::FileError;
@@ -18,26 +19,22 @@ const RUN: [&str; 2] = ["best", "last"];
 /// The files of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFolder {
-    /// The safetensors file.
+    /// The file of weights.
     pub weights: PathBuf,
     /// The `config.json` beside it, if there is one.
     pub config: Option<PathBuf>,
 }
 
 impl ModelFolder {
-    /// Finds the model that `path` means: a `.safetensors` file, a model folder, or a run folder, of which `best` is
-    /// preferred to `last`.
+    /// Finds the model that `path` means: a file of weights, a model folder, or a run folder, of which `best` is preferred
+    /// to `last`. In a folder without `model.safetensors` the only file of weights is the model.
     ///
     /// # Errors
-    /// When nothing is there, or only weights of another format.
+    /// When nothing is there, or several files could be meant.
     pub fn locate(path: &Path) -> Result<Self, WeightsError> {
         let no_model = |problem| WeightsError::NoModel { path: path.to_path_buf(), problem };
         if path.is_file() {
-            return match extension(path).as_deref() {
-                Some("safetensors") => Ok(Self::beside(path.to_path_buf())),
-                _ => Err(unsupported(path)
-                    .unwrap_or_else(|| no_model("the file's name does not end in .safetensors".to_string()))),
-            };
+            return Ok(Self::beside(path.to_path_buf()));
         }
         if !path.is_dir() {
             return Err(no_model("there is no such file or folder".to_string()));
@@ -49,27 +46,60 @@ impl ModelFolder {
         }
         let entries = std::fs::read_dir(path).map_err(|source| FileError::read(path, source))?;
         let mut files: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        files.retain(|file| Format::of_name(file).is_some() && file.is_file());
         files.sort();
-        if let Some(error) = files.iter().filter(|file| file.is_file()).find_map(|file| unsupported(file)) {
-            return Err(error);
-        }
         let [best, last] = RUN;
-        Err(no_model(format!(
-            "it contains neither {WEIGHTS_FILE} nor {best}/{WEIGHTS_FILE} nor {last}/{WEIGHTS_FILE}"
-        )))
+        match &mut files[..] {
+            [only] => Ok(Self::beside(std::mem::take(only))),
+            [] => Err(no_model(format!(
+                "it contains neither {WEIGHTS_FILE} nor {best}/{WEIGHTS_FILE} nor {last}/{WEIGHTS_FILE} nor a file \
+                 that ends in one of {}",
+                expected_names()
+            ))),
+            [first, second, ..] => Err(no_model(format!(
+                "it contains several files of weights ({} and {} are two of them), give one of them",
+                first.display(),
+                second.display()
+            ))),
+        }
     }
 
-    /// Writes a model folder, creating it if needed: first the weights, then the configuration, each atomically.
+    /// Where a model that is saved at `path` lies: in the file itself where its name ends in `.safetensors`, else in a
+    /// folder; the configuration is beside the weights.
+    pub fn target(path: &Path) -> Self {
+        let weights = match Format::of_name(path) {
+            Some(Format::Safetensors) => path.to_path_buf(),
+            _ => path.join(WEIGHTS_FILE),
+        };
+        let config = Some(weights.with_file_name(CONFIG_FILE));
+        ModelFolder { weights, config }
+    }
+
+    /// The files that are already there.
+    pub fn existing(&self) -> Vec<&Path> {
+        [Some(&self.weights), self.config.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+            .filter(|path| path.exists())
+            .collect()
+    }
+
+    /// Writes a model, as [`target`](Self::target) says where, creating the folder if needed: first the weights, then the
+    /// configuration, each atomically.
     ///
     /// # Errors
     /// When the configuration contradicts itself, or a file cannot be written.
-    pub fn save(folder: &Path, state: &StateDict, config: &ModelConfig) -> Result<Self, WeightsError> {
-        let (weights, description) = (folder.join(WEIGHTS_FILE), folder.join(CONFIG_FILE));
+    pub fn save(path: &Path, state: &StateDict, config: &ModelConfig) -> Result<Self, WeightsError> {
+        let files = Self::target(path);
+        let description = files.weights.with_file_name(CONFIG_FILE);
         config.check(&description)?;
-        std::fs::create_dir_all(folder).map_err(|source| FileError::write(folder, source))?;
-        write_safetensors(&weights, state, &BTreeMap::new())?;
+        if let Some(folder) = files.weights.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|source| FileError::write(folder, source))?;
+        }
+        write_safetensors(&files.weights, state, &BTreeMap::new())?;
         config.write(&description)?;
-        Ok(ModelFolder { weights, config: Some(description) })
+        Ok(files)
     }
 
     /// These weights with the configuration beside them.
@@ -78,24 +108,6 @@ impl ModelFolder {
         let config = config.is_file().then_some(config);
         ModelFolder { weights, config }
     }
-}
-
-/// The extension in lower case.
-fn extension(path: &Path) -> Option<String> {
-    Some(path.extension()?.to_str()?.to_ascii_lowercase())
-}
-
-/// The error for weights in a format that cannot be read, by the file's extension.
-fn unsupported(path: &Path) -> Option<WeightsError> {
-    let (format, remedy) = match extension(path)?.as_str() {
-        "pth" | "pt" | "ckpt" | "bin" => (
-            "a PyTorch file, which can run code when it is opened",
-            "convert it in Python: safetensors.torch.save_file(torch.load(source, weights_only=True), target)",
-        ),
-        "onnx" => ("an ONNX file", "save the network it was exported from with safetensors.torch.save_file"),
-        _ => return None,
-    };
-    Some(WeightsError::Format { path: path.to_path_buf(), format, remedy })
 }
 
 #[cfg(test)]
@@ -128,6 +140,12 @@ mod tests {
         assert_eq!(read_safetensors(&saved.weights, NonFinite::Refuse).unwrap(), state);
         assert_eq!(ModelConfig::read(&saved.config.unwrap()).unwrap(), config);
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 2);
+        // The same model as a single file, with its configuration beside it.
+        let file = folder.path().join("one/net.safetensors");
+        assert!(ModelFolder::target(&file).existing().is_empty());
+        let single = ModelFolder::save(&file, &state, &config).unwrap();
+        assert_eq!(single.existing(), [&*file, &folder.path().join("one/config.json")]);
+        assert_eq!(std::fs::read(&file).unwrap(), std::fs::read(path.join(WEIGHTS_FILE)).unwrap());
     }
 
     #[test]
@@ -181,16 +199,10 @@ mod tests {
             message("absent").contains("there is no such file or folder; train one with `stridenet train")
         );
         assert!(message("").contains("neither model.safetensors nor best/model.safetensors nor last/model"));
-        touch(&folder.path().join("notes.txt"));
-        assert!(message("notes.txt").contains("does not end in .safetensors"));
-        for (name, expected) in [
-            ("net.onnx", "is an ONNX file, expected a safetensors file; save the network"),
-            ("hub/pytorch_model.bin", "is a PyTorch file, which can run code when it is opened"),
-            ("net.PTH", "convert it in Python: safetensors.torch.save_file"),
-        ] {
-            touch(&folder.path().join(name));
-            assert!(message(name).contains(expected), "{}", message(name));
-        }
-        assert!(message("hub").contains("pytorch_model.bin is a PyTorch file"));
+        touch(&folder.path().join("hub/model_int8.safetensors"));
+        let only = ModelFolder::locate(&folder.path().join("hub")).unwrap();
+        assert_eq!(only.weights, folder.path().join("hub/model_int8.safetensors"));
+        touch(&folder.path().join("hub/other.Safetensors"));
+        assert!(message("hub").contains("several files of weights") && message("hub").contains("other.Safe"));
     }
 }

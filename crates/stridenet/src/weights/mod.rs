@@ -6,10 +6,14 @@
 
 mod account;
 mod config;
+mod dtype;
 mod error;
 mod folder;
+mod format;
 mod layout;
 mod npy;
+mod prefix;
+mod pytorch;
 mod safetensors;
 mod state;
 
@@ -17,8 +21,11 @@ pub use account::{Account, Expected, Mismatch, Unused, UnusedTensors, fit};
 pub use config::{ModelConfig, PretrainedConfig};
 pub use error::WeightsError;
 pub use folder::{CONFIG_FILE, ModelFolder, WEIGHTS_FILE};
+pub use format::{FileContents, Format, read_weights};
 pub use layout::{conv_from_hwio, conv_to_hwio};
 pub use npy::{read_npy, write_npy};
+pub use prefix::{Unwrapped, unwrap};
+pub use pytorch::{pytorch_from_bytes, read_pytorch};
 pub use safetensors::{
     NonFinite, read_safetensors, read_safetensors_with_metadata, safetensors_from_bytes, write_safetensors,
 };

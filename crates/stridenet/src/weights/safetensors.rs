@@ -5,7 +5,9 @@
 //! refuses without saying which tensor is wrong and by how much. The values go from the file to their tensors piece by
 //! piece, so that there are never two copies of them.
 
+use super::dtype::{Dtype, PIECE};
 use super::error::{WeightsError, count, printable};
+use super::format::no_weights;
 use super::state::{StateDict, TensorEntry, TensorValues};
 use crate::file::{FileError, write_atomically};
 use ::safetensors::tensor::Metadata;
@@ -22,8 +24,6 @@ const LONGEST_HEADER: usize = 100_000_000;
 const PREFIX: usize = 8;
 /// Bytes that are looked at to recognise other formats.
 const BEGINNING: usize = 32;
-/// Bytes that are read at a time; a multiple of every type's size.
-const PIECE: usize = 1 << 16;
 
 /// What to do with values that are NaN or infinite as `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -189,13 +189,8 @@ fn write_values<T: Copy, const SIZE: usize>(
 
 /// Files that are often taken for safetensors, by their first bytes; with what to do.
 fn other_format(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    if bytes.starts_with(b"version https://git-lfs") {
-        Some(("a Git LFS pointer", "fetch the file itself with `git lfs pull`"))
-    } else if bytes.starts_with(b"PK\x03\x04") {
-        Some(("a zip archive such as torch.save writes", "save it with safetensors.torch.save_file"))
-    } else {
-        None
-    }
+    let zip = ("a zip archive such as torch.save writes", "give it a name that ends in .pth");
+    no_weights(bytes).or_else(|| bytes.starts_with(b"PK\x03\x04").then_some(zip))
 }
 
 /// The length of the JSON header, which lies within the file's `length` bytes.
@@ -320,97 +315,6 @@ struct HeaderEntry<'a> {
     dtype: &'static str,
     shape: &'a [usize],
     data_offsets: [usize; 2],
-}
-
-/// The element types that weights have.
-#[derive(Debug, Clone, Copy)]
-enum Dtype {
-    F32,
-    F16,
-    Bf16,
-    F64,
-    I64,
-}
-
-impl Dtype {
-    fn from_name(name: &str) -> Option<Self> {
-        [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64, Dtype::I64]
-            .into_iter()
-            .find(|dtype| dtype.name() == name)
-    }
-
-    fn of(values: &TensorValues) -> Self {
-        match values {
-            TensorValues::F32(_) => Dtype::F32,
-            TensorValues::I64(_) => Dtype::I64,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "F32",
-            Dtype::F16 => "F16",
-            Dtype::Bf16 => "BF16",
-            Dtype::F64 => "F64",
-            Dtype::I64 => "I64",
-        }
-    }
-
-    /// Bytes of one value.
-    fn size(self) -> usize {
-        match self {
-            Dtype::F16 | Dtype::Bf16 => 2,
-            Dtype::F32 => 4,
-            Dtype::F64 | Dtype::I64 => 8,
-        }
-    }
-
-    /// Reads `count` values, through `piece`.
-    fn decode(self, from: &mut impl Read, piece: &mut [u8], count: usize) -> io::Result<TensorValues> {
-        Ok(match self {
-            Dtype::F32 => TensorValues::F32(decode(from, piece, count, f32::from_le_bytes)?),
-            Dtype::F16 => {
-                TensorValues::F32(decode(from, piece, count, |half| f16_to_f32(u16::from_le_bytes(half)))?)
-            }
-            Dtype::Bf16 => TensorValues::F32(decode(from, piece, count, |half| {
-                f32::from_bits(u32::from(u16::from_le_bytes(half)) << 16)
-            })?),
-            Dtype::F64 => {
-                TensorValues::F32(decode(from, piece, count, |double| f64::from_le_bytes(double) as f32)?)
-            }
-            Dtype::I64 => TensorValues::I64(decode(from, piece, count, i64::from_le_bytes)?),
-        })
-    }
-}
-
-/// Reads `count` values of `SIZE` bytes each, through `piece`, whose length is a multiple of `SIZE`.
-fn decode<T, const SIZE: usize>(
-    from: &mut impl Read,
-    piece: &mut [u8],
-    count: usize,
-    value: impl Fn([u8; SIZE]) -> T,
-) -> io::Result<Vec<T>> {
-    let mut values = Vec::with_capacity(count);
-    while values.len() < count {
-        let wanted = piece.len().min((count - values.len()) * SIZE);
-        let bytes = &mut piece[..wanted];
-        from.read_exact(bytes)?;
-        values.extend(bytes.as_chunks::<SIZE>().0.iter().map(|&chunk| value(chunk)));
-    }
-    Ok(values)
-}
-
-/// IEEE 754 binary16 to binary32, exactly.
-fn f16_to_f32(bits: u16) -> f32 {
-    let sign = u32::from(bits & 0x8000) << 16;
-    let mantissa = u32::from(bits & 0x3ff);
-    let magnitude = match u32::from(bits >> 10 & 0x1f) {
-        // Subnormal: the mantissa counts units of 2^-24.
-        0 => (mantissa as f32 * 2f32.powi(-24)).to_bits(),
-        0x1f => 0x7f80_0000 | mantissa << 13,
-        exponent => (exponent + 112) << 23 | mantissa << 13,
-    };
-    f32::from_bits(sign | magnitude)
 }
 
 #[cfg(test)]

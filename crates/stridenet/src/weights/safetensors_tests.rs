@@ -1,3 +1,4 @@
+use super::super::dtype::f16_to_f32;
 use super::*;
 use crate::random::{Use, generator};
 use crate::weights::NamedTensor;
@@ -219,7 +220,7 @@ fn headers_that_are_no_json_or_too_long_are_refused() {
 #[test]
 fn other_formats_are_recognised() {
     assert!(message(b"version https://git-lfs.github.com/spec/v1\n").contains("`git lfs pull`"));
-    assert!(message(b"PK\x03\x04 and so on").contains("safetensors.torch.save_file"));
+    assert!(message(b"PK\x03\x04 and so on").contains("give it a name that ends in .pth"));
 }
 
 #[test]
@@ -232,7 +233,7 @@ fn values_that_are_not_finite_are_named_or_allowed() {
     assert_eq!(
         message(&bytes),
         "m.safetensors holds values that are NaN or infinite as float32: bad (2 values); \
-         use a checkpoint from before the training diverged"
+         use a checkpoint from before the training diverged, or let them pass with --allow-nonfinite"
     );
     let allowed = safetensors_from_bytes(Path::new("m"), &bytes, NonFinite::Allow).unwrap();
     assert_eq!(allowed.non_finite(), [("bad".to_string(), 2)]);

@@ -173,23 +173,28 @@ impl StateDict {
             .collect()
     }
 
-    /// Whether every name starts with `prefix` and has something behind it.
-    pub(super) fn all_start_with(&self, prefix: &str) -> bool {
-        !self.is_empty()
-            && self.names().all(|name| name.strip_prefix(prefix).is_some_and(|rest| reserved(rest).is_none()))
-    }
-
-    /// The same tensors with `prefix` removed from every name that has it.
-    pub(super) fn without_prefix(self, prefix: &str) -> Self {
-        let entries = self
-            .entries
-            .into_iter()
-            .map(|(name, entry)| match name.strip_prefix(prefix) {
-                Some(rest) => (rest.to_string(), entry),
-                None => (name, entry),
-            })
-            .collect();
-        StateDict { entries }
+    /// The same tensors with `prefix` removed from every name that has it; and the names of those without it that another
+    /// tensor has now, which are left out.
+    pub(super) fn without_prefix(self, prefix: &str) -> (Self, Vec<String>) {
+        let (mut inside, mut outside) = (BTreeMap::new(), Vec::new());
+        for (name, entry) in self.entries {
+            match name.strip_prefix(prefix).filter(|rest| reserved(rest).is_none()) {
+                Some(rest) => {
+                    inside.insert(rest.to_string(), entry);
+                }
+                None => outside.push((name, entry)),
+            }
+        }
+        let mut shadowed = Vec::new();
+        for (name, entry) in outside {
+            match inside.entry(name) {
+                Entry::Occupied(taken) => shadowed.push(taken.key().clone()),
+                Entry::Vacant(free) => {
+                    free.insert(entry);
+                }
+            }
+        }
+        (StateDict { entries: inside }, shadowed)
     }
 }
 
