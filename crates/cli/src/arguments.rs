@@ -3,7 +3,9 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use stridenet::arch::{BlockKind, Downsample, Overrides, Shortcut, Stem, StrideOn};
+use stridenet::arch::{
+    Attention, BlockKind, Downsample, Order, Overrides, Shortcut, Stem, StemPool, StrideOn, preset_names,
+};
 
 /// Train, evaluate and run residual networks that down-sample with stride 2, on the CPU.
 #[derive(Debug, Parser)]
@@ -98,9 +100,15 @@ pub(crate) struct ArchFlags {
     /// Block: basic or bottleneck
     #[arg(long, value_name = "KIND")]
     pub(crate) block: Option<BlockKind>,
-    /// Stem: imagenet (7×7 stride 2 and a max pool) or cifar (3×3)
+    /// Stem: imagenet (7×7 stride 2 and a max pool), deep or deep-tiered (three 3×3 instead of the 7×7), or cifar (3×3)
     #[arg(long, value_name = "KIND")]
     pub(crate) stem: Option<Stem>,
+    /// What shrinks the stem's output: max (a max pool) or conv (a 3×3 convolution with stride 2)
+    #[arg(long, value_name = "KIND")]
+    pub(crate) stem_pool: Option<StemPool>,
+    /// Order of convolution, batch norm and ReLU: post-activation or pre-activation (ResNet-V2)
+    #[arg(long, value_name = "ORDER")]
+    pub(crate) order: Option<Order>,
     /// Channels of the stem
     #[arg(long, value_name = "N")]
     pub(crate) stem_width: Option<usize>,
@@ -113,12 +121,22 @@ pub(crate) struct ArchFlags {
     /// Which convolution of a bottleneck has the stride: v1.5 (the 3×3) or v1 (the first 1×1)
     #[arg(long, value_name = "VERSION")]
     pub(crate) stride_on: Option<StrideOn>,
-    /// Shortcut where the shape changes: projection (1×1) or zero-pad (the paper's option A)
+    /// Shortcut where the shape changes: projection (1×1), avg-projection (an average pool before the 1×1, as in
+    /// ResNet-D) or zero-pad (the paper's option A)
     #[arg(long, value_name = "KIND")]
     pub(crate) shortcut: Option<Shortcut>,
     /// What down-samples: strided, max-pool, avg-pool or blur-pool
     #[arg(long, value_name = "KIND")]
     pub(crate) downsample: Option<Downsample>,
+    /// Attention to channels in each block: none, se (squeeze and excitation) or eca
+    #[arg(long, value_name = "KIND")]
+    pub(crate) attention: Option<Attention>,
+    /// By how much squeeze and excitation narrows
+    #[arg(long, value_name = "N")]
+    pub(crate) se_reduction: Option<usize>,
+    /// Largest product of the strides, for example 8; stages beyond it are dilated instead
+    #[arg(long, value_name = "N")]
+    pub(crate) output_stride: Option<usize>,
     /// Channels of the images that the network sees: 1 (grey) or 3 (RGB)
     #[arg(long, value_name = "N")]
     pub(crate) in_chans: Option<usize>,
@@ -138,11 +156,16 @@ impl ArchFlags {
             block: flags.block,
             stem: flags.stem,
             stem_width: flags.stem_width,
+            stem_pool: flags.stem_pool,
+            order: flags.order,
             groups: flags.groups,
             base_width: flags.base_width,
             stride_on: flags.stride_on,
             shortcut: flags.shortcut,
             downsample: flags.downsample,
+            attention: flags.attention,
+            se_reduction: flags.se_reduction,
+            output_stride: flags.output_stride,
             num_classes: None,
             in_channels: flags.in_chans,
             img_size: flags.img_size,
@@ -317,13 +340,33 @@ pub(crate) struct PredictFlags {
     pub(crate) features: Option<PathBuf>,
 }
 
-/// Flags of `inspect`.
-#[derive(Debug, Args)]
-#[command(after_help = "Examples:
+/// The examples of `inspect`, and the names that it knows.
+fn inspect_help() -> String {
+    let mut help = "Examples:
   stridenet inspect resnet50
   stridenet inspect resnet20 --downsample blur-pool --svg network.svg
+  stridenet inspect resnet50d --attention se --output-stride 8
   stridenet inspect resnet50 --plan -b 8
-  stridenet inspect runs/first --json")]
+  stridenet inspect runs/first --json
+
+Architectures:"
+        .to_owned();
+    let mut column = usize::MAX;
+    for name in preset_names() {
+        if column > 90 {
+            help.push_str("\n ");
+            column = 0;
+        }
+        help.push(' ');
+        help.push_str(name);
+        column += name.len() + 1;
+    }
+    help
+}
+
+/// Flags of `inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = inspect_help())]
 pub(crate) struct InspectFlags {
     /// A preset's name, a JSON file that describes an architecture, or a model
     pub(crate) network: String,

@@ -132,7 +132,7 @@ fn a_plan_can_be_inspected() {
 fn wrong_arguments_are_refused() {
     let folder = Folder::new();
     for command in ["infer", "layers"] {
-        refuse(2, &["bench", command, "resnet21"], &["resnet21", "did you mean"]);
+        refuse(2, &["bench", command, "resnet21"], &["resnet21", "nearest are"]);
         refuse(2, &["bench", command, "resnet20", "-b", "0"], &["--batch-size", "0"]);
         refuse(2, &["bench", command], &["NETWORK"]);
     }

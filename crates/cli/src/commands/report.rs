@@ -82,8 +82,8 @@ fn epoch_row(row: &EpochRow) -> report::EpochRow {
 
 fn layer_row(layer: &Layer) -> LayerRow {
     let shape = |[channels, height, width]: [usize; 3]| format!("{channels}×{height}×{width}");
-    let pointwise =
-        matches!(layer.kind, LayerKind::BatchNorm | LayerKind::Relu | LayerKind::Add | LayerKind::Linear);
+    use LayerKind::{Add, BatchNorm, Gate, Linear, Relu};
+    let pointwise = matches!(layer.kind, BatchNorm | Relu | Add | Gate | Linear);
     LayerRow {
         name: layer.name.clone(),
         kind: layer.kind.to_string().replace('_', " "),

@@ -95,6 +95,55 @@ impl Window {
     }
 }
 
+/// What an average pool makes of a window that reaches beyond the end of its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Edge {
+    /// It averages the positions that are there (PyTorch's `ceil_mode=True, count_include_pad=False`).
+    Partial,
+    /// There is no such window (PyTorch's default).
+    Drop,
+    /// What is missing counts as zeros (TensorFlow's `SAME`).
+    Zeros,
+}
+
+/// The window of an average pool along one axis, which begins at every `stride`-th position, without padding before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AverageWindow {
+    /// Positions averaged.
+    pub kernel: usize,
+    /// Step between windows.
+    pub stride: usize,
+    /// What happens at the end.
+    pub edge: Edge,
+}
+
+impl AverageWindow {
+    /// Windows of `stride` positions side by side, the last one possibly shorter.
+    pub const fn partial(stride: usize) -> Self {
+        AverageWindow { kernel: stride, stride, edge: Edge::Partial }
+    }
+
+    /// Number of windows for `input` positions.
+    ///
+    /// # Errors
+    /// When a parameter is zero, or the input has no window.
+    pub fn output(&self, input: usize) -> Result<usize, GeometryError> {
+        let AverageWindow { kernel, stride, edge } = *self;
+        for (what, value) in [("kernel", kernel), ("stride", stride)] {
+            if value == 0 {
+                return Err(GeometryError::Zero { what });
+            }
+        }
+        match edge {
+            _ if input == 0 => Err(GeometryError::TooSmall { input, padding: 0, reach: kernel }),
+            Edge::Drop => Window { kernel, stride, padding: 0, dilation: 1 }.output(input),
+            Edge::Zeros => Ok(input.div_ceil(stride)),
+            // A window begins inside the input, and the first one always exists.
+            Edge::Partial => Ok(input.saturating_sub(kernel).div_ceil(stride).min((input - 1) / stride) + 1),
+        }
+    }
+}
+
 /// A two-dimensional convolution's parameters, as in PyTorch's `Conv2d`. Pairs are `[height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ConvGeometry {
@@ -233,6 +282,32 @@ mod tests {
                 .validate()
                 .is_err_and(|e| e.to_string() == "64 output channels do not divide into 3 groups")
         );
+    }
+
+    #[test]
+    fn average_windows_end_as_pytorchs_do() {
+        // PyTorch 2: avg_pool1d with ceil_mode=True, with ceil_mode=False, and timm's AvgPool2dSame along an axis.
+        for (kernel, stride, input, [partial, drop, zeros]) in [
+            (2, 2, 7, [4, 3, 4]),
+            (2, 2, 8, [4, 4, 4]),
+            (2, 2, 1, [1, 0, 1]),
+            (2, 1, 7, [6, 6, 7]),
+            (3, 2, 8, [4, 3, 4]),
+            (2, 3, 9, [3, 3, 3]),
+            (2, 3, 10, [4, 3, 4]),
+            (2, 4, 9, [3, 2, 3]),
+            (1, 4, 8, [2, 2, 2]),
+        ] {
+            let output = |edge| AverageWindow { kernel, stride, edge }.output(input).unwrap_or(0);
+            assert_eq!(
+                [Edge::Partial, Edge::Drop, Edge::Zeros].map(output),
+                [partial, drop, zeros],
+                "{kernel} {stride} {input}"
+            );
+        }
+        assert!(AverageWindow { kernel: 0, stride: 1, edge: Edge::Zeros }.output(4).is_err());
+        assert!(AverageWindow { kernel: 1, stride: 0, edge: Edge::Drop }.output(4).is_err());
+        assert!(AverageWindow::partial(2).output(0).is_err());
     }
 
     #[test]

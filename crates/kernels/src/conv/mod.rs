@@ -6,7 +6,7 @@ mod geometry;
 mod tests;
 
 pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCost};
-pub use geometry::{ConvGeometry, GeometryError, Window};
+pub use geometry::{AverageWindow, ConvGeometry, Edge, GeometryError, Window};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
 use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct};

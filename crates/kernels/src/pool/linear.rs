@@ -1,7 +1,7 @@
 //! Pools that are sums with fixed weights, apart for rows and columns.
 
 use crate::Context;
-use crate::conv::GeometryError;
+use crate::conv::{AverageWindow, Edge, GeometryError};
 use crate::simd::{Simd, Task};
 
 /// For each position of one side, the positions of the other side that it is made of, with their weights.
@@ -20,13 +20,14 @@ impl Taps {
         Taps(transposed)
     }
 
-    /// Windows of `stride` positions, the last one possibly shorter; each is averaged over what it has.
-    fn average(input: usize, stride: usize) -> Taps {
+    /// The mean of each of `outputs` windows over what it has, or, with zeros behind the input, over the whole window.
+    fn average(input: usize, outputs: usize, AverageWindow { kernel, stride, edge }: AverageWindow) -> Taps {
         let window = |output: usize| {
-            let (from, to) = (output * stride, input.min((output + 1) * stride));
-            (from..to).map(|position| (position, 1.0 / (to - from) as f32)).collect()
+            let (from, to) = (output * stride, input.min(output * stride + kernel));
+            let count = if edge == Edge::Zeros { kernel } else { to - from };
+            (from..to).map(|position| (position, 1.0 / count as f32)).collect()
         };
-        Taps((0..input.div_ceil(stride)).map(window).collect())
+        Taps((0..outputs).map(window).collect())
     }
 
     /// Weights 1, 2, 1 over 4 around every `stride`-th position; beyond the border the positions are mirrored (the border
@@ -95,13 +96,14 @@ impl LinearPool {
         LinearPool::new(input, channels, |input| taps(input, stride))
     }
 
-    /// Average pool of `stride × stride` windows with that stride; windows at the border average what they have
-    /// (PyTorch's `ceil_mode=True, count_include_pad=False`).
+    /// Average pool over square windows.
     ///
     /// # Errors
-    /// When a size is 0.
-    pub fn average(input: [usize; 2], channels: usize, stride: usize) -> Result<Self, GeometryError> {
-        LinearPool::strided(input, [channels; 2], stride, Taps::average)
+    /// When a size is 0, or there is no window in the input.
+    pub fn average(input: [usize; 2], channels: usize, window: AverageWindow) -> Result<Self, GeometryError> {
+        let [height, width] = [window.output(input[0])?, window.output(input[1])?];
+        let outputs = |size| if size == input[0] { height } else { width };
+        LinearPool::new(input, [channels; 2], |input| Taps::average(input, outputs(input), window))
     }
 
     /// Blur pool (Zhang 2019): the binomial filter 1, 2, 1 in both directions at every `stride`-th pixel, with mirrored
@@ -118,7 +120,7 @@ impl LinearPool {
     /// # Errors
     /// When a size is 0.
     pub fn global_average(input: [usize; 2], channels: usize) -> Result<Self, GeometryError> {
-        LinearPool::new(input, [channels; 2], |input| Taps::average(input, input))
+        LinearPool::new(input, [channels; 2], |input| Taps::average(input, 1, AverageWindow::partial(input)))
     }
 
     /// Every `stride`-th pixel, its channels set into the middle of `out_channels` (option A of He et al. 2015; with an

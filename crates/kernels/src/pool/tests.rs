@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::Context;
-use crate::conv::Window;
+use crate::conv::{AverageWindow, Edge, Window};
 use crate::testing::{Random, contexts, widen};
 
 const SHAPES: usize = 220;
@@ -142,14 +142,20 @@ fn check(
 fn average_pools_agree_with_the_definition() {
     let (mut random, contexts) = (Random::new(42), contexts());
     for _ in 0..SHAPES {
-        let (shape, stride) = (Shape::random(&mut random), 1 + random.below(3));
+        let (shape, stride, kernel) = (Shape::random(&mut random), 1 + random.below(3), 1 + random.below(3));
         let input = shape.input;
-        let weight = move |axis: usize, output: usize, from: usize| {
-            let size = stride.min(input[axis] - output * stride);
-            if from / stride == output { 1.0 / size as f64 } else { 0.0 }
+        let edge = [Edge::Partial, Edge::Drop, Edge::Zeros][random.below(3)];
+        let window = AverageWindow { kernel, stride, edge };
+        let Ok(pool) = LinearPool::average(shape.input, shape.channels, window) else {
+            assert!(edge == Edge::Drop && input.into_iter().any(|size| size < kernel));
+            continue;
         };
-        let pool = LinearPool::average(shape.input, shape.channels, stride).unwrap();
-        assert_eq!(pool.output(), shape.input.map(|input| input.div_ceil(stride)));
+        let weight = move |axis: usize, output: usize, from: usize| {
+            let (first, last) = (output * stride, output * stride + kernel);
+            let there = (first..last).filter(|&position| position < input[axis]).count();
+            let size = if edge == Edge::Partial { there } else { kernel };
+            if (first..last).contains(&from) { 1.0 / size as f64 } else { 0.0 }
+        };
         check(&pool, &shape, shape.channels, &weight, &contexts, &mut random);
         let pool = LinearPool::global_average(shape.input, shape.channels).unwrap();
         assert_eq!(pool.output(), [1, 1]);
@@ -201,7 +207,7 @@ fn subsampling_keeps_every_stride_th_pixel_between_zero_channels() {
         check(&pool, &shape, out_channels, &weight, &contexts, &mut random);
     }
     assert!(LinearPool::subsample([4, 4], [8, 4], 2).is_err());
-    assert!(LinearPool::average([4, 4], 8, 0).is_err());
+    assert!(LinearPool::average([4, 4], 8, AverageWindow::partial(0)).is_err());
 }
 
 /// A linear pool's gradient is exact under any step; a max pool's wherever the step changes no winner, which steps of a

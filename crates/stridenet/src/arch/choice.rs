@@ -1,11 +1,11 @@
-//! The named choices of a description: block kind, stem, stride placement, shortcut, down-sampling.
+//! The named choices of a description: stem, block kind, order, stride placement, shortcut, down-sampling, attention.
 
 use super::ArchError;
 use super::pool::PoolKind;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 use std::str::FromStr;
-use stridenet_kernels::conv::Window;
+use stridenet_kernels::conv::{AverageWindow, Edge, Window};
 
 /// Declares an enum whose variants have one name each, the same on the command line, in JSON and in messages.
 macro_rules! choice {
@@ -65,13 +65,31 @@ macro_rules! choice {
 }
 
 choice! {
-    /// What stands before the first block.
+    /// What stands before the first block. All but the last shrink by 4 together with their pool.
     Stem ("stem") {
         /// A 7×7 convolution with stride 2 and padding 3, batch norm, ReLU, and a 3×3 max pool with stride 2
         /// and padding 1 (He et al. 2015, table 1).
         ImageNet = "imagenet",
-        /// A 3×3 convolution with stride 1, batch norm and ReLU (He et al. 2015, section 4.2).
+        /// Three 3×3 convolutions, the first with stride 2, each with batch norm and ReLU, in place of the 7×7
+        /// one: of half the width twice, then of the whole (ResNet-C, He et al. 2018; timm's `deep`).
+        Deep = "deep",
+        /// As `deep`, with 3/8, 1/2 and the whole of the width (timm's `deep_tiered`).
+        DeepTiered = "deep-tiered",
+        /// A 3×3 convolution with stride 1, batch norm and ReLU (He et al. 2015, section 4.2), without a pool.
         Cifar = "cifar",
+    }
+}
+
+choice! {
+    /// What shrinks the stem's output by 2 before the first block; a `cifar` stem has none.
+    #[derive(Default)]
+    StemPool ("stem_pool") {
+        /// A 3×3 max pool, which [`Downsample`] may replace.
+        #[default]
+        Max = "max",
+        /// A 3×3 convolution with stride 2, batch norm and ReLU (ResNet-RS, Bello et al. 2021; timm's
+        /// `replace_stem_pool`).
+        Conv = "conv",
     }
 }
 
@@ -96,6 +114,36 @@ impl BlockKind {
 }
 
 choice! {
+    /// The order of convolution, batch norm and ReLU.
+    #[derive(Default)]
+    Order ("order") {
+        /// Convolution, batch norm, ReLU, and a ReLU after each addition (He et al. 2015).
+        #[default]
+        Post = "post-activation",
+        /// Batch norm, ReLU, convolution, nothing after additions, and batch norm and ReLU before the head
+        /// (He et al. 2016, Identity mappings; timm's `resnetv2`). A shortcut that changes shape begins behind
+        /// the block's first ReLU.
+        Pre = "pre-activation",
+    }
+}
+
+choice! {
+    /// What weighs the channels of a block's main path before the addition.
+    #[derive(Default)]
+    Attention ("attention") {
+        /// Nothing.
+        #[default]
+        None = "none",
+        /// Squeeze and excitation (Hu et al. 2017): the channels' means, a linear layer to fewer values, ReLU, a
+        /// linear layer back, and a sigmoid.
+        Se = "se",
+        /// Efficient channel attention (Wang et al. 2019): the channels' means, a convolution along the channels,
+        /// and a sigmoid.
+        Eca = "eca",
+    }
+}
+
+choice! {
     /// Which convolution of a bottleneck carries the stage's stride.
     #[derive(Default)]
     StrideOn ("stride_on") {
@@ -115,18 +163,22 @@ choice! {
         /// A 1×1 convolution with the stage's stride, and batch norm (the paper's option B).
         #[default]
         Projection = "projection",
+        /// An average pool over `stride × stride` pixels, a 1×1 convolution with stride 1, and batch norm
+        /// (ResNet-D, He et al. 2018; timm's `avg_down`).
+        AvgProjection = "avg-projection",
         /// Every stride-th pixel, and channels of zeros (the paper's option A): no weights.
         ZeroPad = "zero-pad",
     }
 }
 
 choice! {
-    /// How the main path of a block shrinks its feature map. All choices give `⌈size / stride⌉` pixels, and
-    /// none has weights of its own, so that the same weights fit all of them.
+    /// How the main path of a block and the pool of the stem shrink a feature map. No choice has weights of its
+    /// own, so that the same weights fit all of them.
     ///
     /// With a pool, the convolution that would carry the stride has stride 1, and the pool follows its batch
-    /// norm and ReLU; the projection keeps its strided 1×1 convolution. That is timm's arrangement for
-    /// `aa_layer`, except that the stem is left as it is.
+    /// norm and ReLU; the projection keeps its strided 1×1 convolution. The stem's max pool becomes an average
+    /// pool over 2×2 pixels, or a max pool with stride 1 and a blur pool. That is timm's arrangement for
+    /// `aa_layer`.
     #[derive(Default)]
     Downsample ("downsample") {
         /// A convolution with stride.
@@ -145,12 +197,26 @@ impl Downsample {
     /// The pool that takes over `stride` from a convolution: `None` where the convolution keeps it.
     pub(super) fn pool(self, stride: usize) -> Option<PoolKind> {
         match self {
-            _ if stride == 1 => None,
             Downsample::Strided => None,
+            // In place of a stride that dilation has replaced, timm blurs all the same.
+            Downsample::BlurPool => Some(PoolKind::Blur { stride }),
+            _ if stride == 1 => None,
             // An even stride takes the next odd kernel, so that padding by half of it keeps windows centred.
             Downsample::MaxPool => Some(PoolKind::Max(Window::same(stride | 1, stride))),
-            Downsample::AvgPool => Some(PoolKind::Avg { stride }),
-            Downsample::BlurPool => Some(PoolKind::Blur { stride }),
+            Downsample::AvgPool => Some(PoolKind::Avg(AverageWindow::partial(stride))),
+        }
+    }
+
+    /// The pools between the stem and the first block.
+    pub(super) fn stem_pools(self) -> Vec<PoolKind> {
+        match self {
+            Downsample::Strided | Downsample::MaxPool => vec![PoolKind::Max(Window::same(3, 2))],
+            Downsample::AvgPool => {
+                vec![PoolKind::Avg(AverageWindow { kernel: 2, stride: 2, edge: Edge::Drop })]
+            }
+            Downsample::BlurPool => {
+                vec![PoolKind::Max(Window::same(3, 1)), PoolKind::Blur { stride: 2 }]
+            }
         }
     }
 }
@@ -186,7 +252,12 @@ mod tests {
             error.to_string(),
             r#"downsample is "max\npool", expected one of strided, max-pool, avg-pool, blur-pool"#
         );
-        assert!(serde_json::from_str::<Stem>("\"vgg\"").unwrap_err().to_string().contains("imagenet, cifar"));
+        assert!(
+            serde_json::from_str::<Stem>("\"vgg\"")
+                .unwrap_err()
+                .to_string()
+                .contains("imagenet, deep, deep-tiered, cifar")
+        );
     }
 
     #[test]
@@ -194,5 +265,7 @@ mod tests {
         assert_eq!(StrideOn::default(), StrideOn::Conv3x3);
         assert_eq!(Shortcut::default(), Shortcut::Projection);
         assert_eq!(Downsample::default(), Downsample::Strided);
+        assert_eq!((Order::default(), Attention::default()), (Order::Post, Attention::None));
+        assert_eq!(StemPool::default(), StemPool::Max);
     }
 }

@@ -1,8 +1,8 @@
 //! A network as a picture.
 
-use super::structure::{Block, BlockShortcut, Head, Unit};
+use super::structure::{Block, BlockShortcut, Head, Structure};
 use super::table::{quantity, shape};
-use super::{Arch, ArchError, Downsample, Shortcut, Stem};
+use super::{Arch, ArchError, Shortcut};
 use std::fmt::{Arguments, Write};
 
 /// The line on which all boxes are centred.
@@ -69,7 +69,7 @@ impl Arch {
         for group in self.groups(input)? {
             canvas.group(&group);
         }
-        canvas.legend(self.downsample, self.shortcut);
+        canvas.legend(self);
         Ok(canvas.finish(&title))
     }
 
@@ -81,7 +81,7 @@ impl Arch {
             vec![Item::map("input", image, 1)],
             ["input".to_owned(), String::new(), shape(image)],
         )];
-        let (stem, mut size) = stem_group(self.stem, &structure.stem, input)?;
+        let (stem, mut size) = self.stem_group(&structure, input)?;
         groups.push(stem);
         for blocks in structure.blocks.chunk_by(|a, b| a.stage == b.stage) {
             let mut items = Vec::with_capacity(blocks.len());
@@ -91,15 +91,29 @@ impl Arch {
             }
             let [height, width] = size;
             let map = [blocks[0].out_channels, height, width];
-            let labels = [
-                format!("layer{}", blocks[0].stage + 1),
-                format!("{} × {}", blocks.len(), self.block),
-                shape(map),
-            ];
+            let labels =
+                [self.stage_name(blocks[0].stage), format!("{} × {}", blocks.len(), self.block), shape(map)];
             groups.push(Group::new(shortened(items), labels));
         }
         groups.push(head_group(&structure.head));
         Ok(groups)
+    }
+
+    /// The stem's maps, and the size of its output.
+    fn stem_group(&self, structure: &Structure, input: [usize; 2]) -> Result<(Group, [usize; 2]), ArchError> {
+        let (mut items, mut size) = (Vec::new(), input);
+        for unit in &structure.stem {
+            let channels = unit.geometry.out_channels;
+            size = unit.geometry.output_size(size).map_err(ArchError::at(&unit.conv))?;
+            items.push(Item::map(&unit.conv, [channels, size[0], size[1]], unit.geometry.stride[0]));
+            for pool in &unit.pools {
+                size = pool.output(size).map_err(ArchError::at(&unit.conv))?;
+                items.push(Item::map("maxpool", [channels, size[0], size[1]], pool.window().stride));
+            }
+        }
+        let map = [self.stem_width, size[0], size[1]];
+        let labels = ["stem".to_owned(), self.stem.to_string(), shape(map)];
+        Ok((Group::new(items, labels), size))
     }
 }
 
@@ -146,7 +160,8 @@ impl Item {
         let map = [block.out_channels, height, width];
         let (dashes, shortcut) = match block.shortcut {
             BlockShortcut::Identity => (IDENTITY, "identity"),
-            BlockShortcut::Projection(_) => (PROJECTION, "projection"),
+            BlockShortcut::Projection { pool: None, .. } => (PROJECTION, "projection"),
+            BlockShortcut::Projection { pool: Some(_), .. } => (PROJECTION, "avg-projection"),
             BlockShortcut::ZeroPad { .. } => (ZERO_PAD, "zero-pad"),
         };
         let title = format!("{}: {}, stride {}, {shortcut}", block.name, shape(map), block.stride);
@@ -159,19 +174,6 @@ impl Item {
             Item::Dots => DOTS,
         }
     }
-}
-
-/// The stem's maps, and the size of its output.
-fn stem_group(stem: Stem, unit: &Unit, input: [usize; 2]) -> Result<(Group, [usize; 2]), ArchError> {
-    let channels = unit.geometry.out_channels;
-    let conv = unit.geometry.output_size(input).map_err(ArchError::at(&unit.conv))?;
-    let size = unit.output_size(input).map_err(ArchError::at(&unit.conv))?;
-    let mut items = vec![Item::map(&unit.conv, [channels, conv[0], conv[1]], unit.geometry.stride[0])];
-    if let Some(pool) = unit.pool {
-        items.push(Item::map("maxpool", [channels, size[0], size[1]], pool.window().stride));
-    }
-    let labels = ["stem".to_owned(), stem.to_string(), shape([channels, size[0], size[1]])];
-    Ok((Group::new(items, labels), size))
 }
 
 fn head_group(head: &Head) -> Group {
@@ -276,10 +278,11 @@ impl Canvas {
         ));
     }
 
-    fn legend(&mut self, downsample: Downsample, shortcut: Shortcut) {
+    fn legend(&mut self, arch: &Arch) {
         let y = LEGEND - 4.0;
+        let Arch { downsample, shortcut, .. } = arch;
         let dashes = match shortcut {
-            Shortcut::Projection => PROJECTION,
+            Shortcut::Projection | Shortcut::AvgProjection => PROJECTION,
             Shortcut::ZeroPad => ZERO_PAD,
         };
         self.element(format_args!(

@@ -8,16 +8,12 @@ use thiserror::Error;
 #[non_exhaustive]
 pub enum ArchError {
     /// No preset has this name.
-    #[error(
-        "unknown architecture {name:?}{}; known are {}",
-        did_you_mean(.suggestion),
-        super::preset_names().join(", ")
-    )]
+    #[error("unknown architecture {name:?}, nearest are {}; `stridenet inspect --help` lists all", .nearest.join(", "))]
     Preset {
         /// The name asked for.
         name: String,
-        /// The nearest preset's name, where one is near.
-        suggestion: Option<&'static str>,
+        /// The presets with the nearest names.
+        nearest: Vec<&'static str>,
     },
     /// A named choice has another value than its names.
     #[error("{what} is {found:?}, expected one of {}", .expected.join(", "))]
@@ -107,8 +103,4 @@ impl ArchError {
     pub(crate) fn at(layer: &str) -> impl FnOnce(GeometryError) -> ArchError {
         move |source| ArchError::Layer { layer: layer.to_owned(), source }
     }
-}
-
-fn did_you_mean(suggestion: &Option<&'static str>) -> String {
-    suggestion.map(|name| format!(", did you mean {name}?")).unwrap_or_default()
 }

@@ -17,6 +17,7 @@
 mod choice;
 mod drawing;
 mod error;
+mod features;
 mod overrides;
 mod pool;
 mod presets;
@@ -24,12 +25,13 @@ mod structure;
 mod summary;
 mod table;
 
-pub use choice::{BlockKind, Downsample, Shortcut, Stem, StrideOn};
+pub use choice::{Attention, BlockKind, Downsample, Order, Shortcut, Stem, StemPool, StrideOn};
 pub use error::ArchError;
+pub use features::FeatureInfo;
 pub use overrides::Overrides;
 pub use pool::PoolKind;
 pub use presets::preset_names;
-pub use structure::{Block, BlockShortcut, Head, Structure, TensorSpec, Unit};
+pub use structure::{Block, BlockShortcut, Gate, GateKind, Head, Norm, Structure, TensorSpec, Unit};
 pub use summary::{Layer, LayerKind, Summary};
 
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,10 @@ const MAX_CHANNELS: usize = 1 << 16;
 const MAX_CLASSES: usize = 1 << 20;
 /// The largest stride.
 const MAX_STRIDE: usize = 16;
+/// The largest kernel of a projection.
+const MAX_KERNEL: usize = 7;
+/// The largest limit of the product of the strides.
+const MAX_OUTPUT_STRIDE: usize = 1 << 20;
 /// The largest height or width of an image, in pixels.
 const MAX_SIDE: usize = 1 << 14;
 /// The most parameters; a few bytes of JSON must not make a builder allocate without end.
@@ -53,16 +59,15 @@ const MAX_PARAMS: u64 = 1 << 32;
 
 /// A residual network: a stem, stages of blocks, global average pooling and one linear layer.
 ///
-/// The JSON form has the same fields; `in_channels` (3), `groups` (1), `base_width` (64), `stride_on`
-/// (`v1.5`), `shortcut` (`projection`) and `downsample` (`strided`) may be left out, and unknown fields are
-/// refused.
+/// The JSON form has the same fields; all below `stages` may be left out, with the values that make plain
+/// residual networks, and unknown fields are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Arch {
     /// The name, such as `resnet50`. Overrides keep it: it says where the description came from.
     pub name: String,
-    /// Channels of the input image.
-    #[serde(default = "rgb")]
+    /// Channels of the input image (3).
+    #[serde(default = "three")]
     pub in_channels: usize,
     /// Number of classes, the length of the logits.
     pub num_classes: usize,
@@ -70,27 +75,50 @@ pub struct Arch {
     pub img_size: [usize; 2],
     /// What stands before the first block.
     pub stem: Stem,
-    /// Channels the stem puts out.
+    /// Channels the stem puts out; timm's `stem_width` is half of it for a deep stem.
     pub stem_width: usize,
     /// The kind of all blocks.
     pub block: BlockKind,
     /// The stages, in order: `layer1`, `layer2`, ….
     pub stages: Vec<Stage>,
-    /// Groups of a bottleneck's 3×3 convolution (ResNeXt's cardinality).
-    #[serde(default = "one_group")]
+    /// What shrinks the stem's output before the first block (`max`).
+    #[serde(default)]
+    pub stem_pool: StemPool,
+    /// The order of convolution, batch norm and ReLU (`post-activation`).
+    #[serde(default)]
+    pub order: Order,
+    /// Groups of a bottleneck's 3×3 convolution (1): ResNeXt's cardinality.
+    #[serde(default = "one")]
     pub groups: usize,
-    /// A bottleneck's inner width is `⌊width · base_width / 64⌋ · groups`, as in torchvision.
-    #[serde(default = "plain_base_width")]
+    /// A bottleneck's inner width is `⌊width · base_width / 64⌋ · groups`, as in torchvision (64).
+    #[serde(default = "sixty_four")]
     pub base_width: usize,
-    /// Which convolution of a bottleneck carries the stride.
+    /// By how much the first convolution of a block is narrower than its 3×3 convolution (1); SENet-154 has 2.
+    #[serde(default = "one")]
+    pub reduce_first: usize,
+    /// Which convolution of a bottleneck carries the stride (`v1.5`).
     #[serde(default)]
     pub stride_on: StrideOn,
-    /// How shortcuts change shape.
+    /// How shortcuts change shape (`projection`).
     #[serde(default)]
     pub shortcut: Shortcut,
-    /// How blocks shrink the feature map.
+    /// Kernel of a projection that has a stride or stands in a dilated stage (1); SENet-154 has 3.
+    #[serde(default = "one")]
+    pub down_kernel: usize,
+    /// How blocks and the stem shrink the feature map (`strided`).
     #[serde(default)]
     pub downsample: Downsample,
+    /// What weighs the channels of a block's main path (`none`).
+    #[serde(default)]
+    pub attention: Attention,
+    /// By how much squeeze and excitation narrows the channels' means, before rounding to a multiple of 8, at
+    /// least 8 (16); ResNet-RS has 4.
+    #[serde(default = "sixteen")]
+    pub se_reduction: usize,
+    /// The largest product of the strides. A stage that would pass it keeps its resolution, and its 3×3
+    /// convolutions are dilated instead (Chen et al. 2016; timm's `output_stride`). Nothing is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_stride: Option<usize>,
 }
 
 /// A row of the table: blocks that work at one resolution and width.
@@ -105,15 +133,19 @@ pub struct Stage {
     pub stride: usize,
 }
 
-fn rgb() -> usize {
-    3
-}
-
-fn one_group() -> usize {
+fn one() -> usize {
     1
 }
 
-fn plain_base_width() -> usize {
+fn three() -> usize {
+    3
+}
+
+fn sixteen() -> usize {
+    16
+}
+
+fn sixty_four() -> usize {
     64
 }
 
@@ -153,6 +185,10 @@ impl Arch {
         check("stem_width", self.stem_width, MAX_CHANNELS)?;
         check("groups", self.groups, MAX_CHANNELS)?;
         check("base_width", self.base_width, MAX_CHANNELS)?;
+        check("reduce_first", self.reduce_first, MAX_CHANNELS)?;
+        check("down_kernel", self.down_kernel, MAX_KERNEL)?;
+        check("se_reduction", self.se_reduction, MAX_CHANNELS)?;
+        check("output_stride", self.output_stride.unwrap_or(1), MAX_OUTPUT_STRIDE)?;
         check("the number of stages", self.stages.len(), MAX_STAGES)?;
         for (index, stage) in self.stages.iter().enumerate() {
             let number = index + 1;
@@ -161,39 +197,121 @@ impl Arch {
             check(&format!("the stride of layer{number}"), stage.stride, MAX_STRIDE)?;
         }
         check("the number of blocks", self.stages.iter().map(|stage| stage.blocks).sum(), MAX_BLOCKS)?;
-        self.check_block_choices()
+        self.check_choices()
     }
 
-    /// Refuses what only bottlenecks have, so that no choice is silently ignored.
-    fn check_block_choices(&self) -> Result<(), ArchError> {
-        if self.block == BlockKind::Bottleneck {
-            return Ok(());
-        }
-        let default = StrideOn::default();
-        let choices = [
-            ("groups", self.groups == 1, self.groups.to_string(), "1 group".to_owned()),
-            ("base_width", self.base_width == 64, self.base_width.to_string(), "base_width 64".to_owned()),
+    /// Refuses choices that exclude each other, so that none is silently ignored.
+    fn check_choices(&self) -> Result<(), ArchError> {
+        let basic = self.block == BlockKind::Basic;
+        let pre = self.order == Order::Pre;
+        let (base_width, stride_on) = (self.base_width, self.stride_on);
+        let unit = match self.stem {
+            Stem::ImageNet | Stem::Cifar => 1,
+            Stem::Deep => 2,
+            Stem::DeepTiered => 8,
+        };
+        Choices(&[
             (
-                "stride_on",
-                self.stride_on == default,
-                self.stride_on.to_string(),
-                format!("stride_on {default}"),
+                basic && self.groups != 1,
+                "groups",
+                &self.groups,
+                "basic blocks do not have it",
+                "use block bottleneck or 1 group",
             ),
-        ];
-        for (field, neutral, found, instead) in choices {
-            if !neutral {
-                let reason = "basic blocks do not have it".to_owned();
-                let remedy = format!("use block bottleneck or {instead}");
-                return Err(ArchError::Conflict { field, found, reason, remedy });
-            }
-        }
-        Ok(())
+            (
+                basic && base_width != 64,
+                "base_width",
+                &base_width,
+                "basic blocks do not have it",
+                "use block bottleneck or base_width 64",
+            ),
+            (
+                basic && stride_on != StrideOn::default(),
+                "stride_on",
+                &stride_on,
+                "basic blocks do not have it",
+                "use block bottleneck or stride_on v1.5",
+            ),
+            (
+                !self.stem_width.is_multiple_of(unit),
+                "stem_width",
+                &self.stem_width,
+                "the parts of a deep stem do not divide it",
+                "use a multiple of 2, of 8 for stem deep-tiered",
+            ),
+            (
+                self.stem == Stem::Cifar && self.stem_pool != StemPool::Max,
+                "stem_pool",
+                &self.stem_pool,
+                "a cifar stem does not shrink",
+                "use stem imagenet, deep or deep-tiered",
+            ),
+            (
+                self.stem_pool == StemPool::Conv && self.downsample != Downsample::Strided,
+                "downsample",
+                &self.downsample,
+                "a convolution takes the place of the stem's pool",
+                "use downsample strided or stem_pool max",
+            ),
+            (
+                self.down_kernel != 1 && self.shortcut != Shortcut::Projection,
+                "down_kernel",
+                &self.down_kernel,
+                "only projections with a stride have it",
+                "use shortcut projection or down_kernel 1",
+            ),
+            (
+                self.down_kernel.is_multiple_of(2),
+                "down_kernel",
+                &self.down_kernel,
+                "an even kernel has no centre",
+                "use 1 or 3",
+            ),
+            (
+                self.se_reduction != 16 && self.attention != Attention::Se,
+                "se_reduction",
+                &self.se_reduction,
+                "only squeeze and excitation has it",
+                "use attention se or se_reduction 16",
+            ),
+            (
+                pre && self.attention != Attention::None,
+                "attention",
+                &self.attention,
+                "pre-activation blocks do not have it",
+                "use order post-activation or attention none",
+            ),
+            (
+                pre && self.stem_pool != StemPool::Max,
+                "stem_pool",
+                &self.stem_pool,
+                "pre-activation networks do not have it",
+                "use order post-activation or stem_pool max",
+            ),
+        ])
+        .check()
     }
 
     /// Checks an input `[height, width]`, in pixels.
     fn check_input(input: [usize; 2]) -> Result<(), ArchError> {
         check("the input's height", input[0], MAX_SIDE)?;
         check("the input's width", input[1], MAX_SIDE)
+    }
+}
+
+/// Whether a choice is impossible, the field, what was found, why, and what to do.
+type Impossible<'a> = (bool, &'static str, &'a dyn std::fmt::Display, &'static str, &'static str);
+
+/// Combinations that may be impossible.
+struct Choices<'a>(&'a [Impossible<'a>]);
+
+impl Choices<'_> {
+    fn check(&self) -> Result<(), ArchError> {
+        let Some(&(_, field, found, reason, remedy)) = self.0.iter().find(|choice| choice.0) else {
+            return Ok(());
+        };
+        let (found, reason, remedy) = (found.to_string(), reason.to_owned(), remedy.to_owned());
+        Err(ArchError::Conflict { field, found, reason, remedy })
     }
 }
 
@@ -281,18 +399,31 @@ mod tests {
     }
 
     #[test]
-    fn basic_blocks_refuse_what_they_would_ignore() {
-        let mut arch = Arch::preset("resnet18").unwrap();
-        arch.groups = 2;
-        assert_eq!(
-            arch.validate().unwrap_err().to_string(),
-            "groups is 2, but basic blocks do not have it; use block bottleneck or 1 group"
+    fn choices_that_would_be_ignored_are_refused() {
+        let refused = |name: &str, change: &dyn Fn(&mut Arch), expected: &str| {
+            let mut arch = Arch::preset(name).unwrap();
+            change(&mut arch);
+            let message = arch.validate().unwrap_err().to_string();
+            assert!(message.starts_with(expected), "{message}");
+        };
+        refused(
+            "resnet18",
+            &|a| a.groups = 2,
+            "groups is 2, but basic blocks do not have it; use block bottleneck or 1 group",
         );
-        arch.groups = 1;
-        arch.base_width = 128;
-        assert!(arch.validate().unwrap_err().to_string().starts_with("base_width is 128"));
-        arch.base_width = 64;
-        arch.stride_on = StrideOn::Conv1x1;
-        assert!(arch.validate().unwrap_err().to_string().starts_with("stride_on is v1,"));
+        refused("resnet18", &|a| a.base_width = 128, "base_width is 128, but");
+        refused("resnet18", &|a| a.stride_on = StrideOn::Conv1x1, "stride_on is v1, but");
+        refused("resnet50d", &|a| a.stem_width = 63, "stem_width is 63, but the parts");
+        refused("resnet50t", &|a| a.stem_width = 60, "stem_width is 60, but the parts");
+        refused("resnet20", &|a| a.stem_pool = StemPool::Conv, "stem_pool is conv, but a cifar stem");
+        refused("resnetrs50", &|a| a.downsample = Downsample::BlurPool, "downsample is blur-pool, but");
+        refused("resnet50d", &|a| a.down_kernel = 3, "down_kernel is 3, but only projections");
+        refused("resnet50", &|a| a.down_kernel = 2, "down_kernel is 2, but an even kernel");
+        refused("resnet50", &|a| a.down_kernel = 9, "down_kernel is 9, expected 1 to 7");
+        refused("resnet50", &|a| a.se_reduction = 4, "se_reduction is 4, but only squeeze");
+        refused("resnetv2_50", &|a| a.attention = Attention::Se, "attention is se, but pre-activation");
+        refused("resnetv2_50", &|a| a.stem_pool = StemPool::Conv, "stem_pool is conv, but pre-activation");
+        refused("resnet50", &|a| a.reduce_first = 100, "the first width of layer1 is 0,");
+        refused("resnet50", &|a| a.output_stride = Some(0), "output_stride is 0,");
     }
 }

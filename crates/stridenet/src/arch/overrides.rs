@@ -1,6 +1,8 @@
 //! Changes to a description, as given on a command line.
 
-use super::{Arch, ArchError, BlockKind, Downsample, Shortcut, Stage, Stem, StrideOn};
+use super::{
+    Arch, ArchError, Attention, BlockKind, Downsample, Order, Shortcut, Stage, Stem, StemPool, StrideOn,
+};
 
 /// Fields to replace in an [`Arch`]; `None` keeps what is there.
 ///
@@ -19,6 +21,10 @@ pub struct Overrides {
     pub stem: Option<Stem>,
     /// Channels of the stem. Where it is not given and was the first stage's width, it follows that width.
     pub stem_width: Option<usize>,
+    /// What shrinks the stem's output.
+    pub stem_pool: Option<StemPool>,
+    /// The order of convolution, batch norm and ReLU.
+    pub order: Option<Order>,
     /// Groups of a bottleneck's 3×3 convolution.
     pub groups: Option<usize>,
     /// Scale of a bottleneck's inner width, in 64ths.
@@ -29,6 +35,12 @@ pub struct Overrides {
     pub shortcut: Option<Shortcut>,
     /// How blocks shrink the feature map.
     pub downsample: Option<Downsample>,
+    /// What weighs the channels of a block's main path.
+    pub attention: Option<Attention>,
+    /// By how much squeeze and excitation narrows.
+    pub se_reduction: Option<usize>,
+    /// The largest product of the strides.
+    pub output_stride: Option<usize>,
     /// Number of classes.
     pub num_classes: Option<usize>,
     /// Channels of the input image.
@@ -59,11 +71,18 @@ impl Arch {
             stem_width,
             block: overrides.block.unwrap_or(self.block),
             stages,
+            stem_pool: overrides.stem_pool.unwrap_or(self.stem_pool),
+            order: overrides.order.unwrap_or(self.order),
             groups: overrides.groups.unwrap_or(self.groups),
             base_width: overrides.base_width.unwrap_or(self.base_width),
+            reduce_first: self.reduce_first,
             stride_on: overrides.stride_on.unwrap_or(self.stride_on),
             shortcut: overrides.shortcut.unwrap_or(self.shortcut),
+            down_kernel: self.down_kernel,
             downsample: overrides.downsample.unwrap_or(self.downsample),
+            attention: overrides.attention.unwrap_or(self.attention),
+            se_reduction: overrides.se_reduction.unwrap_or(self.se_reduction),
+            output_stride: overrides.output_stride.or(self.output_stride),
         };
         arch.validate()?;
         Ok(arch)
@@ -104,11 +123,16 @@ mod tests {
             block: Some(BlockKind::Bottleneck),
             stem: Some(Stem::ImageNet),
             stem_width: Some(24),
+            stem_pool: Some(StemPool::Max),
+            order: Some(Order::Post),
             groups: Some(4),
             base_width: Some(32),
             stride_on: Some(StrideOn::Conv1x1),
             shortcut: Some(Shortcut::ZeroPad),
             downsample: Some(Downsample::AvgPool),
+            attention: Some(Attention::Se),
+            se_reduction: Some(8),
+            output_stride: Some(8),
             num_classes: Some(7),
             in_channels: Some(1),
             img_size: Some([48, 64]),
@@ -117,7 +141,7 @@ mod tests {
         let expected = r#"{"name":"resnet20","in_channels":1,"num_classes":7,"img_size":[48,64],"stem":"imagenet",
             "stem_width":24,"block":"bottleneck","stages":[{"blocks":1,"width":32,"stride":1},
             {"blocks":2,"width":48,"stride":3}],"groups":4,"base_width":32,"stride_on":"v1","shortcut":"zero-pad",
-            "downsample":"avg-pool"}"#;
+            "downsample":"avg-pool","attention":"se","se_reduction":8,"output_stride":8}"#;
         assert_eq!(Arch::from_json(expected), Ok(arch));
     }
 

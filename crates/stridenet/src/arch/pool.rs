@@ -1,18 +1,14 @@
 //! Pools that shrink a feature map, without weights.
 
-use stridenet_kernels::conv::{GeometryError, Window};
+use stridenet_kernels::conv::{AverageWindow, GeometryError, Window};
 
 /// A pool over `[H, W]`, each channel by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum PoolKind {
     /// The maximum over a square window; padding never wins.
     Max(Window),
-    /// The mean over `stride × stride` pixels without padding. A window that reaches beyond the edge is kept
-    /// (PyTorch's `ceil_mode`), and its divisor counts only the pixels it really covers.
-    Avg {
-        /// Side of the window, and step between windows.
-        stride: usize,
-    },
+    /// The mean over square windows without padding before the first pixel.
+    Avg(AverageWindow),
     /// The binomial filter `[1, 2, 1] ⊗ [1, 2, 1] / 16` at every stride-th pixel (Zhang 2019). The input is
     /// reflected by one pixel at each edge, without repeating the edge; along an axis of one pixel that pixel
     /// is its own mirror.
@@ -23,12 +19,14 @@ pub enum PoolKind {
 }
 
 impl PoolKind {
-    /// The window along either axis. For [`Avg`](PoolKind::Avg) it reaches beyond the edge where the stride
-    /// does not divide the size, which only [`output`](Self::output) accounts for.
+    /// The window along either axis. That of an average may reach beyond the edge, which only
+    /// [`output`](Self::output) accounts for.
     pub const fn window(&self) -> Window {
         match *self {
             PoolKind::Max(window) => window,
-            PoolKind::Avg { stride } => Window { kernel: stride, stride, padding: 0, dilation: 1 },
+            PoolKind::Avg(AverageWindow { kernel, stride, .. }) => {
+                Window { kernel, stride, padding: 0, dilation: 1 }
+            }
             PoolKind::Blur { stride } => Window { kernel: 3, stride, padding: 1, dilation: 1 },
         }
     }
@@ -36,16 +34,15 @@ impl PoolKind {
     /// Output size `[height, width]` for an input of `[height, width]`.
     ///
     /// # Errors
-    /// When the stride or an input size is zero, or the input is smaller than a max pool's window.
+    /// When the stride or an input size is zero, or the input is smaller than a window that has to be filled.
     pub fn output(&self, [height, width]: [usize; 2]) -> Result<[usize; 2], GeometryError> {
         Ok([self.output_along(height)?, self.output_along(width)?])
     }
 
     fn output_along(&self, input: usize) -> Result<usize, GeometryError> {
         match *self {
-            PoolKind::Avg { stride: 0 } => Err(GeometryError::Zero { what: "stride" }),
-            PoolKind::Avg { stride } if input > 0 => Ok(input.div_ceil(stride)),
-            PoolKind::Max(_) | PoolKind::Avg { .. } | PoolKind::Blur { .. } => self.window().output(input),
+            PoolKind::Avg(window) => window.output(input),
+            PoolKind::Max(_) | PoolKind::Blur { .. } => self.window().output(input),
         }
     }
 }
@@ -83,18 +80,17 @@ mod tests {
             let window = Window { kernel, stride, padding: kernel / 2, dilation: 1 };
             assert_eq!(Downsample::MaxPool.pool(stride), Some(PoolKind::Max(window)));
         }
-        assert_eq!(Downsample::MaxPool.pool(1), None);
+        assert_eq!((Downsample::MaxPool.pool(1), Downsample::AvgPool.pool(1)), (None, None));
         assert_eq!(Downsample::Strided.pool(2), None);
     }
 
     #[test]
     fn empty_inputs_and_zero_strides_are_refused() {
-        for pool in
-            [PoolKind::Max(Window::same(3, 2)), PoolKind::Avg { stride: 2 }, PoolKind::Blur { stride: 2 }]
-        {
+        let average = |stride| PoolKind::Avg(AverageWindow::partial(stride));
+        for pool in [PoolKind::Max(Window::same(3, 2)), average(2), PoolKind::Blur { stride: 2 }] {
             assert!(matches!(pool.output([0, 4]), Err(GeometryError::TooSmall { input: 0, .. })));
         }
-        assert_eq!(PoolKind::Avg { stride: 0 }.output([4, 4]), Err(GeometryError::Zero { what: "stride" }));
+        assert_eq!(average(0).output([4, 4]), Err(GeometryError::Zero { what: "kernel" }));
         assert_eq!(PoolKind::Blur { stride: 0 }.output([4, 4]), Err(GeometryError::Zero { what: "stride" }));
     }
 }

@@ -1,41 +1,58 @@
 //! The one walk over a description: every convolution, batch norm, pool and shortcut, in execution order.
 
-use super::{
-    Arch, ArchError, BlockKind, MAX_CHANNELS, MAX_PARAMS, PoolKind, Shortcut, Stem, StrideOn, check,
-};
-use stridenet_kernels::conv::{ConvGeometry, GeometryError, Window};
+mod names;
+mod walk;
+
+use super::PoolKind;
+use stridenet_kernels::conv::{ConvGeometry, GeometryError};
 
 /// A network, layer by layer, under the names that torchvision and timm give its weights.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Structure {
-    /// The first convolution, with its max pool if it has one.
-    pub stem: Unit,
+    /// The convolutions before the first block, with the pools between.
+    pub stem: Vec<Unit>,
+    /// Which unit of the stem, before its pools, is the network's first feature map.
+    pub stem_feature: usize,
     /// The blocks of all stages, in order.
     pub blocks: Vec<Block>,
+    /// The batch norm and ReLU between the last block and the head of a pre-activation network.
+    pub norm: Option<Norm>,
     /// The linear layer behind the global average pool.
     pub head: Head,
 }
 
-/// A convolution without bias, its batch norm, and what follows at once: ReLU, then a pool.
+/// A batch norm and a ReLU that follow no convolution directly.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Norm {
+    /// The torch name: `stages.0.blocks.0.norm1`, `norm`.
+    pub name: String,
+    /// Channels.
+    pub channels: usize,
+}
+
+/// A convolution without bias, and what follows at once: batch norm, ReLU, pools.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unit {
-    /// The convolution's torch name: `conv1`, `layer1.0.conv1`, `layer2.0.downsample.0`.
+    /// The convolution's torch name: `conv1`, `layer1.0.conv1`, `layer2.0.downsample.0`, `stem.conv`.
     pub conv: String,
-    /// The batch norm's torch name: `bn1`, `layer1.0.bn1`, `layer2.0.downsample.1`.
-    pub norm: String,
+    /// The batch norm's torch name: `bn1`, `layer1.0.bn1`, `layer2.0.downsample.1`, `stages.0.blocks.0.norm2`.
+    /// A pre-activation network has none behind its stem's last convolution, the last one of a block, and
+    /// projections.
+    pub norm: Option<String>,
     /// The convolution.
     pub geometry: ConvGeometry,
     /// Whether a ReLU follows. It does not for a block's last unit, where it comes after the addition, nor
-    /// for a projection.
+    /// for a projection, nor without a batch norm.
     pub relu: bool,
-    /// The pool after the ReLU: the stem's max pool, or the one that takes over the convolution's stride.
-    pub pool: Option<PoolKind>,
+    /// The pools after the ReLU, in order: the stem's, or the one that takes over the convolution's stride.
+    pub pools: Vec<PoolKind>,
 }
 
-/// A residual block: `relu(units(x) + shortcut(x))`.
+/// A residual block: `relu(gate(units(x)) + shortcut(x))`, or, with pre-activation, with `z = relu(norm(x))`,
+/// `units(z) + shortcut`, where the shortcut is x itself or a function of z.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Block {
-    /// The torch name, such as `layer1.0`.
+    /// The torch name, such as `layer1.0` or `stages.0.blocks.0`.
     pub name: String,
     /// The stage, counted from 0; `layer1` is 0.
     pub stage: usize,
@@ -45,8 +62,13 @@ pub struct Block {
     pub in_channels: usize,
     /// Channels of the output.
     pub out_channels: usize,
+    /// With pre-activation, what comes before the units and before a shortcut that changes shape. Such a block
+    /// has no ReLU after the addition.
+    pub norm: Option<Norm>,
     /// The main path, in order.
     pub units: Vec<Unit>,
+    /// What weighs the channels of the main path before the addition.
+    pub gate: Option<Gate>,
     /// The other path.
     pub shortcut: BlockShortcut,
 }
@@ -56,8 +78,13 @@ pub struct Block {
 pub enum BlockShortcut {
     /// The input itself.
     Identity,
-    /// A strided 1×1 convolution and batch norm.
-    Projection(Unit),
+    /// A convolution, usually 1×1, and batch norm.
+    Projection {
+        /// The average pool before it that takes over its stride.
+        pool: Option<PoolKind>,
+        /// The convolution and its batch norm.
+        unit: Unit,
+    },
     /// The pixels `x[:, ::stride, ::stride, :]` between channels of zeros: `(out − in) / 2` before (rounded
     /// down) and the rest after.
     ZeroPad {
@@ -70,15 +97,43 @@ pub enum BlockShortcut {
     },
 }
 
+/// Weights for channels, each between 0 and 1, that follow from the channels' means over all pixels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gate {
+    /// The torch name, such as `layer1.0.se`.
+    pub name: String,
+    /// Channels.
+    pub channels: usize,
+    /// How the weights follow from the means.
+    pub kind: GateKind,
+}
+
+/// How a gate's weights follow from the means m of all channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GateKind {
+    /// `sigmoid(fc2(relu(fc1(m))))` with linear layers `fc1`, to `squeezed` values, and `fc2`, back.
+    Se {
+        /// Values between the layers.
+        squeezed: usize,
+    },
+    /// `sigmoid(conv(m))` with a convolution along the channels, zeros beyond the first and last one.
+    Eca {
+        /// Taps of the convolution, an odd number.
+        kernel: usize,
+    },
+}
+
 /// The linear layer that turns the pooled features into logits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Head {
-    /// The torch name, `fc`.
+    /// The torch name, `fc` or `head.fc`.
     pub name: String,
     /// Channels of the last feature map.
     pub in_features: usize,
     /// Number of classes.
     pub out_features: usize,
+    /// Whether torch stores it as a 1×1 convolution, as timm does for pre-activation networks.
+    pub conv: bool,
 }
 
 /// A tensor of a network's state dict.
@@ -93,199 +148,86 @@ pub struct TensorSpec {
     pub trainable: bool,
 }
 
-/// One convolution of a block.
-struct ConvSpec {
-    kernel: usize,
-    out_channels: usize,
-    groups: usize,
-    /// Whether it carries the block's stride.
-    strided: bool,
-}
-
-impl Arch {
-    /// Walks the description: the one place that decides names, strides, widths and shortcuts.
-    ///
-    /// # Errors
-    /// As [`validate`](Self::validate).
-    pub fn structure(&self) -> Result<Structure, ArchError> {
-        self.check_fields()?;
-        let stem = self.stem_unit();
-        let mut params = Params(0);
-        params.add(stem.param_count())?;
-        let mut channels = self.stem_width;
-        let mut blocks = Vec::new();
-        for (stage, row) in self.stages.iter().enumerate() {
-            for index in 0..row.blocks {
-                let stride = if index == 0 { row.stride } else { 1 };
-                let block = self.block(stage, index, channels, stride)?;
-                params.add(block.param_count())?;
-                channels = block.out_channels;
-                blocks.push(block);
-            }
-        }
-        let head = Head { name: "fc".to_owned(), in_features: channels, out_features: self.num_classes };
-        params.add(head.param_count())?;
-        Ok(Structure { stem, blocks, head })
-    }
-
-    fn stem_unit(&self) -> Unit {
-        let (kernel, stride, pool) = match self.stem {
-            Stem::ImageNet => (7, 2, Some(PoolKind::Max(Window::same(3, 2)))),
-            Stem::Cifar => (3, 1, None),
-        };
-        let geometry = ConvGeometry::square(self.in_channels, self.stem_width, kernel, stride);
-        Unit { conv: "conv1".to_owned(), norm: "bn1".to_owned(), geometry, relu: true, pool }
-    }
-
-    /// The block `index` of a stage, for an input of `in_channels`.
-    fn block(
-        &self,
-        stage: usize,
-        index: usize,
-        in_channels: usize,
-        stride: usize,
-    ) -> Result<Block, ArchError> {
-        let name = format!("layer{}.{index}", stage + 1);
-        let convs = self.block_convs(stage)?;
-        let last = convs.len() - 1;
-        let mut channels = in_channels;
-        let mut units = Vec::with_capacity(convs.len());
-        for (position, conv) in convs.iter().enumerate() {
-            let pool = if conv.strided { self.downsample.pool(stride) } else { None };
-            let conv_stride = if conv.strided && pool.is_none() { stride } else { 1 };
-            let square = ConvGeometry::square(channels, conv.out_channels, conv.kernel, conv_stride);
-            let unit = Unit {
-                conv: format!("{name}.conv{}", position + 1),
-                norm: format!("{name}.bn{}", position + 1),
-                geometry: ConvGeometry { groups: conv.groups, ..square },
-                relu: position < last,
-                pool,
-            };
-            unit.geometry.validate().map_err(ArchError::at(&unit.conv))?;
-            channels = conv.out_channels;
-            units.push(unit);
-        }
-        let shortcut = self.block_shortcut(&name, stride, in_channels, channels)?;
-        Ok(Block { name, stage, stride, in_channels, out_channels: channels, units, shortcut })
-    }
-
-    /// The convolutions of a stage's blocks: what tells the kinds of block apart.
-    fn block_convs(&self, stage: usize) -> Result<Vec<ConvSpec>, ArchError> {
-        let width = self.stages[stage].width;
-        let out = width * self.block.expansion();
-        check(&format!("the output width of layer{}", stage + 1), out, MAX_CHANNELS)?;
-        let conv = |kernel, out_channels| ConvSpec { kernel, out_channels, groups: 1, strided: false };
-        Ok(match self.block {
-            BlockKind::Basic => vec![ConvSpec { strided: true, ..conv(3, out) }, conv(3, out)],
-            BlockKind::Bottleneck => {
-                let inner = (width.saturating_mul(self.base_width) / 64).saturating_mul(self.groups);
-                check(&format!("the inner width of layer{}", stage + 1), inner, MAX_CHANNELS)?;
-                let on_first = self.stride_on == StrideOn::Conv1x1;
-                vec![
-                    ConvSpec { strided: on_first, ..conv(1, inner) },
-                    ConvSpec { strided: !on_first, groups: self.groups, ..conv(3, inner) },
-                    conv(1, out),
-                ]
-            }
-        })
-    }
-
-    fn block_shortcut(
-        &self,
-        block: &str,
-        stride: usize,
-        in_channels: usize,
-        out_channels: usize,
-    ) -> Result<BlockShortcut, ArchError> {
-        if stride == 1 && in_channels == out_channels {
-            return Ok(BlockShortcut::Identity);
-        }
-        match self.shortcut {
-            Shortcut::Projection => Ok(BlockShortcut::Projection(Unit {
-                conv: format!("{block}.downsample.0"),
-                norm: format!("{block}.downsample.1"),
-                geometry: ConvGeometry::square(in_channels, out_channels, 1, stride),
-                relu: false,
-                pool: None,
-            })),
-            Shortcut::ZeroPad if out_channels < in_channels => Err(ArchError::Conflict {
-                field: "shortcut",
-                found: self.shortcut.to_string(),
-                reason: format!("{block} narrows {in_channels} channels to {out_channels}"),
-                remedy: "use shortcut projection or widths that do not shrink".to_owned(),
-            }),
-            Shortcut::ZeroPad => Ok(BlockShortcut::ZeroPad { stride, in_channels, out_channels }),
-        }
-    }
-}
-
-/// Parameters counted so far, held below the limit so that no sum overflows.
-struct Params(u64);
-
-impl Params {
-    fn add(&mut self, count: u64) -> Result<(), ArchError> {
-        self.0 = self.0.saturating_add(count);
-        if self.0 > MAX_PARAMS {
-            return Err(ArchError::TooLarge { found: self.0, limit: MAX_PARAMS });
-        }
-        Ok(())
-    }
-}
-
 impl Structure {
-    /// All units in execution order: the stem, then of each block the main path and the projection. This is
-    /// also the order of torch's state dict.
+    /// All units in execution order: the stem, then of each block the main path and the projection.
     pub fn units(&self) -> impl Iterator<Item = &Unit> {
         let blocks = self.blocks.iter().flat_map(|block| block.units.iter().chain(block.shortcut.unit()));
-        std::iter::once(&self.stem).chain(blocks)
+        self.stem.iter().chain(blocks)
+    }
+
+    /// Output size `[height, width]` of the stem for an input of `[height, width]`.
+    ///
+    /// # Errors
+    /// When the input is too small for a window.
+    pub fn stem_size(&self, input: [usize; 2]) -> Result<[usize; 2], GeometryError> {
+        self.stem.iter().try_fold(input, |size, unit| unit.output_size(size))
     }
 
     /// The tensors of torch's state dict, in its order.
     pub fn tensors(&self) -> Vec<TensorSpec> {
-        let mut tensors: Vec<TensorSpec> = self.units().flat_map(Unit::tensors).collect();
-        let Head { name, in_features, out_features } = &self.head;
-        tensors.push(TensorSpec::new(name, "weight", &[*out_features, *in_features], true));
+        let mut tensors: Vec<TensorSpec> = self.stem.iter().flat_map(Unit::tensors).collect();
+        tensors.extend(self.blocks.iter().flat_map(Block::tensors));
+        tensors.extend(self.norm.iter().flat_map(Norm::tensors));
+        let Head { name, in_features, out_features, conv } = &self.head;
+        let weight: &[usize] =
+            if *conv { &[*out_features, *in_features, 1, 1] } else { &[*out_features, *in_features] };
+        tensors.push(TensorSpec::new(name, "weight", weight, true));
         tensors.push(TensorSpec::new(name, "bias", &[*out_features], true));
         tensors
     }
 
     /// Number of trainable values.
     pub fn param_count(&self) -> u64 {
-        self.units().map(Unit::param_count).sum::<u64>() + self.head.param_count()
+        let stem = self.stem.iter().map(Unit::param_count).sum::<u64>();
+        let blocks = self.blocks.iter().map(Block::param_count).sum::<u64>();
+        stem + blocks + self.norm.as_ref().map_or(0, Norm::param_count) + self.head.param_count()
     }
 }
 
+impl Norm {
+    /// Trainable values: weight and bias.
+    pub fn param_count(&self) -> u64 {
+        2 * self.channels as u64
+    }
+
+    fn tensors(&self) -> [TensorSpec; 5] {
+        norm_tensors(&self.name, self.channels)
+    }
+}
+
+/// The tensors of a batch norm.
+fn norm_tensors(name: &str, channels: usize) -> [TensorSpec; 5] {
+    let per_channel = |part, trainable| TensorSpec::new(name, part, &[channels], trainable);
+    [
+        per_channel("weight", true),
+        per_channel("bias", true),
+        per_channel("running_mean", false),
+        per_channel("running_var", false),
+        TensorSpec::new(name, "num_batches_tracked", &[], false),
+    ]
+}
+
 impl Unit {
-    /// Output size `[height, width]`, after the pool, for an input of `[height, width]`.
+    /// Output size `[height, width]`, after the pools, for an input of `[height, width]`.
     ///
     /// # Errors
     /// When the input is too small for a window.
     pub fn output_size(&self, input: [usize; 2]) -> Result<[usize; 2], GeometryError> {
         let size = self.geometry.output_size(input)?;
-        self.pool.map_or(Ok(size), |pool| pool.output(size))
+        self.pools.iter().try_fold(size, |size, pool| pool.output(size))
     }
 
     /// Trainable values: the convolution's weights, and the batch norm's weight and bias.
     pub fn param_count(&self) -> u64 {
-        self.geometry.weight_len() as u64 + 2 * self.geometry.out_channels as u64
+        let norm = if self.norm.is_some() { 2 * self.geometry.out_channels as u64 } else { 0 };
+        self.geometry.weight_len() as u64 + norm
     }
 
-    fn tensors(&self) -> [TensorSpec; 6] {
+    fn tensors(&self) -> impl Iterator<Item = TensorSpec> {
         let ConvGeometry { out_channels, kernel: [height, width], .. } = self.geometry;
-        let per_channel = |part, trainable| TensorSpec::new(&self.norm, part, &[out_channels], trainable);
-        [
-            TensorSpec::new(
-                &self.conv,
-                "weight",
-                &[out_channels, self.geometry.group_in(), height, width],
-                true,
-            ),
-            per_channel("weight", true),
-            per_channel("bias", true),
-            per_channel("running_mean", false),
-            per_channel("running_var", false),
-            TensorSpec::new(&self.norm, "num_batches_tracked", &[], false),
-        ]
+        let shape = [out_channels, self.geometry.group_in(), height, width];
+        let norm = self.norm.as_ref().map(|norm| norm_tensors(norm, out_channels));
+        std::iter::once(TensorSpec::new(&self.conv, "weight", &shape, true)).chain(norm.into_iter().flatten())
     }
 }
 
@@ -300,7 +242,20 @@ impl Block {
 
     /// Trainable values of both paths.
     pub fn param_count(&self) -> u64 {
-        self.units.iter().chain(self.shortcut.unit()).map(Unit::param_count).sum()
+        let units: u64 = self.units.iter().chain(self.shortcut.unit()).map(Unit::param_count).sum();
+        let norm = self.norm.as_ref().map_or(0, Norm::param_count);
+        units + norm + self.gate.as_ref().map_or(0, Gate::param_count)
+    }
+
+    /// The tensors in torch's order: timm's pre-activation blocks begin with the projection, others end with it.
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let projection = || self.shortcut.unit().into_iter().flat_map(Unit::tensors);
+        let main = self.norm.iter().flat_map(Norm::tensors).chain(self.units.iter().flat_map(Unit::tensors));
+        let main = main.chain(self.gate.iter().flat_map(Gate::tensors));
+        match self.norm {
+            Some(_) => projection().chain(main).collect(),
+            None => main.chain(projection()).collect(),
+        }
     }
 }
 
@@ -308,8 +263,48 @@ impl BlockShortcut {
     /// The projection's unit, if the shortcut is one.
     pub fn unit(&self) -> Option<&Unit> {
         match self {
-            BlockShortcut::Projection(unit) => Some(unit),
+            BlockShortcut::Projection { unit, .. } => Some(unit),
             BlockShortcut::Identity | BlockShortcut::ZeroPad { .. } => None,
+        }
+    }
+
+    /// Output size `[height, width]` for an input of `[height, width]`.
+    ///
+    /// # Errors
+    /// When the input is too small for a window.
+    pub fn output_size(&self, input: [usize; 2]) -> Result<[usize; 2], GeometryError> {
+        match self {
+            BlockShortcut::Identity => Ok(input),
+            BlockShortcut::Projection { pool, unit } => {
+                unit.output_size(pool.map_or(Ok(input), |pool| pool.output(input))?)
+            }
+            BlockShortcut::ZeroPad { stride, .. } => Ok(input.map(|size| size.div_ceil(*stride))),
+        }
+    }
+}
+
+impl Gate {
+    /// Trainable values.
+    pub fn param_count(&self) -> u64 {
+        self.tensors().iter().map(|tensor| tensor.shape.iter().product::<usize>() as u64).sum()
+    }
+
+    fn tensors(&self) -> Vec<TensorSpec> {
+        let Gate { name, channels, kind } = self;
+        match *kind {
+            GateKind::Eca { kernel } => {
+                vec![TensorSpec::new(&format!("{name}.conv"), "weight", &[1, 1, kernel], true)]
+            }
+            GateKind::Se { squeezed } => {
+                let linear = |part: &str, from: usize, to: usize| {
+                    let layer = format!("{name}.{part}");
+                    [
+                        TensorSpec::new(&layer, "weight", &[to, from, 1, 1], true),
+                        TensorSpec::new(&layer, "bias", &[to], true),
+                    ]
+                };
+                [linear("fc1", *channels, squeezed), linear("fc2", squeezed, *channels)].concat()
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a network costs and sees, layer by layer: shapes, parameters, multiply-accumulates, receptive fields.
 
-use super::structure::{Block, BlockShortcut, Head, Unit};
+use super::structure::{Block, BlockShortcut, Gate, GateKind, Head, Norm, Unit};
 use super::{Arch, ArchError, PoolKind};
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -14,7 +14,7 @@ pub struct Summary {
     pub img_size: [usize; 2],
     /// Trainable values.
     pub param_count: u64,
-    /// Multiply-accumulates for one image: of convolutions, the linear layer and blur pools, without biases.
+    /// Multiply-accumulates for one image: of convolutions, linear layers and blur pools, without biases.
     pub macs: u64,
     /// Values put out by the layers whose multiply-accumulates are counted, for one image (fvcore's
     /// convention).
@@ -40,12 +40,15 @@ pub struct Layer {
     pub kernel: [usize; 2],
     /// Step between outputs, `[height, width]`.
     pub stride: [usize; 2],
+    /// Step between taps, `[height, width]`.
+    pub dilation: [usize; 2],
     /// Trainable values.
     pub param_count: u64,
     /// Multiply-accumulates.
     pub macs: u64,
     /// Side of the square of input pixels that can influence one output, in pixels, borders ignored; after
-    /// the global pool its height. For an addition, the larger one of both paths.
+    /// the global pool its height. For an addition, the larger one of both paths; for a gate that of what it
+    /// weighs, although its weights see the whole map.
     pub receptive_field: usize,
     /// Distance between neighbouring outputs, in input pixels: the product of the strides so far.
     pub jump: usize,
@@ -74,6 +77,10 @@ pub enum LayerKind {
     GlobalAvgPool,
     /// A linear layer with bias.
     Linear,
+    /// A convolution along the channels, without bias.
+    ChannelConv,
+    /// A sigmoid whose values weigh the channels of a feature map.
+    Gate,
 }
 
 impl LayerKind {
@@ -90,6 +97,8 @@ impl LayerKind {
             LayerKind::ZeroPad => "zero_pad",
             LayerKind::GlobalAvgPool => "global_avg_pool",
             LayerKind::Linear => "linear",
+            LayerKind::ChannelConv => "channel_conv",
+            LayerKind::Gate => "gate",
         }
     }
 }
@@ -117,10 +126,15 @@ impl Arch {
         let structure = self.structure()?;
         let mut walk = Walk::default();
         let image = Place { shape: [self.in_channels, input[0], input[1]], receptive_field: 1, jump: 1 };
-        let names = UnitNames { act: "act1".to_owned(), pool: "maxpool".to_owned() };
-        let mut place = walk.unit(&structure.stem, &names, image)?;
+        let mut place = image;
+        for unit in &structure.stem {
+            place = walk.unit(unit, "maxpool", place)?;
+        }
         for block in &structure.blocks {
             place = walk.block(block, place)?;
+        }
+        if let Some(norm) = &structure.norm {
+            place = walk.norm(norm, place);
         }
         walk.head(&structure.head, place);
         Ok(Summary {
@@ -148,12 +162,12 @@ impl Place {
         [self.shape[1], self.shape[2]]
     }
 
-    /// The output of a window with the given kernel and stride (the recurrence of Dumoulin & Visin 2016), of
+    /// The output of a window with the given reach and stride (the recurrence of Dumoulin & Visin 2016), of
     /// this shape.
-    fn after(&self, shape: [usize; 3], kernel: usize, stride: usize) -> Place {
+    fn after(&self, shape: [usize; 3], reach: usize, stride: usize) -> Place {
         // Thousands of strided layers would leave the integers; such a receptive field is as good as
         // infinite.
-        let growth = (kernel - 1).saturating_mul(self.jump);
+        let growth = (reach - 1).saturating_mul(self.jump);
         let receptive_field = self.receptive_field.saturating_add(growth);
         Place { shape, receptive_field, jump: self.jump.saturating_mul(stride) }
     }
@@ -165,6 +179,7 @@ struct Spec {
     kind: LayerKind,
     kernel: [usize; 2],
     stride: [usize; 2],
+    dilation: [usize; 2],
     param_count: u64,
     /// Multiply-accumulates for one value of the output.
     macs_per_output: u64,
@@ -173,14 +188,28 @@ struct Spec {
 impl Spec {
     /// A layer without weights that looks at single pixels.
     fn pointwise(name: String, kind: LayerKind) -> Spec {
-        Spec { name, kind, kernel: [1; 2], stride: [1; 2], param_count: 0, macs_per_output: 0 }
+        Spec {
+            name,
+            kind,
+            kernel: [1; 2],
+            stride: [1; 2],
+            dilation: [1; 2],
+            param_count: 0,
+            macs_per_output: 0,
+        }
     }
 }
 
-/// Names of a unit's layers that have no weights.
-struct UnitNames {
-    act: String,
-    pool: String,
+/// What torch would call the ReLU behind a batch norm: `act1` behind `bn1`, the next number in a sequence, and
+/// timm's name where it is a part of the norm.
+fn act_name(norm: &str) -> String {
+    let (before, last) =
+        norm.rsplit_once('.').map_or(("", norm), |(_, last)| (&norm[..norm.len() - last.len()], last));
+    match (last.parse::<usize>(), last.strip_prefix("bn")) {
+        (Ok(index), _) => format!("{before}{}", index + 1),
+        (_, Some(number)) => format!("{before}act{number}"),
+        _ => format!("{norm}.act"),
+    }
 }
 
 /// The layers passed so far.
@@ -209,6 +238,7 @@ impl Walk {
             output: to.shape,
             kernel: spec.kernel,
             stride: spec.stride,
+            dilation: spec.dilation,
             param_count: spec.param_count,
             macs,
             receptive_field: to.receptive_field,
@@ -217,8 +247,8 @@ impl Walk {
         to
     }
 
-    /// Convolution, batch norm, and the unit's ReLU and pool.
-    fn unit(&mut self, unit: &Unit, names: &UnitNames, from: Place) -> Result<Place, ArchError> {
+    /// Convolution, batch norm, and the unit's ReLU and pools, which are named `pool`.
+    fn unit(&mut self, unit: &Unit, pool: &str, from: Place) -> Result<Place, ArchError> {
         let geometry = &unit.geometry;
         let [height, width] = geometry.output_size(from.size()).map_err(ArchError::at(&unit.conv))?;
         let shape = [geometry.out_channels, height, width];
@@ -227,22 +257,34 @@ impl Walk {
             kind: LayerKind::Conv,
             kernel: geometry.kernel,
             stride: geometry.stride,
+            dilation: geometry.dilation,
             param_count: geometry.weight_len() as u64,
             macs_per_output: (geometry.taps() * geometry.group_in()) as u64,
         };
-        let place = self.push(conv, from, from.after(shape, geometry.kernel[0], geometry.stride[0]));
-        let norm = Spec {
-            param_count: 2 * geometry.out_channels as u64,
-            ..Spec::pointwise(unit.norm.clone(), LayerKind::BatchNorm)
-        };
-        self.push(norm, place, place);
-        if unit.relu {
-            self.push(Spec::pointwise(names.act.clone(), LayerKind::Relu), place, place);
+        let place = self.push(conv, from, from.after(shape, geometry.window(0).reach(), geometry.stride[0]));
+        if let Some(norm) = &unit.norm {
+            self.batch_norm(norm, place);
+            if unit.relu {
+                self.push(Spec::pointwise(act_name(norm), LayerKind::Relu), place, place);
+            }
         }
-        match unit.pool {
-            Some(pool) => self.pool(pool, names.pool.clone(), place),
-            None => Ok(place),
+        let mut place = place;
+        for (index, &kind) in unit.pools.iter().enumerate() {
+            let name = if unit.pools.len() > 1 { format!("{pool}.{index}") } else { pool.to_owned() };
+            place = self.pool(kind, name, place)?;
         }
+        Ok(place)
+    }
+
+    fn batch_norm(&mut self, name: &str, place: Place) {
+        let spec = Spec::pointwise(name.to_owned(), LayerKind::BatchNorm);
+        self.push(Spec { param_count: 2 * place.shape[0] as u64, ..spec }, place, place);
+    }
+
+    /// A batch norm and its ReLU.
+    fn norm(&mut self, norm: &Norm, place: Place) -> Place {
+        self.batch_norm(&norm.name, place);
+        self.push(Spec::pointwise(act_name(&norm.name), LayerKind::Relu), place, place)
     }
 
     fn pool(&mut self, pool: PoolKind, name: String, from: Place) -> Result<Place, ArchError> {
@@ -250,51 +292,96 @@ impl Walk {
         let window = pool.window();
         let (kind, macs_per_output) = match pool {
             PoolKind::Max(_) => (LayerKind::MaxPool, 0),
-            PoolKind::Avg { .. } => (LayerKind::AvgPool, 0),
+            PoolKind::Avg(_) => (LayerKind::AvgPool, 0),
             PoolKind::Blur { .. } => (LayerKind::BlurPool, 9),
         };
         let (kernel, stride) = ([window.kernel; 2], [window.stride; 2]);
-        let spec = Spec { name, kind, kernel, stride, param_count: 0, macs_per_output };
+        let spec = Spec { kernel, stride, macs_per_output, ..Spec::pointwise(name, kind) };
         let to = from.after([from.shape[0], height, width], window.kernel, window.stride);
         Ok(self.push(spec, from, to))
     }
 
     fn block(&mut self, block: &Block, from: Place) -> Result<Place, ArchError> {
         let name = &block.name;
-        let mut main = from;
-        for (index, unit) in block.units.iter().enumerate() {
-            let names = UnitNames { act: format!("{name}.act{}", index + 1), pool: format!("{name}.pool") };
-            main = self.unit(unit, &names, main)?;
+        let input = match &block.norm {
+            Some(norm) => self.norm(norm, from),
+            None => from,
+        };
+        let mut main = input;
+        for unit in &block.units {
+            main = self.unit(unit, &format!("{name}.pool"), main)?;
         }
-        let shortcut = self.shortcut(block, from, main.shape)?;
+        if let Some(gate) = &block.gate {
+            main = self.gate(gate, main);
+        }
+        let shortcut = self.shortcut(block, input, main.shape)?;
         let sum = Place { receptive_field: main.receptive_field.max(shortcut.receptive_field), ..main };
         self.push(Spec::pointwise(format!("{name}.add"), LayerKind::Add), main, sum);
+        if block.norm.is_some() {
+            return Ok(sum);
+        }
         let act = format!("{name}.act{}", block.units.len());
         Ok(self.push(Spec::pointwise(act, LayerKind::Relu), sum, sum))
     }
 
+    /// The gate's own layers, and the product.
+    fn gate(&mut self, gate: &Gate, from: Place) -> Place {
+        let Gate { name, channels, kind } = gate;
+        let pooled = self.global_pool(format!("{name}.mean"), from);
+        let single = |channels: usize| Place { shape: [channels, 1, 1], ..pooled };
+        match *kind {
+            GateKind::Se { squeezed } => {
+                let mut linear = |part: &str, inputs: usize, outputs: usize| {
+                    let spec = Spec {
+                        param_count: ((inputs + 1) * outputs) as u64,
+                        macs_per_output: inputs as u64,
+                        ..Spec::pointwise(format!("{name}.{part}"), LayerKind::Linear)
+                    };
+                    self.push(spec, single(inputs), single(outputs))
+                };
+                linear("fc1", *channels, squeezed);
+                linear("fc2", squeezed, *channels);
+            }
+            GateKind::Eca { kernel } => {
+                let spec = Spec {
+                    kernel: [kernel, 1],
+                    param_count: kernel as u64,
+                    macs_per_output: kernel as u64,
+                    ..Spec::pointwise(format!("{name}.conv"), LayerKind::ChannelConv)
+                };
+                self.push(spec, pooled, pooled);
+            }
+        }
+        self.push(Spec::pointwise(format!("{name}.gate"), LayerKind::Gate), from, from)
+    }
+
     /// The shortcut's layers, which lead to the main path's `shape`.
     fn shortcut(&mut self, block: &Block, from: Place, shape: [usize; 3]) -> Result<Place, ArchError> {
+        let name = &block.name;
         match &block.shortcut {
             BlockShortcut::Identity => Ok(from),
-            BlockShortcut::Projection(unit) => {
-                let names = UnitNames { act: String::new(), pool: String::new() };
-                self.unit(unit, &names, from)
+            BlockShortcut::Projection { pool, unit } => {
+                let from = match pool {
+                    Some(pool) => self.pool(*pool, format!("{name}.downsample.pool"), from)?,
+                    None => from,
+                };
+                self.unit(unit, "", from)
             }
             BlockShortcut::ZeroPad { stride, .. } => {
-                let name = format!("{}.downsample", block.name);
+                let name = format!("{name}.downsample");
                 let spec = Spec { stride: [*stride; 2], ..Spec::pointwise(name, LayerKind::ZeroPad) };
                 Ok(self.push(spec, from, from.after(shape, 1, *stride)))
             }
         }
     }
 
+    fn global_pool(&mut self, name: String, from: Place) -> Place {
+        let pool = Spec { kernel: from.size(), ..Spec::pointwise(name, LayerKind::GlobalAvgPool) };
+        self.push(pool, from, from.after([from.shape[0], 1, 1], from.shape[1], 1))
+    }
+
     fn head(&mut self, head: &Head, from: Place) {
-        let pool = Spec {
-            kernel: from.size(),
-            ..Spec::pointwise("global_pool".to_owned(), LayerKind::GlobalAvgPool)
-        };
-        let pooled = self.push(pool, from, from.after([head.in_features, 1, 1], from.shape[1], 1));
+        let pooled = self.global_pool("global_pool".to_owned(), from);
         let linear = Spec {
             param_count: head.param_count(),
             macs_per_output: head.in_features as u64,

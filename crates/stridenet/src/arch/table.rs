@@ -25,8 +25,9 @@ struct Row<'a> {
 impl Summary {
     /// The summary as an aligned table with totals, for a terminal.
     ///
-    /// A batch norm or ReLU stands in the line of the layer before it (`conv+bn+relu`), its parameters
-    /// included. Outputs are channels × height × width; the receptive field and the jump are in input pixels.
+    /// A convolution's batch norm and a ReLU stand in the line of the layer before them (`conv+bn+relu`), their
+    /// parameters included. Outputs are channels × height × width; a dilated kernel is written `3×3 d2`; the
+    /// receptive field and the jump are in input pixels.
     pub fn to_table(&self) -> String {
         let mut lines = vec![COLUMNS.map(|(heading, _)| heading.to_owned())];
         lines.extend(self.rows().iter().map(Row::cells));
@@ -52,8 +53,9 @@ impl Summary {
     fn rows(&self) -> Vec<Row<'_>> {
         let mut rows: Vec<Row<'_>> = Vec::new();
         for layer in &self.layers {
+            let after_conv = rows.last().is_some_and(|row| row.layer.kind == LayerKind::Conv);
             let suffix = match layer.kind {
-                LayerKind::BatchNorm => "+bn",
+                LayerKind::BatchNorm if after_conv => "+bn",
                 LayerKind::Relu => "+relu",
                 _ => "",
             };
@@ -91,7 +93,7 @@ impl Row<'_> {
             self.layer.name.clone(),
             self.kind.clone(),
             shape(self.layer.output),
-            if windowed { pair(*kernel) } else { String::new() },
+            if windowed { dilated(*kernel, self.layer.dilation) } else { String::new() },
             if windowed { pair(*stride) } else { String::new() },
             count(self.param_count),
             count(*macs),
@@ -113,6 +115,14 @@ fn aligned(cells: &[String; COLUMNS.len()], widths: &[usize; COLUMNS.len()]) -> 
 
 fn pair([height, width]: [usize; 2]) -> String {
     format!("{height}×{width}")
+}
+
+/// A kernel, and its dilation where it has one.
+fn dilated(kernel: [usize; 2], dilation: [usize; 2]) -> String {
+    match dilation {
+        [1, 1] => pair(kernel),
+        [step, _] => format!("{} d{step}", pair(kernel)),
+    }
 }
 
 /// `[C, H, W]` as `C×H×W`.

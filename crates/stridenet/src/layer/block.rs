@@ -1,6 +1,6 @@
 //! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone.
 
-use super::{Unit, UnitSaved, Workspace};
+use super::{Pooled, Pools, Unit, UnitSaved, Workspace};
 use crate::Tensor;
 use crate::kernels::Context;
 use crate::kernels::pool::LinearPool;
@@ -19,8 +19,8 @@ pub struct Block {
 pub enum Shortcut {
     /// x itself.
     Identity,
-    /// A 1×1 convolution with the block's stride, and a batch norm.
-    Projection(Box<Unit>),
+    /// A convolution with the block's stride and a batch norm, with the pools before them that have the stride instead.
+    Projection(Option<Pools>, Box<Unit>),
     /// Every `stride`-th pixel, with zero channels around (option A of He et al. 2015).
     ZeroPad {
         /// Keeps the pixels.
@@ -34,7 +34,15 @@ pub enum Shortcut {
 #[derive(Debug)]
 pub struct BlockSaved {
     units: Vec<UnitSaved>,
-    projection: Option<UnitSaved>,
+    projection: Option<ProjectionSaved>,
+}
+
+/// What the backward pass needs of a projection.
+#[derive(Debug)]
+struct ProjectionSaved {
+    /// Its input where a pool made it.
+    pooled: Option<Pooled>,
+    unit: UnitSaved,
 }
 
 impl BlockSaved {
@@ -48,7 +56,7 @@ impl Block {
     /// All units: those of F, then the projection.
     pub fn all_units(&self) -> impl Iterator<Item = &Unit> {
         let projection = match &self.shortcut {
-            Shortcut::Projection(unit) => Some(&**unit),
+            Shortcut::Projection(_, unit) => Some(&**unit),
             Shortcut::Identity | Shortcut::ZeroPad { .. } => None,
         };
         self.units.iter().chain(projection)
@@ -57,7 +65,7 @@ impl Block {
     /// All units: those of F, then the projection.
     pub fn all_units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
         let projection = match &mut self.shortcut {
-            Shortcut::Projection(unit) => Some(&mut **unit),
+            Shortcut::Projection(_, unit) => Some(&mut **unit),
             Shortcut::Identity | Shortcut::ZeroPad { .. } => None,
         };
         self.units.iter_mut().chain(projection)
@@ -74,9 +82,12 @@ impl Block {
         let input = units.last().map_or(x, UnitSaved::output);
         let (saved, projection) = match &mut self.shortcut {
             Shortcut::Identity => (last.forward(cx, workspace, input, Some(x)), None),
-            Shortcut::Projection(unit) => {
-                let projection = unit.forward(cx, workspace, x, None);
-                (last.forward(cx, workspace, input, Some(projection.output())), Some(projection))
+            Shortcut::Projection(pool, unit) => {
+                let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x));
+                let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
+                let unit = unit.forward(cx, workspace, from, None);
+                let saved = last.forward(cx, workspace, input, Some(unit.output()));
+                (saved, Some(ProjectionSaved { pooled, unit }))
             }
             Shortcut::ZeroPad { pool, out_channels } => {
                 let padded = zero_pad(cx, workspace, x, pool, *out_channels);
@@ -126,7 +137,12 @@ impl Block {
         }
         let residual = match &self.shortcut {
             Shortcut::Identity => None,
-            Shortcut::Projection(unit) => Some(unit.infer(cx, workspace, x, None)),
+            Shortcut::Projection(pool, unit) => {
+                let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x).discard(workspace));
+                let residual = unit.infer(cx, workspace, pooled.as_ref().unwrap_or(x), None);
+                pooled.into_iter().for_each(|old| workspace.give(old));
+                Some(residual)
+            }
             Shortcut::ZeroPad { pool, out_channels } => Some(zero_pad(cx, workspace, x, pool, *out_channels)),
         };
         let input = y.as_ref().unwrap_or(x);
@@ -157,11 +173,18 @@ impl Shortcut {
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
-        projection: Option<UnitSaved>,
+        projection: Option<ProjectionSaved>,
         dy: Tensor,
     ) -> Tensor {
         match (self, projection) {
-            (Shortcut::Projection(unit), Some(saved)) => unit.backward(cx, workspace, x, saved, dy, None).0,
+            (Shortcut::Projection(pool, unit), Some(ProjectionSaved { pooled, unit: saved })) => {
+                let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
+                let dx = unit.backward(cx, workspace, from, saved, dy, None).0;
+                let (Some(pool), Some(pooled)) = (pool, pooled) else { return dx };
+                let dpooled = pool.backward(cx, workspace, x.shape(), pooled, &dx);
+                workspace.give(dx);
+                dpooled
+            }
             (Shortcut::ZeroPad { pool, .. }, _) => {
                 let mut dx = workspace.tensor(x.shape());
                 pool.backward(cx, dy.data(), dx.data_mut());

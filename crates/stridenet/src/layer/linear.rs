@@ -44,10 +44,13 @@ impl Head {
         weight: Vec<f32>,
         bias: Vec<f32>,
     ) -> Result<Self, GeometryError> {
-        let &arch::Head { ref name, in_features: features, out_features: classes } = description;
+        let &arch::Head { ref name, in_features: features, out_features: classes, conv } = description;
         let pool = LinearPool::global_average(input, features)?;
         let kernel = conv::Conv::new(level, ConvGeometry::square(features, classes, 1, 1), [1, 1])?;
-        let shape = vec![classes, features];
+        let mut shape = vec![classes, features];
+        if conv {
+            shape.extend([1, 1]);
+        }
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
         Ok(Head {
             pool,

@@ -15,6 +15,6 @@ pub use block::{Block, BlockSaved, Shortcut};
 pub use conv::Conv;
 pub use linear::{Head, HeadSaved};
 pub use parameter::{Decay, Parameter};
-pub use pool::{Pool, Pooled};
+pub use pool::{Pooled, Pools};
 pub use unit::{Unit, UnitSaved};
 pub use workspace::Workspace;

@@ -1,6 +1,6 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
-use super::pool::{Pool, Pooled};
+use super::pool::{Pooled, Pools};
 use super::{BatchNorm, Conv, NormSaved, Parameter, Workspace};
 use crate::Tensor;
 use crate::arch;
@@ -15,7 +15,7 @@ pub struct Unit {
     /// The batch norm.
     pub norm: BatchNorm,
     relu: bool,
-    pool: Option<Pool>,
+    pool: Option<Pools>,
 }
 
 /// What the backward pass needs of a unit besides its input.
@@ -55,8 +55,8 @@ impl Unit {
     ) -> Result<Self, GeometryError> {
         let conv = Conv::new(level, &description.conv, description.geometry, input, weight)?;
         let channels = description.geometry.out_channels;
-        let pool = description.pool.map(|kind| Pool::new(kind, conv.output(), channels)).transpose()?;
-        let norm = BatchNorm::new(&description.norm, channels, gain);
+        let pool = Pools::new(&description.pools, conv.output(), channels)?;
+        let norm = BatchNorm::new(description.norm.as_deref().unwrap_or_default(), channels, gain);
         Ok(Unit { conv, norm, relu: description.relu, pool })
     }
 

@@ -49,6 +49,7 @@ impl Description {
     /// When the network's description is invalid or does not fit the images.
     pub fn to_config(&self, path: &Path) -> Result<ModelConfig, Error> {
         let Description { arch, preprocess, classes } = self;
+        let structure = arch.structure()?;
         let [height, width] = preprocess.input_size;
         let mut model_args = Map::new();
         model_args.insert("in_chans".into(), arch.in_channels.into());
@@ -57,7 +58,7 @@ impl Description {
         let mut config = ModelConfig {
             architecture: arch.name.clone(),
             num_classes: arch.num_classes,
-            num_features: Some(arch.structure()?.head.in_features),
+            num_features: Some(structure.head.in_features),
             label_names: classes.clone(),
             model_args,
             pretrained_cfg: PretrainedConfig {
@@ -69,8 +70,8 @@ impl Description {
                 std: preprocess.std.clone(),
                 num_classes: arch.num_classes,
                 pool_size: last.map(|layer| [layer.input[1], layer.input[2]]),
-                first_conv: Some("conv1".into()),
-                classifier: Some("fc".into()),
+                first_conv: structure.stem.first().map(|unit| unit.conv.clone()),
+                classifier: Some(structure.head.name),
                 ..PretrainedConfig::default()
             },
             stridenet: None,
@@ -108,7 +109,7 @@ fn describe(config: &ModelConfig, path: &Path) -> Result<Arch, Error> {
         }
         None if !preset_names().contains(&config.architecture.as_str()) => {
             let problem = format!("the architecture {:?} is not known", config.architecture);
-            return refuse(problem, format!("known are {}", preset_names().join(", ")));
+            return refuse(problem, "`stridenet inspect --help` lists those that are".to_owned());
         }
         None => Arch::preset(&config.architecture)?.with(&Overrides {
             num_classes: Some(config.num_classes),

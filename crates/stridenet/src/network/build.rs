@@ -2,10 +2,10 @@
 
 use super::Network;
 use crate::Error;
-use crate::arch::{self, Arch, ArchError, BlockShortcut};
+use crate::arch::{self, Arch, ArchError, Attention, BlockShortcut, Order};
 use crate::kernels::pool::LinearPool;
 use crate::kernels::{Context, Level};
-use crate::layer::{Block, Head, Shortcut, Unit};
+use crate::layer::{Block, Head, Pools, Shortcut, Unit};
 use crate::random::{Use, generator};
 use crate::weights::{Account, StateDict};
 use rand::RngExt;
@@ -64,7 +64,12 @@ impl Builder {
         }
         let shortcut = match &description.shortcut {
             BlockShortcut::Identity => Shortcut::Identity,
-            BlockShortcut::Projection(unit) => Shortcut::Projection(Box::new(self.unit(unit, input, 1.0)?)),
+            BlockShortcut::Projection { pool, unit } => {
+                let at = || ArchError::at(&unit.conv);
+                let pools = Pools::new(pool.as_slice(), input, description.in_channels).map_err(at())?;
+                let size = pool.map_or(Ok(input), |pool| pool.output(input)).map_err(at())?;
+                Shortcut::Projection(pools, Box::new(self.unit(unit, size, 1.0)?))
+            }
             &BlockShortcut::ZeroPad { stride, in_channels, out_channels } => {
                 let pool = LinearPool::subsample(input, [in_channels, out_channels], stride);
                 Shortcut::ZeroPad { pool: pool.map_err(ArchError::at(&description.name))?, out_channels }
@@ -87,8 +92,13 @@ impl Builder {
 
     fn network(mut self, arch: &Arch, input: [usize; 2]) -> Result<Network, Error> {
         let structure = arch.structure()?;
-        let stem = self.unit(&structure.stem, input, 1.0)?;
-        let mut size = structure.stem.output_size(input).map_err(ArchError::at(&structure.stem.conv))?;
+        refuse(arch)?;
+        let mut size = input;
+        let mut stem = Vec::with_capacity(structure.stem.len());
+        for unit in &structure.stem {
+            stem.push(self.unit(unit, size, 1.0)?);
+            size = unit.output_size(size).map_err(ArchError::at(&unit.conv))?;
+        }
         let mut blocks = Vec::with_capacity(structure.blocks.len());
         for block in &structure.blocks {
             blocks.push(self.block(block, size)?);
@@ -97,6 +107,18 @@ impl Builder {
         let head = self.head(&structure.head, size)?;
         Ok(Network { arch: arch.clone(), input, level: self.level, stem, blocks, head })
     }
+}
+
+/// Refuses what can be inspected but not yet computed.
+fn refuse(arch: &Arch) -> Result<(), ArchError> {
+    let (field, found) = match arch {
+        Arch { attention: Attention::Se | Attention::Eca, .. } => ("attention", arch.attention.to_string()),
+        Arch { order: Order::Pre, .. } => ("order", arch.order.to_string()),
+        _ => return Ok(()),
+    };
+    let (reason, remedy) =
+        ("it cannot be computed yet".to_owned(), "inspect it, or choose another network".to_owned());
+    Err(ArchError::Conflict { field, found, reason, remedy })
 }
 
 impl Network {

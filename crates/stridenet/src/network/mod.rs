@@ -33,7 +33,7 @@ pub struct Network {
     arch: Arch,
     input: [usize; 2],
     level: Level,
-    stem: Unit,
+    stem: Vec<Unit>,
     blocks: Vec<Block>,
     head: Head,
 }
@@ -42,7 +42,7 @@ pub struct Network {
 #[derive(Debug)]
 pub struct Saved {
     input: Tensor,
-    stem: UnitSaved,
+    stem: Vec<UnitSaved>,
     blocks: Vec<BlockSaved>,
     head: HeadSaved,
 }
@@ -65,11 +65,11 @@ impl Network {
 
     /// The units in execution order: the stem, then each block's, its projection last.
     pub(crate) fn units(&self) -> impl Iterator<Item = &Unit> {
-        std::iter::once(&self.stem).chain(self.blocks.iter().flat_map(Block::all_units))
+        self.stem.iter().chain(self.blocks.iter().flat_map(Block::all_units))
     }
 
     pub(crate) fn units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
-        std::iter::once(&mut self.stem).chain(self.blocks.iter_mut().flat_map(Block::all_units_mut))
+        self.stem.iter_mut().chain(self.blocks.iter_mut().flat_map(Block::all_units_mut))
     }
 
     /// The head's weights `[in, out]` and bias.
@@ -85,7 +85,7 @@ impl Network {
     /// All parameters in execution order, to be changed; call [`refresh`](Self::refresh) afterwards.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         let Network { stem, blocks, head, .. } = self;
-        let units = std::iter::once(stem).chain(blocks.iter_mut().flat_map(Block::all_units_mut));
+        let units = stem.iter_mut().chain(blocks.iter_mut().flat_map(Block::all_units_mut));
         units.flat_map(Unit::parameters_mut).chain([&mut head.weight, &mut head.bias])
     }
 
@@ -117,13 +117,18 @@ impl Network {
         input: Tensor,
     ) -> Result<(Tensor, Saved), Error> {
         self.check(&input)?;
-        let stem = self.stem.forward(cx, workspace, &input, None);
+        let mut stem: Vec<UnitSaved> = Vec::with_capacity(self.stem.len());
+        for unit in &mut self.stem {
+            let saved = unit.forward(cx, workspace, stem.last().map_or(&input, UnitSaved::output), None);
+            stem.push(saved);
+        }
+        let before = stem.last().map_or(&input, UnitSaved::output);
         let mut blocks: Vec<BlockSaved> = Vec::with_capacity(self.blocks.len());
         for block in &mut self.blocks {
-            let saved = block.forward(cx, workspace, blocks.last().map_or(stem.output(), BlockSaved::output));
+            let saved = block.forward(cx, workspace, blocks.last().map_or(before, BlockSaved::output));
             blocks.push(saved);
         }
-        let features = blocks.last().map_or(stem.output(), BlockSaved::output);
+        let features = blocks.last().map_or(before, BlockSaved::output);
         let (logits, head) = self.head.forward(cx, workspace, features);
         Ok((logits, Saved { input, stem, blocks, head }))
     }
@@ -131,14 +136,22 @@ impl Network {
     /// Every parameter's gradient, from the logits' gradient.
     pub fn backward(&mut self, cx: &Context, workspace: &mut Workspace, saved: Saved, dlogits: &Tensor) {
         // The input is the loader's: kept here, one more would pile up each step.
-        let Saved { input, stem, mut blocks, head } = saved;
+        let Saved { input, mut stem, mut blocks, head } = saved;
         let mut dy = self.head.backward(cx, workspace, head, dlogits);
         for block in self.blocks.iter_mut().rev() {
             let Some(saved) = blocks.pop() else { break };
-            let x = blocks.last().map_or(stem.output(), BlockSaved::output);
+            let before = stem.last().map_or(&input, UnitSaved::output);
+            let x = blocks.last().map_or(before, BlockSaved::output);
             dy = block.backward(cx, workspace, x, saved, dy);
         }
-        self.stem.backward_first(cx, workspace, &input, stem, dy);
+        for unit in self.stem.iter_mut().rev() {
+            let Some(saved) = stem.pop() else { break };
+            let Some(before) = stem.last() else {
+                unit.backward_first(cx, workspace, &input, saved, dy);
+                break;
+            };
+            dy = unit.backward(cx, workspace, before.output(), saved, dy, None).0;
+        }
     }
 
     /// Inference with the running statistics: images `[N, H, W, C]` → logits `[N, 1, 1, classes]`.
@@ -161,7 +174,12 @@ impl Network {
         mut stage: impl FnMut(usize, &Tensor),
     ) -> Result<Tensor, Error> {
         self.check(x)?;
-        let mut y = self.stem.infer(cx, workspace, x, None);
+        let mut stem: Option<Tensor> = None;
+        for unit in &self.stem {
+            let next = unit.infer(cx, workspace, stem.as_ref().unwrap_or(x), None);
+            stem.replace(next).into_iter().for_each(|old| workspace.give(old));
+        }
+        let mut y = stem.expect("a stem has units");
         let mut blocks = self.blocks.iter();
         for (index, row) in self.arch.stages.iter().enumerate() {
             for block in blocks.by_ref().take(row.blocks) {

@@ -76,7 +76,10 @@ impl<'a> Compiler<'a> {
         let mut unit = || units.next().expect("the network has the structure's units");
         let mut size = network.input();
         let mut stage = Stage::new(size[0] * size[1] * arch.in_channels);
-        let mut value = self.unit(&mut stage, Value(0), &structure.stem, unit(), &mut size, None)?;
+        let mut value = Value(0);
+        for description in &structure.stem {
+            value = self.unit(&mut stage, value, description, unit(), &mut size, None)?;
+        }
         let mut blocks = structure.blocks.iter().peekable();
         while let Some(block) = blocks.next() {
             value = self.block(&mut stage, value, block, &mut unit, &mut size)?;
@@ -170,25 +173,52 @@ impl<'a> Compiler<'a> {
         let mut space = std::mem::take(&mut self.space);
         let folded = fold(self.cx, unit, &mut space);
         let before = geometry.output_size(*size).map_err(ArchError::at(name))?;
-        let pool = match description.pool {
-            Some(PoolKind::Max(window)) => {
-                Some(MaxPool::new([window; 2], before).map_err(ArchError::at(name))?)
+        // A max pool at once behind the convolution can be a part of its step.
+        let (first, pools) = match description.pools.split_first() {
+            Some((PoolKind::Max(window), rest)) => {
+                (Some(MaxPool::new([*window; 2], before).map_err(ArchError::at(name))?), rest)
             }
-            _ => None,
+            _ => (None, &description.pools[..]),
         };
-        let conv = Convolution { name, geometry, input: *size, folded, relu, pool };
-        let value = self.conv(stage, conv, [Some(input), residual])?;
+        let mut after = first.as_ref().map_or(before, MaxPool::output);
+        let conv = Convolution { name, geometry, input: *size, folded, relu, pool: first };
+        let mut value = self.conv(stage, conv, [Some(input), residual])?;
         self.space = space;
-        *size = description.output_size(*size).map_err(ArchError::at(name))?;
-        let channels = geometry.out_channels;
-        let (pool, algorithm) = match description.pool {
-            None | Some(PoolKind::Max(_)) => return Ok(value),
-            Some(PoolKind::Avg { stride }) => (LinearPool::average(before, channels, stride), "average pool"),
-            Some(PoolKind::Blur { stride }) => (LinearPool::blur(before, channels, stride), "blur pool"),
+        for &kind in pools {
+            value = self.pool(stage, value, kind, name, &mut after, geometry.out_channels)?;
+        }
+        *size = after;
+        Ok(value)
+    }
+
+    /// A pool of its own behind `name`, for a feature map of `size`, which becomes its output's.
+    fn pool(
+        &mut self,
+        stage: &mut Stage,
+        input: Value,
+        kind: PoolKind,
+        name: &str,
+        size: &mut [usize; 2],
+        channels: usize,
+    ) -> Result<Value, ArchError> {
+        let (pool, algorithm) = match kind {
+            PoolKind::Max(window) => {
+                let pool = MaxPool::new([window; 2], *size).map_err(ArchError::at(name))?;
+                (Operation::MaxPool { pool, channels }, "max pool")
+            }
+            PoolKind::Avg(window) => {
+                let pool = LinearPool::average(*size, channels, window).map_err(ArchError::at(name))?;
+                (Operation::LinearPool(pool), "average pool")
+            }
+            PoolKind::Blur { stride } => {
+                let pool = LinearPool::blur(*size, channels, stride).map_err(ArchError::at(name))?;
+                (Operation::LinearPool(pool), "blur pool")
+            }
         };
-        let operation = Operation::LinearPool(pool.map_err(ArchError::at(name))?);
+        let before = *size;
+        *size = kind.output(before).map_err(ArchError::at(name))?;
         let info = StepInfo::pool(format!("{name}.pool"), algorithm, before, *size, channels);
-        Ok(self.push(stage, operation, [Some(value), None], size[0] * size[1] * channels, info))
+        Ok(self.push(stage, pool, [Some(input), None], size[0] * size[1] * channels, info))
     }
 
     fn block<'n>(
@@ -203,8 +233,13 @@ impl<'a> Compiler<'a> {
         let units: Vec<&Unit> = block.units.iter().map(|_| unit()).collect();
         let residual = match &block.shortcut {
             BlockShortcut::Identity => input,
-            BlockShortcut::Projection(description) => {
-                self.unit(stage, input, description, unit(), &mut before.clone(), None)?
+            BlockShortcut::Projection { pool, unit: description } => {
+                let (mut from, mut size) = (input, before);
+                if let Some(pool) = *pool {
+                    let name = format!("{}.downsample", block.name);
+                    from = self.pool(stage, from, pool, &name, &mut size, block.in_channels)?;
+                }
+                self.unit(stage, from, description, unit(), &mut size, None)?
             }
             &BlockShortcut::ZeroPad { stride, in_channels, out_channels } => {
                 let pool = LinearPool::subsample(before, [in_channels, out_channels], stride)

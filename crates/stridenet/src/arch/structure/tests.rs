@@ -1,5 +1,6 @@
 use super::*;
-use crate::arch::{Downsample, Stage, preset_names};
+use crate::arch::{Arch, Downsample, Shortcut, Stage, StemPool, StrideOn, preset_names};
+use stridenet_kernels::conv::{AverageWindow, Edge, Window};
 
 fn preset(name: &str) -> Arch {
     Arch::preset(name).unwrap()
@@ -22,9 +23,12 @@ fn a_shortcut_changes_shape_exactly_where_stride_or_channels_do() {
     let arch = Arch { stages: equal.to_vec(), ..preset("resnet20") };
     assert_eq!(reshaping(&arch), ["layer2.0", "layer4.0"]);
     let structure = arch.structure().unwrap();
-    let BlockShortcut::Projection(unit) = &structure.blocks[1].shortcut else { panic!("a projection") };
+    let BlockShortcut::Projection { pool: None, unit } = &structure.blocks[1].shortcut else {
+        panic!("a projection")
+    };
     assert_eq!(unit.geometry, ConvGeometry::square(16, 16, 1, 2));
-    assert_eq!((unit.conv.as_str(), unit.norm.as_str()), ("layer2.0.downsample.0", "layer2.0.downsample.1"));
+    let names = (unit.conv.as_str(), unit.norm.as_deref());
+    assert_eq!(names, ("layer2.0.downsample.0", Some("layer2.0.downsample.1")));
     assert!(!unit.relu);
 
     // A stem of another width than the first stage.
@@ -76,7 +80,7 @@ fn a_pool_takes_over_the_stride_behind_the_relu() {
         let arch = Arch { stride_on, downsample: Downsample::BlurPool, ..preset("resnet50") };
         assert_eq!(strides(&arch, 3), [1, 1, 1, 2]);
         let structure = arch.structure().unwrap();
-        let pooled: Vec<_> = structure.units().filter(|unit| unit.pool.is_some()).collect();
+        let pooled: Vec<_> = structure.units().filter(|unit| !unit.pools.is_empty()).collect();
         let position = if stride_on == StrideOn::Conv1x1 { 1 } else { 2 };
         let expected = ["conv1".to_owned()]
             .into_iter()
@@ -84,7 +88,8 @@ fn a_pool_takes_over_the_stride_behind_the_relu() {
             .collect::<Vec<_>>();
         assert_eq!(pooled.iter().map(|unit| unit.conv.clone()).collect::<Vec<_>>(), expected);
         assert!(pooled.iter().all(|unit| unit.relu));
-        assert_eq!(pooled[1].pool, Some(PoolKind::Blur { stride: 2 }));
+        assert_eq!(pooled[0].pools, [PoolKind::Max(Window::same(3, 1)), PoolKind::Blur { stride: 2 }]);
+        assert_eq!(pooled[1].pools, [PoolKind::Blur { stride: 2 }]);
         // The weights are those of the strided network.
         assert_eq!(structure.tensors(), preset("resnet50").structure().unwrap().tensors());
     }
@@ -107,7 +112,7 @@ fn widths_and_groups_are_torchvisions() {
 #[test]
 fn relus_stand_everywhere_but_before_additions() {
     let structure = preset("resnet50").structure().unwrap();
-    assert!(structure.stem.relu);
+    assert!(structure.stem[0].relu);
     for block in &structure.blocks {
         assert_eq!(block.units.iter().map(|unit| unit.relu).collect::<Vec<_>>(), [true, true, false]);
     }
@@ -169,24 +174,88 @@ fn both_paths_of_every_block_agree_at_every_size() {
         for downsample in
             [Downsample::Strided, Downsample::MaxPool, Downsample::AvgPool, Downsample::BlurPool]
         {
-            let structure = Arch { downsample, ..preset(name) }.structure().unwrap();
-            for input in [[1, 1], [2, 7], [33, 31], [64, 97], [225, 223]] {
-                let mut size = structure.stem.output_size(input).unwrap();
-                for block in &structure.blocks {
-                    let main = block.output_size(size).unwrap();
-                    let expected = size.map(|s| s.div_ceil(block.stride));
-                    assert_eq!(main, expected, "{name} {} {downsample}", block.name);
-                    if let Some(unit) = block.shortcut.unit() {
-                        assert_eq!(unit.output_size(size), Ok(main), "{name} {} {downsample}", block.name);
+            for output_stride in [None, Some(8)] {
+                let arch = Arch { downsample, output_stride, stem_pool: StemPool::Max, ..preset(name) };
+                let structure = arch.structure().unwrap();
+                for input in [[4, 4], [5, 7], [33, 31], [64, 97], [225, 223]] {
+                    let mut size = structure.stem_size(input).unwrap();
+                    for block in &structure.blocks {
+                        let main = block.output_size(size).unwrap();
+                        let at = format!("{name} {} {downsample} {output_stride:?}", block.name);
+                        assert_eq!(main, size.map(|s| s.div_ceil(block.stride)), "{at}");
+                        assert_eq!(block.shortcut.output_size(size), Ok(main), "{at}");
+                        size = main;
                     }
-                    size = main;
+                    let shrink = arch.feature_info().unwrap().last().unwrap().reduction;
+                    // The stem's average pool drops what is left over.
+                    let lost = usize::from(downsample == Downsample::AvgPool && arch.stem_stride() == 4);
+                    let least = input.map(|s| (s - 3 * lost).div_ceil(shrink));
+                    let most = input.map(|s| s.div_ceil(shrink));
+                    assert!(
+                        size == most || lost == 1 && size >= least && size <= most,
+                        "{name} {input:?} {size:?}"
+                    );
                 }
-                // An ImageNet network shrinks by 32, a CIFAR network by 4, rounding up.
-                let shrink = if name.contains('_') || structure.head.in_features >= 512 { 32 } else { 4 };
-                assert_eq!(size, input.map(|s| s.div_ceil(shrink)), "{name} at {input:?}");
             }
         }
     }
+}
+
+#[test]
+fn output_strides_dilate_as_timm_does() {
+    let geometry = |arch: &Arch, name: &str| {
+        arch.structure().unwrap().units().find(|unit| unit.conv == name).unwrap().geometry
+    };
+    let dilations = |arch: &Arch, names: &[&str]| -> Vec<usize> {
+        names.iter().map(|name| geometry(arch, name).dilation[0]).collect()
+    };
+    // timm 1.0.31: `[m.dilation[0] for m in timm.create_model(name, output_stride=8).modules() ...]`.
+    let basic = Arch { output_stride: Some(8), ..preset("resnet18") };
+    let names = [
+        "layer2.0.conv1",
+        "layer3.0.conv1",
+        "layer3.0.conv2",
+        "layer3.1.conv1",
+        "layer4.0.conv1",
+        "layer4.0.conv2",
+    ];
+    assert_eq!(dilations(&basic, &names), [1, 1, 2, 2, 2, 4]);
+    let deep = Arch { output_stride: Some(16), ..preset("resnet50d") };
+    let names = ["layer3.1.conv2", "layer4.0.conv2", "layer4.1.conv2", "layer4.0.downsample.1"];
+    assert_eq!(dilations(&deep, &names), [1, 1, 2, 1]);
+    let structure = deep.structure().unwrap();
+    let pools: Vec<_> = structure
+        .blocks
+        .iter()
+        .filter_map(|block| match block.shortcut {
+            BlockShortcut::Projection { pool, .. } => Some(pool),
+            _ => None,
+        })
+        .collect();
+    let same = AverageWindow { kernel: 2, stride: 1, edge: Edge::Zeros };
+    let shrinking = Some(PoolKind::Avg(AverageWindow::partial(2)));
+    assert_eq!(pools, [None, shrinking, shrinking, Some(PoolKind::Avg(same))]);
+    // SENet's 3×3 projections are dilated as the block before.
+    let senet = Arch { output_stride: Some(8), ..preset("senet154") };
+    let projection = |layer: usize| geometry(&senet, &format!("layer{layer}.0.downsample.0"));
+    assert_eq!([1, 2, 3, 4].map(|layer| projection(layer).kernel[0]), [1, 3, 3, 3]);
+    assert_eq!([1, 2, 3, 4].map(|layer| projection(layer).dilation[0]), [1, 1, 1, 2]);
+    // A blur takes the place of a stride that dilation has replaced.
+    let blur = Arch { output_stride: Some(16), ..preset("resnetblur50") };
+    let structure = blur.structure().unwrap();
+    let unit = |name: &str| structure.units().find(|unit| unit.conv == name).unwrap().pools.clone();
+    assert_eq!(unit("layer4.0.conv2"), [PoolKind::Blur { stride: 1 }]);
+    assert_eq!(unit("layer4.1.conv2"), []);
+    let strides: Vec<usize> = blur.feature_info().unwrap().iter().map(|info| info.reduction).collect();
+    assert_eq!(strides, [2, 4, 8, 16, 16]);
+}
+
+#[test]
+fn deep_dilations_are_refused_before_they_overflow() {
+    let stages = vec![Stage { blocks: 1, width: 16, stride: 16 }; 32];
+    let arch = Arch { stages, output_stride: Some(1), ..preset("resnet20") };
+    let error = arch.structure().unwrap_err().to_string();
+    assert_eq!(error, "the dilation of layer4 is 65536, expected 1 to 16384");
 }
 
 #[test]

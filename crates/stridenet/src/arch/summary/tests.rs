@@ -1,5 +1,5 @@
 use super::*;
-use crate::arch::{Downsample, Shortcut, Stage, StrideOn, preset_names};
+use crate::arch::{Downsample, Shortcut, Stage, StemPool, StrideOn, preset_names};
 
 fn arch(name: &str) -> Arch {
     Arch::preset(name).unwrap()
@@ -57,12 +57,13 @@ fn cifar_networks_have_the_papers_size() {
 #[test]
 fn totals_are_the_sums_of_the_layers() {
     for name in preset_names() {
-        let blurred = Arch { downsample: Downsample::BlurPool, ..arch(name) };
+        let blurred = Arch { downsample: Downsample::BlurPool, stem_pool: StemPool::Max, ..arch(name) };
         let summary = blurred.summary([65, 47]).unwrap();
         assert_eq!(summary.param_count, summary.layers.iter().map(|l| l.param_count).sum::<u64>(), "{name}");
         assert_eq!(summary.macs, summary.layers.iter().map(|l| l.macs).sum::<u64>(), "{name}");
-        for pair in summary.layers.windows(2).filter(|pair| pair[1].kind == LayerKind::BatchNorm) {
-            assert_eq!(pair[0].output, pair[1].input);
+        let follows = |layer: &Layer| matches!(layer.kind, LayerKind::BatchNorm | LayerKind::Relu);
+        for pair in summary.layers.windows(2).filter(|pair| follows(&pair[1])) {
+            assert_eq!(pair[0].output, pair[1].input, "{name} {}", pair[1].name);
         }
         assert_eq!(summary.layers.last().unwrap().output, [blurred.num_classes, 1, 1]);
     }
@@ -139,11 +140,60 @@ fn layers_stand_in_execution_order_with_all_their_kinds() {
             "act2 relu"
         ]
     );
+    assert_eq!(
+        kinds(arch("seresnet18"), "layer1.0."),
+        [
+            "conv1 conv",
+            "bn1 batch_norm",
+            "act1 relu",
+            "conv2 conv",
+            "bn2 batch_norm",
+            "se.mean global_avg_pool",
+            "se.fc1 linear",
+            "se.fc2 linear",
+            "se.gate gate",
+            "add add",
+            "act2 relu"
+        ]
+    );
+    assert_eq!(
+        kinds(arch("ecaresnet50d"), "layer2.0.")[8..],
+        [
+            "se.mean global_avg_pool",
+            "se.conv channel_conv",
+            "se.gate gate",
+            "downsample.pool avg_pool",
+            "downsample.1 conv",
+            "downsample.2 batch_norm",
+            "add add",
+            "act3 relu"
+        ]
+    );
+    assert_eq!(
+        kinds(arch("preresnet20"), "stages.1.blocks.0."),
+        [
+            "norm1 batch_norm",
+            "norm1.act relu",
+            "conv1 conv",
+            "norm2 batch_norm",
+            "norm2.act relu",
+            "conv2 conv",
+            "downsample.conv conv",
+            "add add"
+        ]
+    );
     let ends = summary("resnet18");
     let names = |layers: &[Layer]| layers.iter().map(|layer| layer.name.clone()).collect::<Vec<_>>();
     assert_eq!(names(&ends.layers[..4]), ["conv1", "bn1", "act1", "maxpool"]);
     assert_eq!(names(&ends.layers[ends.layers.len() - 2..]), ["global_pool", "fc"]);
     assert_eq!(layer(&ends, "global_pool").kernel, [7, 7]);
+    let deep = names(&summary("resnetrs50").layers[..12]);
+    let stem = ["conv1.0", "conv1.1", "conv1.2", "conv1.3", "conv1.4", "conv1.5", "conv1.6", "bn1", "act1"];
+    assert_eq!(deep, [&stem[..], &["maxpool.0", "maxpool.1", "maxpool.2"]].concat());
+    let blur = names(&summary("resnetblur18").layers[..5]);
+    assert_eq!(blur, ["conv1", "bn1", "act1", "maxpool.0", "maxpool.1"]);
+    let pre = summary("resnetv2_50d");
+    assert_eq!(names(&pre.layers[pre.layers.len() - 4..]), ["norm", "norm.act", "global_pool", "head.fc"]);
 }
 
 #[test]
@@ -165,6 +215,26 @@ fn pools_cost_and_see_what_they_should() {
 }
 
 #[test]
+fn gates_and_dilations_cost_and_see_what_they_should() {
+    let gated = Arch { attention: crate::arch::Attention::Se, ..arch("resnet50") }.summary([64, 64]).unwrap();
+    let fc1 = layer(&gated, "layer4.2.se.fc1");
+    assert_eq!((fc1.output, fc1.param_count, fc1.macs), ([128, 1, 1], 128 * 2049, 128 * 2048));
+    let gate = layer(&gated, "layer4.2.se.gate");
+    assert_eq!((gate.output, gate.macs), ([2048, 2, 2], 0));
+    // The same windows at the same distances of input pixels: a dilated network sees as far.
+    let dilated = Arch { output_stride: Some(8), ..arch("resnet18") };
+    let (plain, dilated) = (arch("resnet18").summary([64, 64]).unwrap(), dilated.summary([64, 64]).unwrap());
+    let ends = |summary: &Summary| {
+        let conv = layer(summary, "layer4.1.conv2");
+        (conv.output, conv.receptive_field, conv.jump)
+    };
+    assert_eq!(ends(&plain), ([512, 2, 2], 435, 32));
+    assert_eq!(ends(&dilated), ([512, 8, 8], 435, 8));
+    assert_eq!(layer(&dilated, "layer4.1.conv2").dilation, [4, 4]);
+    assert!(dilated.to_table().contains("3×3 d4"));
+}
+
+#[test]
 fn json_has_the_documented_fields() {
     let tiny = Arch { stages: vec![], ..arch("resnet20") };
     assert!(tiny.summary([32, 32]).is_err());
@@ -177,7 +247,7 @@ fn json_has_the_documented_fields() {
     assert_eq!(
         value["layers"][0],
         serde_json::json!({"name": "conv1", "kind": "conv", "input": [3, 224, 224], "output": [64, 112, 112],
-            "kernel": [7, 7], "stride": [2, 2], "param_count": 9408, "macs": 118_013_952,
+            "kernel": [7, 7], "stride": [2, 2], "dilation": [1, 1], "param_count": 9408, "macs": 118_013_952,
             "receptive_field": 7, "jump": 2})
     );
 }

@@ -1,7 +1,7 @@
 //! Networks to test plans with.
 
 use crate::Tensor;
-use crate::arch::{Arch, BlockKind, Downsample, Shortcut, Stage, Stem, StrideOn};
+use crate::arch::{Arch, BlockKind, Downsample, Shortcut, Stage, Stem, StemPool, StrideOn};
 use crate::bench::random_images;
 use crate::kernels::Context;
 use crate::layer::{BatchNorm, Workspace};
@@ -14,18 +14,11 @@ fn base(name: &str, block: BlockKind, img_size: [usize; 2]) -> Arch {
     let stage = |blocks, width, stride| Stage { blocks, width, stride };
     Arch {
         name: name.to_owned(),
-        in_channels: 3,
         num_classes: 37,
         img_size,
-        stem: Stem::Cifar,
-        stem_width: 16,
         block,
         stages: vec![stage(2, 16, 1), stage(2, 20, 2), stage(1, 32, 2)],
-        groups: 1,
-        base_width: 64,
-        stride_on: StrideOn::default(),
-        shortcut: Shortcut::default(),
-        downsample: Downsample::default(),
+        ..Arch::preset("resnet20").unwrap()
     }
 }
 
@@ -73,6 +66,23 @@ pub(super) fn architectures() -> Vec<Arch> {
         }),
         changed(base("bottleneck, wide groups, imagenet stem", Bottleneck, [40, 36]), |arch| {
             (arch.groups, arch.stem) = (2, Stem::ImageNet);
+        }),
+        changed(base("basic, deep stem, avg-projection", Basic, [35, 46]), |arch| {
+            (arch.stem, arch.shortcut) = (Stem::Deep, Shortcut::AvgProjection);
+        }),
+        changed(base("bottleneck, tiered stem, conv stem pool, dilated", Bottleneck, [50, 33]), |arch| {
+            (arch.stem, arch.stem_pool) = (Stem::DeepTiered, StemPool::Conv);
+            (arch.shortcut, arch.output_stride) = (Shortcut::AvgProjection, Some(4));
+        }),
+        changed(base("basic, imagenet stem, blur-pool, dilated", Basic, [41, 38]), |arch| {
+            (arch.stem, arch.downsample, arch.output_stride) = (Stem::ImageNet, Downsample::BlurPool, Some(8));
+        }),
+        changed(base("bottleneck, imagenet stem, avg-pool, dilated", Bottleneck, [44, 47]), |arch| {
+            (arch.stem, arch.downsample, arch.output_stride) = (Stem::ImageNet, Downsample::AvgPool, Some(4));
+            arch.groups = 4;
+        }),
+        changed(base("bottleneck, narrow first, 3×3 projections, dilated", Bottleneck, [21, 24]), |arch| {
+            (arch.reduce_first, arch.down_kernel, arch.output_stride) = (2, 3, Some(2));
         }),
         // The last stage's weights do not stay in a cache.
         changed(base("basic, heavy weights", Basic, [12, 12]), |arch| {

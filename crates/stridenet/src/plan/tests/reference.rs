@@ -2,7 +2,7 @@
 
 use crate::Tensor;
 use crate::arch::{BlockShortcut, PoolKind, Unit as Description};
-use crate::kernels::conv::{ConvGeometry, Window};
+use crate::kernels::conv::{AverageWindow, ConvGeometry, Edge, Window};
 use crate::layer::Unit;
 use crate::network::Network;
 
@@ -57,12 +57,16 @@ pub(super) fn logits(network: &Network, images: &Tensor) -> Vec<f64> {
     let mut next = || units.next().unwrap();
     let values = images.data().iter().map(|&value| f64::from(value)).collect();
     let maps = Maps { images: images.batch(), size: images.size(), channels: images.channels(), values };
-    let mut maps = unit(&structure.stem, next(), &maps, None);
+    let mut maps =
+        structure.stem.iter().fold(maps, |maps, description| unit(description, next(), &maps, None));
     for block in &structure.blocks {
         let units: Vec<&Unit> = block.units.iter().map(|_| next()).collect();
         let shortcut = match &block.shortcut {
             BlockShortcut::Identity => maps.clone(),
-            BlockShortcut::Projection(description) => unit(description, next(), &maps, None),
+            BlockShortcut::Projection { pool: kind, unit: description } => {
+                let maps = kind.map_or(maps.clone(), |kind| pool(kind, &maps));
+                unit(description, next(), &maps, None)
+            }
             &BlockShortcut::ZeroPad { stride, out_channels, .. } => zero_pad(&maps, stride, out_channels),
         };
         let last = units.len() - 1;
@@ -97,7 +101,7 @@ fn unit(description: &Description, unit: &Unit, x: &Maps, residual: Option<&Maps
         *y += residual.map_or(0.0, |residual| residual.values[index]);
         *y = if relu { y.max(0.0) } else { *y };
     }
-    description.pool.map_or(y.clone(), |kind| pool(kind, &y))
+    description.pools.iter().fold(y, |y, &kind| pool(kind, &y))
 }
 
 fn conv(geometry: &ConvGeometry, weight: &[f32], x: &Maps) -> Maps {
@@ -133,10 +137,11 @@ fn pool(kind: PoolKind, x: &Maps) -> Maps {
                     let first = centre - window.padding as isize;
                     (0..window.kernel as isize).filter_map(|tap| Some((inside(first + tap)?, 1.0))).collect()
                 }
-                PoolKind::Avg { stride } => {
+                PoolKind::Avg(AverageWindow { kernel, edge, .. }) => {
                     let taps: Vec<usize> =
-                        (0..stride as isize).filter_map(|tap| inside(centre + tap)).collect();
-                    taps.iter().map(|&at| (at, 1.0 / taps.len() as f64)).collect()
+                        (0..kernel as isize).filter_map(|tap| inside(centre + tap)).collect();
+                    let count = if edge == Edge::Zeros { kernel } else { taps.len() };
+                    taps.iter().map(|&at| (at, 1.0 / count as f64)).collect()
                 }
                 PoolKind::Blur { .. } => {
                     let last = size as isize - 1;
