@@ -75,7 +75,8 @@ pub(super) fn architectures() -> Vec<Arch> {
             (arch.shortcut, arch.output_stride) = (Shortcut::AvgProjection, Some(4));
         }),
         changed(base("basic, imagenet stem, blur-pool, dilated", Basic, [41, 38]), |arch| {
-            (arch.stem, arch.downsample, arch.output_stride) = (Stem::ImageNet, Downsample::BlurPool, Some(8));
+            (arch.stem, arch.downsample, arch.output_stride) =
+                (Stem::ImageNet, Downsample::BlurPool, Some(8));
         }),
         changed(base("bottleneck, imagenet stem, avg-pool, dilated", Bottleneck, [44, 47]), |arch| {
             (arch.stem, arch.downsample, arch.output_stride) = (Stem::ImageNet, Downsample::AvgPool, Some(4));
