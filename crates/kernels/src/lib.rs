@@ -12,6 +12,7 @@ mod context;
 pub mod conv;
 mod cpu;
 pub mod gemm;
+pub mod jpeg;
 pub mod loss;
 pub mod norm;
 mod parallel;
@@ -20,6 +21,7 @@ pub mod pool;
 mod processors;
 #[cfg(test)]
 mod reference;
+pub mod resample;
 pub mod roofline;
 mod simd;
 #[cfg(test)]
