@@ -1,5 +1,6 @@
 //! The command line.
 
+use crate::pixels::{AugmentFlags, DoctorFlags, OrientationFlag, PreprocessFlags};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -50,6 +51,8 @@ pub(crate) enum Command {
     Evaluate(EvaluateFlags),
     /// Predict the classes of images
     Predict(PredictFlags),
+    /// Show how far answers move when images are prepared in common wrong ways
+    Doctor(DoctorFlags),
     /// Show a network's layers, shapes, receptive fields, parameters and multiply-accumulates
     Inspect(InspectFlags),
     /// Make a model folder out of weights that somebody else's program wrote
@@ -173,17 +176,6 @@ impl ArchFlags {
     }
 }
 
-/// How training images are cropped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum CropChoice {
-    /// Not at all
-    None,
-    /// A random crop after padding with black
-    Pad,
-    /// A random part of 8 to 100 % of the area, resized
-    Resized,
-}
-
 /// What happens to images that cannot be decoded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OnErrorChoice {
@@ -228,6 +220,8 @@ pub(crate) struct TrainFlags {
     pub(crate) resume: bool,
     #[command(flatten)]
     pub(crate) recipe: RecipeFlags,
+    #[command(flatten)]
+    pub(crate) preprocess: PreprocessFlags,
 }
 
 /// The part of `train`'s flags that is the recipe.
@@ -267,15 +261,10 @@ pub(crate) struct RecipeFlags {
     /// Begin the last batch norm of each block with gain 0, so that each block begins as its shortcut
     #[arg(long)]
     pub(crate) zero_init_last: bool,
-    /// Crop of training images [default: pad for images up to 64 pixels, resized for larger ones]
-    #[arg(long, value_name = "KIND")]
-    pub(crate) crop: Option<CropChoice>,
-    /// Pixels of padding for `--crop pad` [default: an eighth of the image, at least 2]
-    #[arg(long, value_name = "N")]
-    pub(crate) crop_padding: Option<usize>,
-    /// Do not mirror training images
-    #[arg(long)]
-    pub(crate) no_flip: bool,
+    #[command(flatten)]
+    pub(crate) augment: AugmentFlags,
+    #[command(flatten)]
+    pub(crate) orientation: OrientationFlag,
     /// Threads that decode and augment images [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
@@ -309,6 +298,8 @@ pub(crate) struct EvaluateFlags {
     /// What happens to images that cannot be decoded
     #[arg(long, value_name = "WHAT", default_value = "fail")]
     pub(crate) on_error: OnErrorChoice,
+    #[command(flatten)]
+    pub(crate) orientation: OrientationFlag,
 }
 
 /// Flags of `predict`.
@@ -329,6 +320,8 @@ pub(crate) struct PredictFlags {
     /// Size of the images instead of the model's own: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
+    #[command(flatten)]
+    pub(crate) orientation: OrientationFlag,
     /// Predict a float32 array [N, C, H, W] of normalised images instead of files
     #[arg(long, value_name = "FILE.npy", conflicts_with = "inputs", requires = "logits")]
     pub(crate) tensor: Option<PathBuf>,

@@ -6,6 +6,7 @@ mod commands;
 mod console;
 mod failure;
 mod interrupt;
+mod pixels;
 
 use arguments::{Arguments, Command};
 use clap::Parser;
@@ -37,6 +38,7 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
         Command::Train(flags) => commands::train::run(&cx, &console, common, flags),
         Command::Evaluate(flags) => commands::evaluate::run(&cx, &console, common, flags),
         Command::Predict(flags) => commands::predict::run(&cx, &console, flags),
+        Command::Doctor(flags) => commands::doctor::run(&cx, &console, flags),
         Command::Inspect(flags) => commands::inspect::run(&cx, &console, flags),
         Command::Import(flags) => commands::import::run(&console, flags),
         Command::Export(flags) => commands::export::run(&console, flags),

@@ -5,6 +5,7 @@ mod algorithm;
 pub mod arch;
 pub mod bench;
 pub mod data;
+pub mod doctor;
 mod error;
 pub mod evaluate;
 pub mod file;

@@ -52,7 +52,8 @@ pub(crate) fn run(
     flags: &EvaluateFlags,
 ) -> Result<(), Failure> {
     let model = open_model(cx, console, &flags.model, flags.img_size)?;
-    let options = OpenOptions { seed: common.seed.unwrap_or(42), ..OpenOptions::default() };
+    let (seed, orientation) = (common.seed.unwrap_or(42), flags.orientation.orientation());
+    let options = OpenOptions { seed, orientation, ..OpenOptions::default() };
     let mut dataset = open_evaluation(&flags.data, &options)?;
     verify(console, cx, &mut dataset, flags.on_error.into())?;
     let dataset = Arc::new(dataset);

@@ -36,8 +36,8 @@ pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &PredictFlags) ->
     }
     let mut failed = false;
     let mut predict = |file: &Path| -> Result<(), Failure> {
-        let classified =
-            image::open(file).map_err(stridenet::Error::from).and_then(|picture| model.classify(&picture));
+        let picture = image::open_with(file, flags.orientation.orientation());
+        let classified = picture.map_err(stridenet::Error::from).and_then(|picture| model.classify(&picture));
         let file = file.display().to_string();
         match classified {
             Ok(mut predictions) => {
@@ -74,10 +74,13 @@ fn render(file: &str, predictions: &[Prediction]) -> String {
 }
 
 /// Calls `predict` for each file that an input stands for.
-fn for_each_file(input: &str, predict: &mut impl FnMut(&Path) -> Result<(), Failure>) -> Result<(), Failure> {
+pub(super) fn for_each_file(
+    input: &str,
+    predict: &mut impl FnMut(&Path) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     let mut predict = |file: &Path| {
         if Interrupt::pressed() {
-            return Err(anyhow!("interrupted; the predictions so far are printed").into());
+            return Err(anyhow!("interrupted; the results so far are printed").into());
         }
         predict(file)
     };

@@ -3,7 +3,7 @@
 use super::evaluate::measure;
 use super::report::write_report;
 use super::{architecture, open_model, verify};
-use crate::arguments::{Common, CropChoice, RecipeFlags, Sched, TrainFlags};
+use crate::arguments::{Common, RecipeFlags, Sched, TrainFlags};
 use crate::console::{Console, Progress};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use stridenet::arch::{Arch, Overrides};
-use stridenet::data::{Augment, Crop, Dataset, OpenOptions, Splits};
-use stridenet::image::{Normalisation, Preprocess};
+use stridenet::data::{Dataset, OpenOptions, Splits};
+use stridenet::image::{Normalisation, Orientation, Preprocess};
 use stridenet::kernels::Context;
 use stridenet::model::Model;
 use stridenet::network::Network;
@@ -103,9 +103,9 @@ fn begin<'a>(
         ..Overrides::default()
     };
     let arch = arch.with(&changes).map_err(Failure::usage)?;
-    options.augment = augmentation(&flags.recipe, img_size);
+    options.augment = flags.recipe.augment.augment(img_size).map_err(Failure::usage)?;
     options.augment.check().map_err(Failure::usage)?;
-    let preprocess = preprocessing(&arch, &train)?;
+    let preprocess = flags.preprocess.over(preprocessing(&arch, &train)?).map_err(Failure::usage)?;
     let network = Network::new(&arch, img_size, cx.level(), options.initialise())?;
     let classes = train.classes().to_vec();
     let existing = if flags.overwrite { Existing::Overwrite } else { Existing::Refuse };
@@ -131,9 +131,9 @@ fn resume<'a>(
     let mut options = recipe(&flags.recipe, stored.clone());
     options.data = flags.data.clone().unwrap_or(options.data);
     options.seed = common.seed.unwrap_or(options.seed);
-    if flags.recipe.crop.is_some() || flags.recipe.crop_padding.is_some() || flags.recipe.no_flip {
+    if flags.recipe.augment.any() || flags.preprocess.any() {
         return Err(Failure::usage(
-            "--crop, --crop-padding and --no-flip cannot change when a run is resumed",
+            "how images are prepared cannot change when a run is resumed; leave its flags out",
         ));
     }
     refuse_changes(&stored, &options)?;
@@ -194,21 +194,9 @@ fn recipe(flags: &RecipeFlags, base: TrainOptions) -> TrainOptions {
         workers: flags.workers.unwrap_or(base.workers),
         val_fraction: flags.val_fraction.unwrap_or(base.val_fraction),
         on_error: flags.on_error.map_or(base.on_error, Into::into),
+        exif: base.exif && !flags.orientation.no_exif,
         ..base
     }
-}
-
-/// What is done to training images of `[height, width]` pixels.
-fn augmentation(flags: &RecipeFlags, img_size: [usize; 2]) -> Augment {
-    let padded = flags.crop_padding.map_or(Crop::padded(img_size), Crop::Pad);
-    let crop = match flags.crop {
-        Some(CropChoice::None) => Crop::None,
-        Some(CropChoice::Pad) => padded,
-        Some(CropChoice::Resized) => Crop::RESIZED,
-        None if flags.crop_padding.is_some() => padded,
-        None => Augment::standard(img_size).crop,
-    };
-    Augment { crop, flip: !flags.no_flip }
 }
 
 /// How the images of a data set are prepared for a network.
@@ -228,8 +216,12 @@ fn preprocessing(arch: &Arch, train: &Dataset) -> Result<Preprocess, Failure> {
 }
 
 fn open_data(cx: &Context, console: &Console, options: &TrainOptions) -> Result<[Arc<Dataset>; 2], Failure> {
-    let open =
-        OpenOptions { val_fraction: options.val_fraction, seed: options.seed, ..OpenOptions::default() };
+    let open = OpenOptions {
+        val_fraction: options.val_fraction,
+        seed: options.seed,
+        orientation: if options.exif { Orientation::Exif } else { Orientation::Stored },
+        ..OpenOptions::default()
+    };
     let Splits { mut train, mut val } = stridenet::data::open(&options.data, &open)?;
     verify(console, cx, &mut train, options.on_error)?;
     verify(console, cx, &mut val, options.on_error)?;

@@ -1,7 +1,7 @@
 //! Random crops and flips for training, on `u8` pixels.
 
 use super::DataError;
-use crate::image::{ImageError, Picture, Preprocess, crop, resize};
+use crate::image::{ImageError, Picture, Preprocess, Scaling, Window};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
@@ -29,13 +29,21 @@ pub enum Crop {
 pub struct Augment {
     /// Which part is shown.
     pub crop: Crop,
-    /// Whether every second picture is mirrored left to right.
-    pub flip: bool,
+    /// Probability that a picture is mirrored left to right.
+    pub hflip: f64,
+    /// Probability that a picture is mirrored top to bottom.
+    pub vflip: f64,
 }
 
 impl Crop {
-    /// torchvision's choice: 8 % to 100 % of the area, proportions from 3:4 to 4:3.
-    pub const RESIZED: Crop = Crop::Resized { scale: [0.08, 1.0], ratio: [3.0 / 4.0, 4.0 / 3.0] };
+    /// Shares of the area as timm and torchvision take them.
+    pub const SCALE: [f64; 2] = [0.08, 1.0];
+
+    /// Ratios of width to height as timm and torchvision take them.
+    pub const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
+
+    /// timm's and torchvision's choice: 8 % to 100 % of the area, proportions from 3:4 to 4:3.
+    pub const RESIZED: Crop = Crop::Resized { scale: Crop::SCALE, ratio: Crop::RATIO };
 
     /// Padding of an eighth of the shorter side, at least 2 pixels: the 4 pixels that He et al. take for CIFAR's 32.
     pub fn padded([height, width]: [usize; 2]) -> Self {
@@ -45,13 +53,14 @@ impl Crop {
 
 impl Augment {
     /// Pictures as they are evaluated.
-    pub const NONE: Augment = Augment { crop: Crop::None, flip: false };
+    pub const NONE: Augment = Augment { crop: Crop::None, hflip: 0.0, vflip: 0.0 };
 
     /// The usual choice for an input of `[height, width]`: [`Crop::padded`] when a side has 64 pixels or fewer, else
-    /// [`Crop::RESIZED`]; mirrored both.
+    /// [`Crop::RESIZED`]; every second picture mirrored left to right.
     pub fn standard(input_size: [usize; 2]) -> Self {
         let small = input_size.iter().any(|&side| side <= 64);
-        Augment { crop: if small { Crop::padded(input_size) } else { Crop::RESIZED }, flip: true }
+        let crop = if small { Crop::padded(input_size) } else { Crop::RESIZED };
+        Augment { crop, hflip: 0.5, vflip: 0.0 }
     }
 
     /// Checks every setting's range.
@@ -61,6 +70,11 @@ impl Augment {
     pub fn check(&self) -> Result<(), DataError> {
         let wrong =
             |what, found, expected: &str| Err(DataError::Setting { what, found, expected: expected.into() });
+        for (what, probability) in [("hflip", self.hflip), ("vflip", self.vflip)] {
+            if !(0.0..=1.0).contains(&probability) {
+                return wrong(what, probability.to_string(), "a probability from 0 to 1");
+            }
+        }
         match self.crop {
             Crop::Pad(padding) if padding > 1024 => {
                 wrong("the crop's padding", padding.to_string(), "at most 1024 pixels")
@@ -98,12 +112,23 @@ impl Augment {
             Crop::Resized { scale, ratio } => {
                 preprocess.check()?;
                 let (origin, size) = random_region(picture.size(), scale, ratio, random);
-                let part = crop(picture.view(), origin, size)?.with_channels(preprocess.channels);
-                resize(part, preprocess.input_size, preprocess.interpolation)?
+                let scaling = Scaling {
+                    from: Window { origin, size },
+                    size: preprocess.input_size,
+                    to: Window::all(preprocess.input_size),
+                    interpolation: preprocess.interpolation,
+                    antialias: true,
+                };
+                preprocess.scale(picture, &scaling)?
             }
         };
-        if self.flip && random.random_bool(0.5) {
+        // What never happens draws nothing, so that switching it on changes nothing else.
+        let mut happens = |probability: f64| probability > 0.0 && random.random_bool(probability);
+        if happens(self.hflip) {
             mirror(&mut result);
+        }
+        if happens(self.vflip) {
+            turn_over(&mut result);
         }
         Ok(result)
     }
@@ -168,6 +193,16 @@ fn mirror(picture: &mut Picture<'_>) {
     }
 }
 
+/// Mirrors top to bottom.
+fn turn_over(picture: &mut Picture<'_>) {
+    let row = picture.width() * picture.channels();
+    let height = picture.height();
+    let (upper, lower) = picture.pixels_mut().split_at_mut(height / 2 * row);
+    for (upper, lower) in upper.chunks_exact_mut(row).zip(lower.rchunks_exact_mut(row)) {
+        upper.swap_with_slice(lower);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +241,37 @@ mod tests {
     }
 
     #[test]
+    fn turning_over_keeps_the_rows() {
+        let mut picture = Picture::new(3, 2, 1, (0..6).collect::<Vec<u8>>()).unwrap();
+        turn_over(&mut picture);
+        assert_eq!(picture.pixels(), [4, 5, 2, 3, 0, 1]);
+    }
+
+    #[test]
+    fn pictures_are_mirrored_as_often_as_asked_for() {
+        let picture = gradient(4, 5, 1);
+        let preprocess = Preprocess::exact([4, 5], Normalisation { mean: vec![0.5], std: vec![0.5] });
+        let mut mirrored = picture.view();
+        mirror(&mut mirrored);
+        let mut over = picture.view();
+        turn_over(&mut over);
+        let count = |hflip, vflip, expected: &Picture<'_>| {
+            let augment = Augment { crop: Crop::None, hflip, vflip };
+            let shown = |place| {
+                let mut random = generator(5, Use::Augment, [0, place]);
+                augment.apply(&preprocess, &picture, &mut random).unwrap().into_owned()
+            };
+            (0..1000).filter(|&place| shown(place) == *expected).count()
+        };
+        assert_eq!(count(1.0, 0.0, &mirrored), 1000);
+        assert_eq!(count(0.0, 1.0, &over), 1000);
+        // Four standard deviations of 1000 coins.
+        for found in [count(0.2, 0.0, &mirrored), count(0.0, 0.2, &over)] {
+            assert!((150..250).contains(&found), "{found}");
+        }
+    }
+
+    #[test]
     fn regions_lie_inside_and_have_the_area_and_proportions_asked_for() {
         let (scale, ratio) = ([0.08, 1.0], [3.0 / 4.0, 4.0 / 3.0]);
         let mut random = generator(1, Use::Augment, [0, 0]);
@@ -236,7 +302,7 @@ mod tests {
         let preprocess = Preprocess::exact([8, 6], Normalisation { mean: vec![0.5], std: vec![0.5] });
         let kinds = [Crop::None, Crop::Pad(2), Crop::Resized { scale: [0.2, 1.0], ratio: [0.5, 2.0] }];
         for crop in kinds {
-            let augment = Augment { crop, flip: true };
+            let augment = Augment { crop, hflip: 0.5, vflip: 0.5 };
             let draw = |place| {
                 let mut random = generator(3, Use::Augment, [0, place]);
                 augment.apply(&preprocess, &picture, &mut random).unwrap().into_owned()
@@ -255,8 +321,14 @@ mod tests {
         assert_eq!(Augment::standard([32, 32]).crop, Crop::Pad(4));
         assert!(matches!(Augment::standard([224, 224]).crop, Crop::Resized { .. }));
         Augment::standard([224, 224]).check().unwrap();
-        let bad = Augment { crop: Crop::Resized { scale: [0.1, 1.0], ratio: [f64::NAN, 1.0] }, flip: false };
+        let bad = Augment {
+            crop: Crop::Resized { scale: [0.1, 1.0], ratio: [f64::NAN, 1.0] },
+            hflip: 0.0,
+            vflip: 0.0,
+        };
         assert!(bad.check().unwrap_err().to_string().contains("ratio"));
-        assert!(Augment { crop: Crop::Pad(usize::MAX), flip: false }.check().is_err());
+        let bad = Augment { vflip: 1.5, ..Augment::NONE };
+        assert!(bad.check().unwrap_err().to_string().contains("vflip"));
+        assert!(Augment { crop: Crop::Pad(usize::MAX), hflip: 0.0, vflip: 0.0 }.check().is_err());
     }
 }

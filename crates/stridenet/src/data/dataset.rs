@@ -1,7 +1,7 @@
 //! Labelled images, in memory or on disk.
 
-use super::DataError;
-use crate::image::{self, Picture};
+use super::{DataError, OpenOptions};
+use crate::image::{self, Orientation, Picture};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,7 @@ pub struct Dataset {
 #[derive(Debug)]
 enum Source {
     Packed { images: Arc<Packed>, rows: Vec<usize> },
-    Files { files: Vec<ImageFile>, budget: Arc<Budget> },
+    Files { files: Vec<ImageFile>, reading: Reading },
 }
 
 /// Grey pictures of one size in one buffer.
@@ -40,15 +40,25 @@ struct ImageFile {
     decoded: OnceLock<Picture<'static>>,
 }
 
-/// How many bytes of decoded pictures may still be kept, over all splits of a data set.
+/// How the image files of a data set are read, in all its splits.
+#[derive(Debug, Clone)]
+pub(super) struct Reading {
+    budget: Arc<Budget>,
+    orientation: Orientation,
+}
+
+impl Reading {
+    pub(super) fn new(options: &OpenOptions) -> Self {
+        let budget = Arc::new(Budget(AtomicU64::new(options.cache_bytes)));
+        Reading { budget, orientation: options.orientation }
+    }
+}
+
+/// How many bytes of decoded pictures may still be kept.
 #[derive(Debug)]
-pub(super) struct Budget(AtomicU64);
+struct Budget(AtomicU64);
 
 impl Budget {
-    pub(super) fn new(bytes: u64) -> Arc<Self> {
-        Arc::new(Budget(AtomicU64::new(bytes)))
-    }
-
     fn take(&self, bytes: u64) -> bool {
         let rest = |left: u64| left.checked_sub(bytes);
         self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, rest).is_ok()
@@ -71,13 +81,13 @@ impl Dataset {
         name: String,
         classes: Vec<String>,
         images: Vec<(PathBuf, usize)>,
-        budget: Arc<Budget>,
+        reading: Reading,
     ) -> Self {
         let (files, labels) = images
             .into_iter()
             .map(|(path, label)| (ImageFile { path, decoded: OnceLock::new() }, label))
             .unzip();
-        Dataset { name, classes, labels, source: Source::Files { files, budget } }
+        Dataset { name, classes, labels, source: Source::Files { files, reading } }
     }
 
     /// What the data set is called in messages: the folder, or the split of an IDX folder.
@@ -154,7 +164,7 @@ impl Dataset {
                 let pixels = &images.pixels[rows[index] * size..][..size];
                 Ok(Picture::new(images.height, images.width, 1, pixels)?)
             }
-            Source::Files { files, budget } => Ok(files[index].picture(budget)?),
+            Source::Files { files, reading } => Ok(files[index].picture(reading)?),
         }
     }
 
@@ -199,9 +209,9 @@ impl Dataset {
                 let packed = |rows| Source::Packed { images: images.clone(), rows };
                 ((packed(rows.0), packed(rows.1)), divide(labels, &second))
             }
-            Source::Files { files, budget } => {
+            Source::Files { files, reading } => {
                 let files = divide(files, &second);
-                let of = |files| Source::Files { files, budget: budget.clone() };
+                let of = |files| Source::Files { files, reading: reading.clone() };
                 ((of(files.0), of(files.1)), divide(labels, &second))
             }
         };
@@ -237,11 +247,12 @@ fn divide<T>(items: Vec<T>, second: &impl Fn(usize) -> bool) -> (Vec<T>, Vec<T>)
 }
 
 impl ImageFile {
-    fn picture(&self, budget: &Budget) -> Result<Picture<'_>, image::ImageError> {
+    fn picture(&self, reading: &Reading) -> Result<Picture<'_>, image::ImageError> {
         if let Some(kept) = self.decoded.get() {
             return Ok(kept.view());
         }
-        let picture = image::open(&self.path)?;
+        let Reading { budget, orientation } = reading;
+        let picture = image::open_with(&self.path, *orientation)?;
         let bytes = picture.pixels().len();
         if bytes > LARGEST_KEPT || !budget.take(bytes as u64) {
             return Ok(picture);

@@ -296,7 +296,7 @@ mod tests {
     }
 
     fn pass() -> TrainPass {
-        let augment = Augment { crop: Crop::Pad(1), flip: true };
+        let augment = Augment { crop: Crop::Pad(1), hflip: 0.5, vflip: 0.0 };
         TrainPass { seed: 5, epoch: 2, augment, drop_last: false, first_batch: 0 }
     }
 
@@ -323,7 +323,8 @@ mod tests {
         let mut kept = open(folder.path(), &OpenOptions::default()).unwrap().train;
         kept.verify(Default::default(), 2, &mut |_, _| {}).unwrap();
         let fresh = open(folder.path(), &OpenOptions { cache_bytes: 0, ..Default::default() }).unwrap().train;
-        let resized = Augment { crop: Crop::Resized { scale: [0.1, 1.0], ratio: [0.5, 2.0] }, flip: true };
+        let crop = Crop::Resized { scale: [0.1, 1.0], ratio: [0.5, 2.0] };
+        let resized = Augment { crop, hflip: 0.5, vflip: 0.5 };
         let run = |data: Dataset, workers| {
             let pass = TrainPass { augment: resized, ..pass() };
             collect(Loader::train(Arc::new(data), Preprocess::imagenet([4, 4]), options(workers), pass))
@@ -438,7 +439,8 @@ mod tests {
         assert!(train(LoaderOptions { batch_size: 1, workers: 0 }, pass()).starts_with("workers is 0"));
         let error = train(options(1), TrainPass { drop_last: true, ..pass() });
         assert!(error.starts_with("batch_size is 4, expected at most 3"), "{error}");
-        let augment = Augment { crop: Crop::Resized { scale: [0.5, 0.1], ratio: [1.0, 1.0] }, flip: false };
+        let augment =
+            Augment { crop: Crop::Resized { scale: [0.5, 0.1], ratio: [1.0, 1.0] }, ..Augment::NONE };
         assert!(
             train(options(1), TrainPass { augment, ..pass() }).starts_with("the crop's scale is 0.5 to 0.1")
         );

@@ -1,13 +1,13 @@
 //! From a word or a folder to data sets.
 
-use super::dataset::Budget;
+use super::dataset::Reading;
 use super::folder::{ClassFolders, find_split, list_classes};
 use super::idx::{self, Split};
 use super::{DataError, Dataset, sample};
+use crate::image::Orientation;
 use crate::random::{Use, generator};
 use rand::seq::SliceRandom;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// The word that means the embedded sample; a folder of that name is `./sample`.
 const SAMPLE: &str = "sample";
@@ -23,11 +23,13 @@ pub struct OpenOptions {
     pub seed: u64,
     /// How many bytes of decoded image files may be kept in memory.
     pub cache_bytes: u64,
+    /// Which way up image files come.
+    pub orientation: Orientation,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { val_fraction: 0.1, seed: 0, cache_bytes: 1 << 30 }
+        OpenOptions { val_fraction: 0.1, seed: 0, cache_bytes: 1 << 30, orientation: Orientation::Exif }
     }
 }
 
@@ -71,15 +73,15 @@ pub fn open(spec: impl AsRef<Path>, options: &OpenOptions) -> Result<Splits, Dat
         }
         Layout::Splits { train: None, .. } => return Err(DataError::NoTrain { path: root.into() }),
         Layout::Splits { train: Some(train), val } => {
-            let budget = Budget::new(options.cache_bytes);
+            let reading = Reading::new(options);
             let listed = list_classes(&train)?;
             let val = match val {
-                Some(path) => Some(same_classes(&train, &listed, &path, &budget)?),
+                Some(path) => Some(same_classes(&train, &listed, &path, &reading)?),
                 None => None,
             };
-            (of_folder(&train, listed, &budget), val)
+            (of_folder(&train, listed, &reading), val)
         }
-        Layout::Classes => (of_folder(root, list_classes(root)?, &Budget::new(options.cache_bytes)), None),
+        Layout::Classes => (of_folder(root, list_classes(root)?, &Reading::new(options)), None),
     };
     if let [class] = train.classes() {
         return Err(DataError::OneClass { name: root.display().to_string(), class: class.clone() });
@@ -108,7 +110,7 @@ pub fn open_evaluation(spec: impl AsRef<Path>, options: &OpenOptions) -> Result<
         Layout::Splits { train, val } => val.or(train).unwrap_or_else(|| root.into()),
         Layout::Classes => root.into(),
     };
-    Ok(of_folder(&folder, list_classes(&folder)?, &Budget::new(options.cache_bytes)))
+    Ok(of_folder(&folder, list_classes(&folder)?, &Reading::new(options)))
 }
 
 enum Layout {
@@ -131,8 +133,8 @@ fn layout(root: &Path) -> Result<Layout, DataError> {
     Ok(if train.is_some() || val.is_some() { Layout::Splits { train, val } } else { Layout::Classes })
 }
 
-fn of_folder(folder: &Path, listed: ClassFolders, budget: &Arc<Budget>) -> Dataset {
-    Dataset::files(folder.display().to_string(), listed.classes, listed.images, budget.clone())
+fn of_folder(folder: &Path, listed: ClassFolders, reading: &Reading) -> Dataset {
+    Dataset::files(folder.display().to_string(), listed.classes, listed.images, reading.clone())
 }
 
 /// The evaluation split, if it has the training split's classes.
@@ -140,7 +142,7 @@ fn same_classes(
     train: &Path,
     listed: &ClassFolders,
     val: &Path,
-    budget: &Arc<Budget>,
+    reading: &Reading,
 ) -> Result<Dataset, DataError> {
     let listed_val = list_classes(val)?;
     let only = |these: &ClassFolders, those: &ClassFolders| -> Vec<String> {
@@ -150,7 +152,7 @@ fn same_classes(
     if !only_train.is_empty() || !only_val.is_empty() {
         return Err(DataError::ClassesDiffer { train: train.into(), val: val.into(), only_train, only_val });
     }
-    Ok(of_folder(val, listed_val, budget))
+    Ok(of_folder(val, listed_val, reading))
 }
 
 /// Every label of a training split must occur.

@@ -1,8 +1,9 @@
 //! The bytes of an image to pixels.
 
-use super::{ImageError, Picture, jpeg};
-use ::image::metadata::Orientation;
-use ::image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use super::jpeg::{self, Jpeg, Problem};
+use super::{ImageError, Picture};
+use ::image::metadata::Orientation as Turn;
+use ::image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use std::fs::File;
 use std::io::{Cursor, ErrorKind, Read};
 use std::path::Path;
@@ -14,13 +15,32 @@ pub const MAX_PIXELS: u64 = 100_000_000;
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
 
 /// The most memory a decoder may take for one picture, in bytes.
-const MAX_DECODED_BYTES: u64 = 512 << 20;
+const MAX_DECODED_BYTES: u64 = 768 << 20;
 
-/// Reads and decodes an image file, as [`decode`] does.
+/// Which way up a picture comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Orientation {
+    /// As its EXIF orientation says: the way the photographer saw it.
+    #[default]
+    Exif,
+    /// As its pixels are stored. Pillow's `open`, and with it timm and torchvision, leave them so, but for TIFF, where the
+    /// orientation belongs to the format.
+    Stored,
+}
+
+/// Reads and decodes an image file the right way up, as [`decode`] does.
+///
+/// # Errors
+/// As for [`open_with`].
+pub fn open(path: &Path) -> Result<Picture<'static>, ImageError> {
+    open_with(path, Orientation::Exif)
+}
+
+/// Reads and decodes an image file, as [`decode_with`] does.
 ///
 /// # Errors
 /// When the file is missing, no regular file, longer than [`MAX_FILE_BYTES`] or unreadable, and as for [`decode`].
-pub fn open(path: &Path) -> Result<Picture<'static>, ImageError> {
+pub fn open_with(path: &Path, orientation: Orientation) -> Result<Picture<'static>, ImageError> {
     let read = |source: std::io::Error| match source.kind() {
         ErrorKind::NotFound => ImageError::Missing { path: path.into() },
         _ => ImageError::Read { path: path.into(), source },
@@ -36,7 +56,7 @@ pub fn open(path: &Path) -> Result<Picture<'static>, ImageError> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_large(&name, "the file is longer".into(), format!("{} MiB", MAX_FILE_BYTES >> 20)));
     }
-    decode(&bytes, &name)
+    decode_with(&bytes, &name, orientation)
 }
 
 /// Decodes an image. The format (JPEG, PNG, BMP, WebP, the first frame of GIF, TIFF) is told by the content.
@@ -48,12 +68,33 @@ pub fn open(path: &Path) -> Result<Picture<'static>, ImageError> {
 /// # Errors
 /// When the bytes are no image, truncated, damaged, of an unsupported kind, or declare more than [`MAX_PIXELS`].
 pub fn decode(bytes: &[u8], name: &str) -> Result<Picture<'static>, ImageError> {
+    decode_with(bytes, name, Orientation::Exif)
+}
+
+/// As [`decode`], and the picture comes as `orientation` says.
+///
+/// # Errors
+/// As for [`decode`].
+pub fn decode_with(
+    bytes: &[u8],
+    name: &str,
+    orientation: Orientation,
+) -> Result<Picture<'static>, ImageError> {
     if bytes.is_empty() {
         return Err(ImageError::Empty { name: name.into() });
     }
     let format = recognise(bytes, name)?;
-    if format == ImageFormat::Jpeg && !jpeg::reaches_its_end(bytes) {
+    let whole = match format {
+        ImageFormat::Jpeg => jpeg::reaches_its_end(bytes),
+        ImageFormat::WebP => has_its_chunks(bytes),
+        // Decoders of the others notice.
+        _ => true,
+    };
+    if !whole {
         return Err(ImageError::Truncated { name: name.into(), length: bytes.len() });
+    }
+    if format == ImageFormat::Jpeg {
+        return decode_jpeg(bytes, name, orientation);
     }
     let failed = |error| explain(error, bytes, name);
     let mut limits = Limits::no_limits();
@@ -61,12 +102,75 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Picture<'static>, ImageError> 
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(failed)?;
-    check_size(&decoder, format, bytes.len(), name)?;
-    // A damaged orientation tag is no reason to refuse the pixels.
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+    let (width, height) = decoder.dimensions();
+    check_size([height, width].map(u64::from), decoder.total_bytes(), name)?;
+    let turn = match orientation {
+        Orientation::Stored if format != ImageFormat::Tiff => Turn::NoTransforms,
+        // A damaged orientation tag is no reason to refuse the pixels.
+        _ => decoder.orientation().unwrap_or(Turn::NoTransforms),
+    };
     let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    image.apply_orientation(orientation);
+    image.apply_orientation(turn);
     into_picture(image)
+}
+
+/// Whether a WebP file has all the bytes of its chunks. The last chunk may hold the EXIF orientation.
+fn has_its_chunks(bytes: &[u8]) -> bool {
+    let word = |at: usize| Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?) as usize);
+    let Some(end) = word(4).map(|length| length.saturating_add(8)) else { return false };
+    let mut at = 12;
+    while at < end {
+        let Some(chunk_end) = word(at + 4).and_then(|size| size.checked_add(at + 8)) else { return false };
+        if chunk_end > bytes.len() {
+            return false;
+        }
+        // Chunks begin at even places; the padding of the last one may be left out.
+        at = chunk_end + chunk_end % 2;
+    }
+    true
+}
+
+/// By the decoder of this crate, whose pixels are libjpeg's.
+fn decode_jpeg(bytes: &[u8], name: &str, orientation: Orientation) -> Result<Picture<'static>, ImageError> {
+    let failed = |problem| explain_jpeg(problem, bytes, name);
+    let jpeg = Jpeg::open(bytes).map_err(failed)?;
+    let [height, width] = jpeg.size();
+    check_size([height, width].map(|side| side as u64), jpeg.memory(), name)?;
+    if !jpeg::can_hold(bytes.len(), (height * width) as u64) {
+        let reason = format!("it declares {width}x{height} pixels in {} bytes", bytes.len());
+        return Err(ImageError::Damaged { name: name.into(), reason });
+    }
+    let turn = match orientation {
+        Orientation::Exif => jpeg.exif().and_then(Turn::from_exif_chunk).unwrap_or(Turn::NoTransforms),
+        Orientation::Stored => Turn::NoTransforms,
+    };
+    let (channels, pixels) = jpeg.decode().map_err(failed)?;
+    if turn == Turn::NoTransforms {
+        return Picture::new(height, width, channels, pixels);
+    }
+    // Both sides come from 16 bits.
+    let (width, height) = (width as u32, height as u32);
+    let image = match channels {
+        1 => GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+        _ => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+    };
+    let mut image = image.expect("as many samples as the size asks for");
+    image.apply_orientation(turn);
+    into_picture(image)
+}
+
+fn explain_jpeg(problem: Problem, bytes: &[u8], name: &str) -> ImageError {
+    let name = name.to_owned();
+    let reason = match problem {
+        Problem::Short => return ImageError::Truncated { name, length: bytes.len() },
+        Problem::Unsupported(what) => {
+            return ImageError::Unsupported { name, reason: format!("{what} is not supported") };
+        }
+        Problem::Header(what) => format!("it describes {what} that cannot be"),
+        Problem::Code => "its data holds a code that does not exist".into(),
+        Problem::Restart => "its data lacks a restart marker".into(),
+    };
+    ImageError::Damaged { name, reason }
 }
 
 fn recognise(bytes: &[u8], name: &str) -> Result<ImageFormat, ImageError> {
@@ -85,24 +189,18 @@ fn recognise(bytes: &[u8], name: &str) -> Result<ImageFormat, ImageError> {
 }
 
 /// Refuses what the header declares before any memory is taken for it.
-fn check_size(
-    decoder: &impl ImageDecoder,
-    format: ImageFormat,
-    length: usize,
-    name: &str,
-) -> Result<(), ImageError> {
-    let (width, height) = decoder.dimensions();
-    let pixels = u64::from(width) * u64::from(height);
+fn check_size([height, width]: [u64; 2], memory: u64, name: &str) -> Result<(), ImageError> {
+    let pixels = width.saturating_mul(height);
     let size = format!("{width}x{height} pixels");
     if pixels > MAX_PIXELS {
         return Err(too_large(name, size, format!("{} megapixels", MAX_PIXELS / 1_000_000)));
     }
-    if decoder.total_bytes() > MAX_DECODED_BYTES {
-        let found = format!("{size} that take {} MiB", decoder.total_bytes() >> 20);
+    if memory > MAX_DECODED_BYTES {
+        let found = format!("{size} that take {} MiB", memory >> 20);
         return Err(too_large(name, found, format!("{} MiB", MAX_DECODED_BYTES >> 20)));
     }
-    if pixels == 0 || format == ImageFormat::Jpeg && !jpeg::can_hold(length, pixels) {
-        let reason = format!("it declares {size} in {length} bytes");
+    if pixels == 0 {
+        let reason = format!("it declares {size}");
         return Err(ImageError::Damaged { name: name.into(), reason });
     }
     Ok(())
@@ -122,6 +220,8 @@ fn explain(error: ::image::ImageError, bytes: &[u8], name: &str) -> ImageError {
         return ImageError::Truncated { name, length: bytes.len() };
     }
     match error {
+        // The decoder of BMP has a limit of its own.
+        _ if reason.contains("Image too large") => too_large(&name, reason, "65535 pixels a side".into()),
         ::image::ImageError::Limits(_) => {
             too_large(&name, reason, format!("{} MiB", MAX_DECODED_BYTES >> 20))
         }

@@ -125,7 +125,7 @@ pub enum ImageError {
     },
     /// A setting of the preprocessing is out of its range.
     #[error(
-        "the preprocessing's {what} is {found}, expected {expected}; correct it in the model's config.json"
+        "the preprocessing's {what} is {found}, expected {expected}; correct the flag or the model's config.json"
     )]
     Setting {
         /// The setting's name.

@@ -16,8 +16,8 @@ mod resize;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, decode, open};
+pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, Orientation, decode, decode_with, open, open_with};
 pub use error::ImageError;
 pub use picture::Picture;
 pub use preprocess::{CropMode, Normalisation, Preprocess};
-pub use resize::{Interpolation, crop, resize};
+pub use resize::{Interpolation, Scaling, Window, crop, resize, scale};

@@ -1,9 +1,9 @@
 //! What a model wants to see: the input's size and the scale of its values.
 
-use super::{ImageError, Interpolation, Picture, crop, resize};
+use super::{ImageError, Interpolation, Picture, Scaling, Window, scale};
 use serde::{Deserialize, Serialize};
 
-/// How a picture is brought to the input's shape.
+/// How a picture is brought to the input's shape, by timm's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum CropMode {
@@ -11,6 +11,9 @@ pub enum CropMode {
     Center,
     /// Scale both sides to `input_size / crop_pct` whatever the proportions, cut out the centre.
     Squash,
+    /// Keep the proportions: scale until `input_size / crop_pct` covers the picture, cut out the centre, and fill what the
+    /// picture does not reach with the mean's colour.
+    Border,
 }
 
 /// Mean and standard deviation of each channel, on the scale where white is 1.
@@ -43,7 +46,7 @@ pub struct Preprocess {
     pub std: Vec<f32>,
     /// The filter used for scaling.
     pub interpolation: Interpolation,
-    /// The share of the scaled picture's side that the crop keeps, above 0 and at most 1.
+    /// The share of the scaled picture's side that the crop keeps, above 0. Above 1, the crop is larger than the picture.
     pub crop_pct: f64,
     /// How the picture is brought to the input's shape.
     pub crop_mode: CropMode,
@@ -97,8 +100,11 @@ impl Preprocess {
         if self.std.iter().any(|&value| value < 1e-6) {
             return wrong("std", format!("{:?}", self.std), "numbers above 0");
         }
-        if !(self.crop_pct > 0.01 && self.crop_pct <= 1.0) {
-            return wrong("crop_pct", self.crop_pct.to_string(), "a number above 0.01 and at most 1");
+        if !(self.crop_pct > 0.01 && self.crop_pct <= 10.0) {
+            return wrong("crop_pct", self.crop_pct.to_string(), "a number above 0.01 and at most 10");
+        }
+        if self.scale_target().contains(&0) {
+            return wrong("crop_pct", self.crop_pct.to_string(), "input_size / crop_pct of at least 1 pixel");
         }
         Ok(())
     }
@@ -109,11 +115,63 @@ impl Preprocess {
     /// # Errors
     /// When a setting is out of range, or scaling so narrow a picture would need too much memory.
     pub fn fit<'a>(&self, picture: &'a Picture<'_>) -> Result<Picture<'a>, ImageError> {
+        self.fit_with(picture, true)
+    }
+
+    /// As [`fit`](Preprocess::fit), with or without antialiasing.
+    ///
+    /// # Errors
+    /// As for [`fit`](Preprocess::fit).
+    pub(crate) fn fit_with<'a>(
+        &self,
+        picture: &'a Picture<'_>,
+        antialias: bool,
+    ) -> Result<Picture<'a>, ImageError> {
         self.check()?;
-        let scaled_size = self.scaled_size(picture.size());
-        let scaled = resize(picture.view().with_channels(self.channels), scaled_size, self.interpolation)?;
-        let origin = [0, 1].map(|axis| half((scaled_size[axis] - self.input_size[axis]) as f64));
-        crop(scaled, origin, self.input_size)
+        let from = Window::all(picture.size());
+        let size = self.scaled_size(from.size);
+        // What the crop leaves of the scaled picture; a side that is too short keeps all of it.
+        let axis = |axis: usize| match size[axis].checked_sub(self.input_size[axis]) {
+            Some(margin) => (half(margin as f64), self.input_size[axis]),
+            None => (0, size[axis]),
+        };
+        let [rows, columns] = [axis(0), axis(1)];
+        let to = Window { origin: [rows.0, columns.0], size: [rows.1, columns.1] };
+        let interpolation = self.interpolation;
+        let part = self.scale(picture, &Scaling { from, size, to, interpolation, antialias })?;
+        if part.size() == self.input_size { Ok(part) } else { self.pad(&part) }
+    }
+
+    /// Scales a part of a picture, in the model's channels.
+    ///
+    /// # Errors
+    /// As for [`scale`].
+    pub fn scale<'a>(&self, picture: &'a Picture<'_>, scaling: &Scaling) -> Result<Picture<'a>, ImageError> {
+        // Colours turn grey before they are scaled, as in Pillow; grey becomes three equal channels whenever.
+        if self.channels < picture.channels() {
+            return Ok(scale(&picture.view().with_channels(self.channels), scaling)?.into_owned());
+        }
+        Ok(scale(picture, scaling)?.with_channels(self.channels))
+    }
+
+    /// A picture amid an input of the mean's colour (`Border`) or black.
+    fn pad<'a>(&self, picture: &Picture<'_>) -> Result<Picture<'a>, ImageError> {
+        let ([height, width], channels) = (self.input_size, self.channels);
+        let colour: Vec<u8> = match self.crop_mode {
+            // Python rounds ties to even.
+            CropMode::Border => {
+                let level = |&mean: &f32| (255.0 * f64::from(mean)).round_ties_even().clamp(0.0, 255.0) as u8;
+                self.mean.iter().map(level).collect()
+            }
+            CropMode::Center | CropMode::Squash => vec![0; channels],
+        };
+        let mut pixels = colour.repeat(height * width);
+        let [top, left] = [0, 1].map(|axis| (self.input_size[axis] - picture.size()[axis]) / 2);
+        let length = picture.width() * channels;
+        for (row, source) in picture.pixels().chunks_exact(length).enumerate() {
+            pixels[((top + row) * width + left) * channels..][..length].copy_from_slice(source);
+        }
+        Picture::new(height, width, channels, pixels)
     }
 
     /// The float part: the samples of a picture of `input_size` to `(sample / 255 - mean) / std`, written to `out` in
@@ -156,29 +214,32 @@ impl Preprocess {
         self.normalise(&self.fit(picture)?, out)
     }
 
+    /// Height and width that `input_size` is the share `crop_pct` of, rounded down.
+    fn scale_target(&self) -> [usize; 2] {
+        self.input_size.map(|side| (side as f64 / self.crop_pct).floor() as usize)
+    }
+
     /// The size before the crop, by the rules of timm's evaluation transform: a square target scales the shorter
     /// side and rounds the longer down (torchvision's `Resize`), any other target covers both sides and rounds to the
-    /// nearest (timm's `ResizeKeepRatio`).
-    fn scaled_size(&self, size: [usize; 2]) -> [usize; 2] {
-        let target = self.input_size.map(|side| (side as f64 / self.crop_pct).floor() as usize);
-        let [height, width] = size;
+    /// nearest (timm's `ResizeKeepRatio`); a border lets the target cover the picture instead.
+    fn scaled_size(&self, [height, width]: [usize; 2]) -> [usize; 2] {
+        let target = self.scale_target();
+        let ratios = [height as f64 / target[0] as f64, width as f64 / target[1] as f64];
+        let divided = |ratio: f64| {
+            [height, width].map(|side| (side as f64 / ratio).round_ties_even().max(1.0) as usize)
+        };
         match self.crop_mode {
             CropMode::Squash => target,
+            CropMode::Border => divided(ratios[0].max(ratios[1])),
             CropMode::Center if target[0] == target[1] => {
                 let longer =
                     |long: usize, short: usize| (target[0] as f64 * long as f64 / short as f64) as usize;
-                if width <= height {
-                    [longer(height, width), target[1]]
-                } else {
-                    [target[0], longer(width, height)]
+                match width <= height {
+                    true => [longer(height, width), target[1]],
+                    false => [target[0], longer(width, height)],
                 }
             }
-            CropMode::Center => {
-                let ratio = (height as f64 / target[0] as f64).min(width as f64 / target[1] as f64);
-                let scale = |side: usize| (side as f64 / ratio).round_ties_even() as usize;
-                // Rounding must not leave a side one pixel short of the crop.
-                [scale(height).max(target[0]), scale(width).max(target[1])]
-            }
+            CropMode::Center => divided(ratios[0].min(ratios[1])),
         }
     }
 }
@@ -188,17 +249,15 @@ fn half(margin: f64) -> usize {
     (margin / 2.0).round_ties_even() as usize
 }
 
+/// In the order of torchvision's `ToTensor` and `Normalize`, to the same bits.
 fn scale_samples<const CHANNELS: usize>(pixels: &[u8], out: &mut [f32], preprocess: &Preprocess) {
-    let mut scale = [0.0f32; CHANNELS];
-    let mut shift = [0.0f32; CHANNELS];
-    for channel in 0..CHANNELS {
-        let (mean, std) = (f64::from(preprocess.mean[channel]), f64::from(preprocess.std[channel]));
-        scale[channel] = (1.0 / (255.0 * std)) as f32;
-        shift[channel] = (-mean / std) as f32;
-    }
-    for (pixel, values) in pixels.chunks_exact(CHANNELS).zip(out.chunks_exact_mut(CHANNELS)) {
+    let mean: [f32; CHANNELS] = std::array::from_fn(|channel| preprocess.mean[channel]);
+    let std: [f32; CHANNELS] = std::array::from_fn(|channel| preprocess.std[channel]);
+    let (pixels, _) = pixels.as_chunks::<CHANNELS>();
+    let (values, _) = out.as_chunks_mut::<CHANNELS>();
+    for (pixel, values) in pixels.iter().zip(values) {
         for channel in 0..CHANNELS {
-            values[channel] = f32::from(pixel[channel]) * scale[channel] + shift[channel];
+            values[channel] = (f32::from(pixel[channel]) / 255.0 - mean[channel]) / std[channel];
         }
     }
 }
@@ -206,6 +265,7 @@ fn scale_samples<const CHANNELS: usize>(pixels: &[u8], out: &mut [f32], preproce
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::crop;
 
     fn pattern() -> Picture<'static> {
         let sample = |y: usize, x: usize| ((x * 37 + y * 91 + x * y * 7) % 256) as u8;
@@ -236,9 +296,7 @@ mod tests {
             let preprocess = Preprocess { crop_mode, crop_pct: 0.857, ..grey([6, 6]) };
             let picture = pattern();
             let fitted = preprocess.fit(&picture).unwrap();
-            for (at, (&found, &expected)) in fitted.pixels().iter().zip(&expected).enumerate() {
-                assert!(found.abs_diff(expected) <= 1, "{crop_mode:?} {at}: {found}, expected {expected}");
-            }
+            assert_eq!(fitted.pixels(), expected, "{crop_mode:?}");
         }
     }
 
@@ -295,7 +353,7 @@ mod tests {
             (Preprocess { mean: vec![0.5], ..good.clone() }, "mean"),
             (Preprocess { std: vec![0.5, 0.0, 0.5], ..good.clone() }, "std"),
             (Preprocess { std: vec![0.5, f32::NAN, 0.5], ..good.clone() }, "std"),
-            (Preprocess { crop_pct: 1.5, ..good.clone() }, "crop_pct"),
+            (Preprocess { crop_pct: 15.0, ..good.clone() }, "crop_pct"),
             (Preprocess { crop_pct: f64::NAN, ..good.clone() }, "crop_pct"),
         ];
         for (preprocess, what) in cases {
@@ -310,10 +368,29 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_of_pixels_is_refused_before_it_fills_the_memory() {
-        let thread = Picture::new(1, 1_000_000, 1, vec![0; 1_000_000]).unwrap();
+    fn a_thread_of_pixels_never_fills_the_memory() {
+        // Scaled, it would have 256 x 25,600,000 pixels; the crop's are all that is made.
+        let thread = Picture::new(1, 100_000, 1, vec![7; 100_000]).unwrap();
+        let fitted = Preprocess::imagenet([224, 224]).fit(&thread).unwrap().into_owned();
+        assert!(fitted.size() == [224, 224] && fitted.pixels().iter().all(|&sample| sample == 7));
+        // Its columns scaled but not yet its rows, this one would have 1,000,000 x 224: rows come first.
+        let thread = Picture::new(1_000_000, 1, 1, vec![7; 1_000_000]).unwrap();
+        let squash = Preprocess { crop_mode: CropMode::Squash, ..Preprocess::imagenet([224, 224]) };
+        assert_eq!(squash.fit(&thread).unwrap().pixels(), fitted.pixels());
         let error = Preprocess::imagenet([224, 224]).fit(&thread).map(|_| ()).unwrap_err().to_string();
-        assert!(error.contains("256x256000000"), "{error}");
+        assert!(error.contains("of 1000000x1 pixels would become 256000000x256"), "{error}");
+    }
+
+    #[test]
+    fn a_border_has_the_mean_s_colour_and_a_small_picture_a_black_frame() {
+        let picture = Picture::new(2, 4, 1, vec![200; 8]).unwrap();
+        let border = Preprocess { crop_mode: CropMode::Border, ..grey([5, 4]) };
+        let fitted = border.fit(&picture).unwrap();
+        #[rustfmt::skip]
+        assert_eq!(fitted.pixels(), [64, 64, 64, 64, 200, 200, 200, 200, 200, 200, 200, 200, 64, 64, 64, 64, 64, 64, 64, 64]);
+        let small = Preprocess { crop_pct: 2.0, ..grey([4, 4]) };
+        let fitted = small.fit(&picture).unwrap();
+        assert_eq!(fitted.pixels(), [0, 0, 0, 0, 200, 200, 200, 200, 200, 200, 200, 200, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Decoding, against pictures encoded by the `image` crate and against Pillow's pixels.
 
 use super::*;
-use ::image::{DynamicImage, ImageEncoder, ImageFormat, metadata::Orientation};
+use ::image::{DynamicImage, ImageEncoder, ImageFormat, metadata::Orientation as Turn};
 use std::io::Cursor;
 
 /// A smooth colour picture 9 high and 12 wide.
@@ -106,13 +106,15 @@ fn the_exif_orientation_is_applied() {
         ([3, 2], [100, 250, 50, 200, 0, 150]),
     ];
     for (value, (size, pixels)) in (1..).zip(expected) {
-        assert!(Orientation::from_exif(value).is_some());
+        assert!(Turn::from_exif(value).is_some());
         let mut png = Vec::new();
         let mut encoder = ::image::codecs::png::PngEncoder::new(&mut png);
         encoder.set_exif_metadata(exif(value)).unwrap();
         encoder.write_image(&image, 3, 2, ::image::ExtendedColorType::L8).unwrap();
         let picture = decode(&png, "picture").unwrap();
         assert_eq!((picture.size(), picture.pixels()), (size, &pixels[..]), "orientation {value}");
+        let stored = decode_with(&png, "picture", Orientation::Stored).unwrap();
+        assert_eq!((stored.size(), stored.pixels()), ([2, 3], &image.as_raw()[..]));
     }
     let mut jpeg = Vec::new();
     let mut encoder = ::image::codecs::jpeg::JpegEncoder::new(&mut jpeg);

@@ -17,6 +17,9 @@ pub struct TrainOptions {
     pub on_error: OnError,
     /// What is done to training images.
     pub augment: Augment,
+    /// Whether image files are turned as their EXIF orientation says.
+    #[serde(default = "turned")]
+    pub exif: bool,
     /// Passes over the training images.
     pub epochs: usize,
     /// Images a step; the last, smaller batch of an epoch is left out.
@@ -45,13 +48,19 @@ pub struct TrainOptions {
     pub workers: usize,
 }
 
+/// What runs did before there was a choice.
+fn turned() -> bool {
+    true
+}
+
 impl Default for TrainOptions {
     fn default() -> Self {
         TrainOptions {
             data: "sample".to_owned(),
             val_fraction: 0.1,
             on_error: OnError::Fail,
-            augment: Augment { crop: Crop::Pad(2), flip: true },
+            augment: Augment { crop: Crop::Pad(2), hflip: 0.5, vflip: 0.0 },
+            exif: true,
             epochs: 10,
             batch_size: 128,
             lr: 0.1,

@@ -49,7 +49,7 @@ pub struct PretrainedConfig {
     pub input_size: [usize; 3],
     /// timm's name of the resampling filter, such as `bicubic`.
     pub interpolation: String,
-    /// The share of the resized image's side that the crop keeps, in (0, 1].
+    /// The share of the resized image's side that the crop keeps, above 0; above 1, the crop is larger than the image.
     pub crop_pct: f64,
     /// timm's name of the crop, such as `center`.
     pub crop_mode: String,
@@ -241,9 +241,9 @@ impl ModelConfig {
                 return Some((problem, "give statistics of images with values in [0, 1]".into()));
             }
         }
-        if !(*crop_pct > 0.0 && *crop_pct <= 1.0) {
+        if !(*crop_pct > 0.0 && *crop_pct <= 10.0) {
             let problem =
-                format!("pretrained_cfg.crop_pct is {crop_pct}, expected more than 0 and at most 1");
+                format!("pretrained_cfg.crop_pct is {crop_pct}, expected more than 0 and at most 10");
             return Some((problem, "give the share of the side that the crop keeps, such as 0.875".into()));
         }
         None

@@ -3,7 +3,7 @@
 
 /// Whether the markers lead to the end-of-image marker (ITU-T T.81, annex B). A file without it was cut off; Pillow
 /// refuses it too.
-pub(super) fn reaches_its_end(bytes: &[u8]) -> bool {
+pub(in crate::image) fn reaches_its_end(bytes: &[u8]) -> bool {
     const RESTART_0: u8 = 0xd0;
     const START: u8 = 0xd8;
     const END: u8 = 0xd9;
@@ -31,7 +31,7 @@ pub(super) fn reaches_its_end(bytes: &[u8]) -> bool {
 }
 
 /// Whether `bytes` of JPEG can hold this many pixels: every 8x8 block takes at least one bit.
-pub(super) fn can_hold(bytes: usize, pixels: u64) -> bool {
+pub(in crate::image) fn can_hold(bytes: usize, pixels: u64) -> bool {
     pixels <= (bytes as u64).saturating_mul(8 * 64)
 }
 
