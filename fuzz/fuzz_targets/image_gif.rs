@@ -1,0 +1,6 @@
+//! The decoder of GIF.
+#![no_main]
+
+mod image;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| -> libfuzzer_sys::Corpus { image::check(bytes, b"GIF8") });
