@@ -17,14 +17,30 @@ pub struct Backward<'a> {
     pub x: &'a [f32],
     /// Gradient of the output, `[N, H, W, C]`.
     pub dy: &'a [f32],
-    /// The output, where it went through a ReLU: the gradient passes where it is positive. `[N, H, W, C]`.
-    pub y: Option<&'a [f32]>,
+    /// Where the gradient passes.
+    pub relu: Relu<'a>,
     /// Mean of each channel over the batch, `[C]`.
     pub mean: &'a [f32],
     /// `1 / √(var + epsilon)` of each channel, `[C]`.
     pub inv_std: &'a [f32],
     /// Learned factor of each channel, `[C]`.
     pub gamma: &'a [f32],
+}
+
+/// The ReLU after a normalisation: the gradient passes where its output is positive.
+#[derive(Debug, Clone, Copy)]
+pub enum Relu<'a> {
+    /// There is none.
+    None,
+    /// The output, `[N, H, W, C]`, which a residual was added to.
+    Output(&'a [f32]),
+    /// The output is computed again from x as [`apply`](super::apply) does it, without a residual.
+    Recomputed {
+        /// Factor of each channel, `[C]`.
+        scale: &'a [f32],
+        /// Summand of each channel, `[C]`.
+        shift: &'a [f32],
+    },
 }
 
 /// What [`backward`] writes.
@@ -56,11 +72,19 @@ pub fn backward(context: &Context, input: Backward, out: Gradients) {
     for (what, length) in [("dgamma", out.dgamma.len()), ("dbeta", out.dbeta.len())] {
         assert_eq!(length, channels, "{what} and gamma differ in length");
     }
-    let optional =
-        [("y", input.y.map(<[f32]>::len)), ("residual", out.residual.as_deref().map(<[f32]>::len))];
+    let optional = [
+        ("y", input.relu.output().map(<[f32]>::len)),
+        ("residual", out.residual.as_deref().map(<[f32]>::len)),
+    ];
     let required = [("dy", Some(input.dy.len())), ("dx", Some(out.dx.len()))];
     for (what, length) in required.into_iter().chain(optional) {
         assert_eq!(length.unwrap_or(input.x.len()), input.x.len(), "{what} and x differ in length");
+    }
+    if let Relu::Recomputed { scale, shift } = input.relu {
+        assert!(
+            scale.len() == channels && shift.len() == channels,
+            "scale, shift and gamma differ in length"
+        );
     }
     let coefficients = sums(context, input, rows, out.dgamma, out.dbeta);
     input_gradient(context, input, &coefficients, out.dx, out.residual);
@@ -150,21 +174,21 @@ struct SumTile<'a> {
 impl Columns for SumTile<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { x, dy, y, mean, .. } = self.input;
+        let Backward { x, dy, relu, mean, .. } = self.input;
         let width = (V - 1) * S::LANES + count;
-        let mut means = [simd.zero(); V];
-        for (v, value) in means.iter_mut().enumerate() {
-            *value = read(simd, mean, self.first + from + v * S::LANES, count);
-        }
+        let means = parameters::<S, V>(simd, mean, self.first + from, count);
+        let recomputed = relu.parameters::<S, V>(simd, self.first + from, count);
         let (mut gradients, mut products) = ([simd.zero(); V], [simd.zero(); V]);
         for row in self.rows.clone() {
             let start = row * mean.len() + self.first + from;
             let (x, dy) = (&x[start..][..width], &dy[start..][..width]);
-            let y = y.map(|y| &y[start..][..width]);
+            let y = relu.output().map(|y| &y[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
-                let gradient = passed(simd, dy, y, at, count);
-                let distance = simd.sub(read(simd, x, at, count), means[v]);
+                let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
+                let y = y.map(|y| read(simd, y, at, count));
+                let gradient = passed(simd, gradient, x, y, recomputed.map(|all| all.map(|all| all[v])));
+                let distance = simd.sub(x, means[v]);
                 gradients[v] = simd.add(gradients[v], gradient);
                 products[v] = simd.mul_add(gradient, distance, products[v]);
             }
@@ -181,14 +205,43 @@ impl Columns for SumTile<'_> {
     }
 }
 
-/// A vector of `dy`, where `y` lets it pass.
+/// The parameters of a block of channels.
 #[inline(always)]
-fn passed<S: Simd>(simd: S, dy: &[f32], y: Option<&[f32]>, at: usize, count: usize) -> S::V {
-    let gradient = read(simd, dy, at, count);
-    match y {
-        Some(y) => simd.keep_where_positive(read(simd, y, at, count), gradient),
-        None => gradient,
+fn parameters<S: Simd, const V: usize>(simd: S, source: &[f32], from: usize, count: usize) -> [S::V; V] {
+    std::array::from_fn(|v| read(simd, source, from + v * S::LANES, count))
+}
+
+impl<'a> Relu<'a> {
+    /// The output, where it is there to be read.
+    fn output(&self) -> Option<&'a [f32]> {
+        match *self {
+            Relu::Output(y) => Some(y),
+            Relu::None | Relu::Recomputed { .. } => None,
+        }
     }
+
+    /// Scale and shift of a block of channels.
+    #[inline(always)]
+    fn parameters<S: Simd, const V: usize>(
+        &self,
+        simd: S,
+        from: usize,
+        count: usize,
+    ) -> Option<[[S::V; V]; 2]> {
+        match self {
+            Relu::Recomputed { scale, shift } => {
+                Some([scale, shift].map(|source| parameters::<S, V>(simd, source, from, count)))
+            }
+            Relu::None | Relu::Output(_) => None,
+        }
+    }
+}
+
+/// The part of a gradient that passes the ReLU, whose output is `y` or follows from x.
+#[inline(always)]
+fn passed<S: Simd>(simd: S, gradient: S::V, x: S::V, y: Option<S::V>, recomputed: Option<[S::V; 2]>) -> S::V {
+    let y = recomputed.map(|[scale, shift]| simd.mul_add(x, scale, shift)).or(y);
+    y.map_or(gradient, |y| simd.keep_where_positive(y, gradient))
 }
 
 /// The second pass.
@@ -223,7 +276,10 @@ fn part(input: Backward, start: usize, length: usize) -> Backward {
     Backward {
         x: &input.x[range.clone()],
         dy: &input.dy[range.clone()],
-        y: input.y.map(|y| &y[range]),
+        relu: match input.relu {
+            Relu::Output(y) => Relu::Output(&y[range]),
+            other => other,
+        },
         ..input
     }
 }
@@ -256,25 +312,23 @@ impl Task for InputPiece<'_> {
 impl Columns for InputPiece<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { x, dy, y, mean, .. } = self.input;
+        let Backward { x, dy, relu, mean, .. } = self.input;
         let width = (V - 1) * S::LANES + count;
-        let mut parameters = [[simd.zero(); V]; 4];
         let Coefficients { gradient, distance, constant } = self.coefficients;
-        for (values, source) in parameters.iter_mut().zip([mean, gradient, distance, constant]) {
-            for (v, value) in values.iter_mut().enumerate() {
-                *value = read(simd, source, from + v * S::LANES, count);
-            }
-        }
-        let [means, gradients, distances, constants] = parameters;
+        let [means, gradients, distances, constants] = [mean, &gradient[..], distance, constant]
+            .map(|source| parameters::<S, V>(simd, source, from, count));
+        let recomputed = relu.parameters::<S, V>(simd, from, count);
         for start in (from..self.dx.len()).step_by(mean.len()) {
             let (x, dy) = (&x[start..][..width], &dy[start..][..width]);
-            let y = y.map(|y| &y[start..][..width]);
+            let y = relu.output().map(|y| &y[start..][..width]);
             let dx = &mut self.dx[start..][..width];
             let mut residual = self.residual.as_mut().map(|residual| &mut residual[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
-                let gradient = passed(simd, dy, y, at, count);
-                let distance = simd.sub(read(simd, x, at, count), means[v]);
+                let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
+                let y = y.map(|y| read(simd, y, at, count));
+                let gradient = passed(simd, gradient, x, y, recomputed.map(|all| all.map(|all| all[v])));
+                let distance = simd.sub(x, means[v]);
                 let value = simd.mul_add(distance, distances[v], constants[v]);
                 write(simd, dx, at, count, simd.mul_add(gradient, gradients[v], value));
                 if let Some(residual) = &mut residual {

@@ -178,13 +178,13 @@ fn gradients_agree_with_the_oracle() {
                 dbeta: &mut dbeta,
                 residual: wanted.then_some(&mut residual),
             };
-            let y = relu.then_some(&y[..]);
+            let relu = if relu { Relu::Output(&y) } else { Relu::None };
             backward(
                 context,
-                Backward { x: &x, dy: &dy, y, mean: &mean, inv_std: &inv_std, gamma: &gamma },
+                Backward { x: &x, dy: &dy, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma },
                 out,
             );
-            let what = format!("{rows} rows of {channels}, relu {relu}, {}", context.level().name());
+            let what = format!("{rows} rows of {channels}, {}", context.level().name());
             assert_within(format!("dbeta, {what}"), &dbeta, &expected.dbeta, |c| 34.0 * UNIT * sizes[c][0]);
             assert_within(format!("dgamma, {what}"), &dgamma, &expected.dgamma, dgamma_bound);
             assert_within(format!("dx, {what}"), &dx, &expected.dx, |index| {
@@ -197,6 +197,33 @@ fn gradients_agree_with_the_oracle() {
             if wanted {
                 assert!(widen(&residual) == expected.residual, "residual, {what}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_relu_computed_again_passes_what_its_output_passes() {
+    let mut random = Random::new(7);
+    for case in 0..60 {
+        let (rows, channels) = shape(&mut random, case);
+        let (x, dy) = (random.values(rows * channels), random.values(rows * channels));
+        let [mean, inv_std, gamma, scale, shift] = [(); 5].map(|()| random.values(channels));
+        for context in &contexts() {
+            let mut y = vec![f32::NAN; x.len()];
+            apply(context, Apply { x: &x, scale: &scale, shift: &shift, residual: None, relu: true }, &mut y);
+            let gradients = |relu: Relu| {
+                let (mut dx, mut residual) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+                let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
+                let input = Backward { x: &x, dy: &dy, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+                let residuals = Some(&mut residual[..]);
+                let out =
+                    Gradients { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta, residual: residuals };
+                backward(context, input, out);
+                [dx, residual, dgamma, dbeta]
+            };
+            let recomputed = gradients(Relu::Recomputed { scale: &scale, shift: &shift });
+            assert!(recomputed == gradients(Relu::Output(&y)), "{rows} rows of {channels}");
+            assert!(recomputed != gradients(Relu::None) || y.iter().all(|&y| y > 0.0));
         }
     }
 }
@@ -254,7 +281,14 @@ fn bits_do_not_depend_on_threads() {
             apply(context, input, &mut applied);
             let (mut dx, mut residual) = (zeros(x.len()), zeros(x.len()));
             let (mut dgamma, mut dbeta) = (zeros(channels), zeros(channels));
-            let input = Backward { x: &x, dy: &dy, y: Some(&y), mean: &mean, inv_std: &var, gamma: &gamma };
+            let input = Backward {
+                x: &x,
+                dy: &dy,
+                relu: Relu::Output(&y),
+                mean: &mean,
+                inv_std: &var,
+                gamma: &gamma,
+            };
             let out = Gradients {
                 dx: &mut dx,
                 dgamma: &mut dgamma,

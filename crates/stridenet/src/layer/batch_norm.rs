@@ -2,6 +2,7 @@
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
+use crate::kernels::norm::Relu;
 use crate::kernels::{Context, norm};
 
 /// Added to the variance, as in PyTorch.
@@ -34,6 +35,50 @@ pub struct NormSaved {
     mean: Vec<f32>,
     /// 1 / √(variance + ε) of each channel over the batch.
     inv_std: Vec<f32>,
+    /// What the layer did to each channel.
+    affine: Affine,
+}
+
+/// What came after a batch norm.
+#[derive(Debug, Clone, Copy)]
+pub enum After<'a> {
+    /// Nothing.
+    Nothing,
+    /// A ReLU.
+    Relu,
+    /// The addition of a residual and a ReLU, with this output.
+    Residual(&'a Tensor),
+}
+
+/// `x · scale + shift` for each channel.
+#[derive(Debug)]
+struct Affine {
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl NormSaved {
+    /// `relu?(γ·x̂ + β)` once more, with the same bits as in the forward pass.
+    pub fn apply(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, relu: bool) -> Tensor {
+        self.affine.apply(cx, workspace, x, None, relu)
+    }
+}
+
+impl Affine {
+    fn apply(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        relu: bool,
+    ) -> Tensor {
+        let mut y = workspace.tensor(x.shape());
+        let Affine { scale, shift } = self;
+        let residual = residual.map(Tensor::data);
+        norm::apply(cx, norm::Apply { x: x.data(), scale, shift, residual, relu }, y.data_mut());
+        y
+    }
 }
 
 impl BatchNorm {
@@ -80,32 +125,34 @@ impl BatchNorm {
         }
         self.batches += 1;
         let inv_std: Vec<f32> = var.iter().map(|var| 1.0 / (var + EPSILON).sqrt()).collect();
-        let y = self.apply(cx, workspace, x, &mean, &inv_std, residual, relu);
-        (y, NormSaved { mean, inv_std })
+        let affine = self.scale_and_shift(&mean, &inv_std);
+        let y = affine.apply(cx, workspace, x, residual, relu);
+        (y, NormSaved { mean, inv_std, affine })
     }
 
-    /// Gradients of γ and β, of the input, and, where there was one, of the residual. `y` is the forward's output.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the forward's arguments and its results, each a tensor of its own"
-    )]
+    /// Gradients of γ and β, of the input, and, where there was one, of the residual.
     pub fn backward(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
-        y: &Tensor,
         saved: &NormSaved,
         dy: &Tensor,
-        [residual, relu]: [bool; 2],
+        after: After,
     ) -> (Tensor, Option<Tensor>) {
         let mut dx = workspace.tensor(x.shape());
-        let mut dresidual = residual.then(|| workspace.tensor(x.shape()));
+        let mut dresidual = matches!(after, After::Residual(_)).then(|| workspace.tensor(x.shape()));
+        let Affine { scale, shift } = &saved.affine;
+        let relu = match after {
+            After::Nothing => Relu::None,
+            After::Relu => Relu::Recomputed { scale, shift },
+            After::Residual(y) => Relu::Output(y.data()),
+        };
         let (gamma, dgamma) = self.gamma.value_and_grad();
         let inputs = norm::Backward {
             x: x.data(),
             dy: dy.data(),
-            y: relu.then(|| y.data()),
+            relu,
             mean: &saved.mean,
             inv_std: &saved.inv_std,
             gamma,
@@ -130,35 +177,14 @@ impl BatchNorm {
         relu: bool,
     ) -> Tensor {
         let inv_std: Vec<f32> = self.running_var.iter().map(|var| 1.0 / (var + EPSILON).sqrt()).collect();
-        self.apply(cx, workspace, x, &self.running_mean, &inv_std, residual, relu)
+        self.scale_and_shift(&self.running_mean, &inv_std).apply(cx, workspace, x, residual, relu)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "two callers that differ in the statistics alone")]
-    fn apply(
-        &self,
-        cx: &Context,
-        workspace: &mut Workspace,
-        x: &Tensor,
-        mean: &[f32],
-        inv_std: &[f32],
-        residual: Option<&Tensor>,
-        relu: bool,
-    ) -> Tensor {
+    fn scale_and_shift(&self, mean: &[f32], inv_std: &[f32]) -> Affine {
         let scale: Vec<f32> = self.gamma.value.iter().zip(inv_std).map(|(gamma, inv)| gamma * inv).collect();
-        let shift: Vec<f32> = self
-            .beta
-            .value
-            .iter()
-            .zip(mean.iter().zip(&scale))
-            .map(|(beta, (mean, s))| beta - mean * s)
-            .collect();
-        let mut y = workspace.tensor(x.shape());
-        let residual = residual.map(Tensor::data);
-        norm::apply(
-            cx,
-            norm::Apply { x: x.data(), scale: &scale, shift: &shift, residual, relu },
-            y.data_mut(),
-        );
-        y
+        let means = mean.iter().zip(&scale);
+        let shift =
+            self.beta.value.iter().zip(means).map(|(beta, (mean, scale))| beta - mean * scale).collect();
+        Affine { scale, shift }
     }
 }

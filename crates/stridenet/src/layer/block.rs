@@ -77,6 +77,7 @@ impl Block {
         let mut units: Vec<UnitSaved> = Vec::with_capacity(first.len() + 1);
         for unit in first {
             let saved = unit.forward(cx, workspace, units.last().map_or(x, UnitSaved::output), None);
+            units.last_mut().into_iter().for_each(|before| before.release(workspace));
             units.push(saved);
         }
         let input = units.last().map_or(x, UnitSaved::output);
@@ -85,8 +86,9 @@ impl Block {
             Shortcut::Projection(pool, unit) => {
                 let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x));
                 let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
-                let unit = unit.forward(cx, workspace, from, None);
+                let mut unit = unit.forward(cx, workspace, from, None);
                 let saved = last.forward(cx, workspace, input, Some(unit.output()));
+                unit.release(workspace);
                 (saved, Some(ProjectionSaved { pooled, unit }))
             }
             Shortcut::ZeroPad { pool, out_channels } => {
@@ -96,6 +98,7 @@ impl Block {
                 (saved, None)
             }
         };
+        units.last_mut().into_iter().for_each(|before| before.release(workspace));
         units.push(saved);
         BlockSaved { units, projection }
     }
@@ -113,12 +116,15 @@ impl Block {
         let (last, first) = self.units.split_last_mut().expect("a block has units");
         let pop = |units: &mut Vec<UnitSaved>| units.pop().expect("one for each unit");
         let saved = pop(&mut units);
+        restore(cx, workspace, first, &mut units);
         let input = units.last().map_or(x, UnitSaved::output);
         let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
         let dresidual = dresidual.expect("the last unit adds the shortcut");
         let dshortcut = self.shortcut.backward(cx, workspace, x, projection, dresidual);
-        for (index, unit) in first.iter_mut().enumerate().rev() {
-            let saved = pop(&mut units);
+        for index in (0..first.len()).rev() {
+            let (before, rest) = first.split_at_mut(index);
+            let (unit, saved) = (&mut rest[0], pop(&mut units));
+            restore(cx, workspace, before, &mut units);
             let input = units.last().map_or(x, UnitSaved::output);
             let also = (index == 0).then_some(&dshortcut);
             dy = unit.backward(cx, workspace, input, saved, dy, also).0;
@@ -149,6 +155,13 @@ impl Block {
         let output = last.infer(cx, workspace, input, Some(residual.as_ref().unwrap_or(x)));
         y.into_iter().chain(residual).for_each(|old| workspace.give(old));
         output
+    }
+}
+
+/// Restores the output of the last of these units.
+fn restore(cx: &Context, workspace: &mut Workspace, units: &[Unit], saved: &mut [UnitSaved]) {
+    if let Some((unit, saved)) = units.last().zip(saved.last_mut()) {
+        unit.restore(cx, workspace, saved);
     }
 }
 

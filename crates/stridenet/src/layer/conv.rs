@@ -30,8 +30,7 @@ const BATCH: usize = 16;
 /// The fast algorithm for a convolution in training, if there is a faster one than the direct sum.
 fn fast_algorithm(level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<Tiling> {
     match candidates(level, geometry, input, BATCH).first()?.choice {
-        // The sums of a 1×1 convolution's weights cost what the products save when they are made for each step.
-        Choice::Direct | Choice::Fast(Tiling::Strassen) => None,
+        Choice::Direct => None,
         Choice::Fast(tiling) => Some(tiling),
     }
 }
@@ -126,7 +125,7 @@ impl Conv {
         let dw = self.weight.grad_mut();
         match &self.fast_forward {
             Some(conv) if conv.has_grad_weight() => {
-                workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw)
+                workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw);
             }
             _ => self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, dw),
         }

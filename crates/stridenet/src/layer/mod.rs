@@ -10,7 +10,7 @@ mod pool;
 mod unit;
 mod workspace;
 
-pub use batch_norm::{BatchNorm, NormSaved};
+pub use batch_norm::{After, BatchNorm, NormSaved};
 pub use block::{Block, BlockSaved, Shortcut};
 pub use conv::Conv;
 pub use linear::{Head, HeadSaved};

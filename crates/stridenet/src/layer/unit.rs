@@ -1,7 +1,7 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
 use super::pool::{Pooled, Pools};
-use super::{BatchNorm, Conv, NormSaved, Parameter, Workspace};
+use super::{After, BatchNorm, Conv, NormSaved, Parameter, Workspace};
 use crate::Tensor;
 use crate::arch;
 use crate::kernels::conv::GeometryError;
@@ -25,8 +25,9 @@ pub struct UnitSaved {
     raw: Tensor,
     /// The batch's statistics.
     norm: NormSaved,
-    /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`.
-    activated: Tensor,
+    /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`, while somebody reads it: without a residual it follows from
+    /// the convolution's output.
+    activated: Option<Tensor>,
     /// After the pool.
     pooled: Option<Pooled>,
     /// Whether a residual was added.
@@ -35,8 +36,19 @@ pub struct UnitSaved {
 
 impl UnitSaved {
     /// The unit's output.
+    ///
+    /// # Panics
+    /// Between [`release`](Self::release) and [`Unit::restore`].
     pub fn output(&self) -> &Tensor {
-        self.pooled.as_ref().map_or(&self.activated, |pooled| &pooled.output)
+        let pooled = self.pooled.as_ref().map(|pooled| &pooled.output);
+        pooled.or(self.activated.as_ref()).expect("an output that was restored")
+    }
+
+    /// Gives up what [`Unit::restore`] can compute again.
+    pub fn release(&mut self, workspace: &mut Workspace) {
+        if !self.residual {
+            self.activated.take().into_iter().for_each(|tensor| workspace.give(tensor));
+        }
     }
 }
 
@@ -82,7 +94,19 @@ impl Unit {
         let relu = self.relu || residual.is_some();
         let (activated, norm) = self.norm.forward(cx, workspace, &raw, residual, relu);
         let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, &activated));
-        UnitSaved { raw, norm, activated, pooled, residual: residual.is_some() }
+        let (activated, residual) = (Some(activated), residual.is_some());
+        let mut saved = UnitSaved { raw, norm, activated, pooled, residual };
+        if self.pool.is_some() {
+            saved.release(workspace);
+        }
+        saved
+    }
+
+    /// Computes the output again that [`UnitSaved::release`] has given up.
+    pub fn restore(&self, cx: &Context, workspace: &mut Workspace, saved: &mut UnitSaved) {
+        if saved.activated.is_none() && saved.pooled.is_none() {
+            saved.activated = Some(saved.norm.apply(cx, workspace, &saved.raw, self.relu));
+        }
     }
 
     /// The parameters' gradients; returns the gradient of the convolution's output, and the residual's where there was
@@ -94,19 +118,22 @@ impl Unit {
         saved: UnitSaved,
         dy: Tensor,
     ) -> (Tensor, Option<Tensor>) {
-        let UnitSaved { raw, norm, activated, pooled, residual } = saved;
+        let UnitSaved { raw, norm, activated, pooled, .. } = saved;
         let dy = match (&self.pool, pooled) {
             (Some(pool), Some(pooled)) => {
-                let dactivated = pool.backward(cx, workspace, activated.shape(), pooled, &dy);
+                let dactivated = pool.backward(cx, workspace, raw.shape(), pooled, &dy);
                 workspace.give(dy);
                 dactivated
             }
             _ => dy,
         };
-        let relu = self.relu || residual;
-        let (draw, dresidual) =
-            self.norm.backward(cx, workspace, &raw, &activated, &norm, &dy, [residual, relu]);
-        for tensor in [raw, activated, dy] {
+        let after = match &activated {
+            Some(activated) if saved.residual => After::Residual(activated),
+            _ if self.relu => After::Relu,
+            _ => After::Nothing,
+        };
+        let (draw, dresidual) = self.norm.backward(cx, workspace, &raw, &norm, &dy, after);
+        for tensor in [raw, dy].into_iter().chain(activated) {
             workspace.give(tensor);
         }
         (draw, dresidual)

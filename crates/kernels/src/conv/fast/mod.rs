@@ -24,7 +24,7 @@ use self::algorithm::{Algorithm, F2, F3Of4, F4, S3};
 use self::pack::{Pack, TAPS};
 use self::run::Run;
 use self::square::Square;
-use self::strassen::{HALVES, Strassen};
+use self::strassen::{HALVES, PackPairs, Strassen};
 use self::tiles::Span;
 use self::transform::Transform;
 use self::view::View;
@@ -372,7 +372,7 @@ impl FastConv {
             let (geometry, view, factors) = (&self.geometry, &self.view, &self.factors[..]);
             let pack = Pack { weight, geometry, view, factors, panel, width, packed };
             match self.tiling {
-                Tiling::Strassen => strassen::pack(pack),
+                Tiling::Strassen => cx.level().run(PackPairs(pack)),
                 _ => cx.level().run(pack),
             }
         });

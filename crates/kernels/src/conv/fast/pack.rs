@@ -31,7 +31,7 @@ impl Task for Pack<'_> {
     fn run<S: Simd>(self, _: S) {
         let (depth, points, taps) = (self.view.depth, self.factors.len(), self.view.taps);
         let channels = &self.panel.channels;
-        let mut kernel = [[[0.0; LINE]; INPUTS]; TAPS * TAPS];
+        let mut kernel = [[[0.0f32; LINE]; INPUTS]; TAPS * TAPS];
         let mut transformed = [[[0.0; LINE]; INPUTS]; MAX_POINTS];
         for input in (0..depth).step_by(INPUTS) {
             let inputs = INPUTS.min(depth - input);
@@ -44,11 +44,13 @@ impl Task for Pack<'_> {
                 }
                 for channel in 0..inputs {
                     for (p, vertical) in self.factors.iter().enumerate() {
-                        let mut row = [[0.0; LINE]; TAPS];
+                        let mut row = [[0.0f64; LINE]; TAPS];
                         for (ky, factor) in vertical.iter().enumerate().take(taps) {
                             for (kx, row) in row.iter_mut().enumerate().take(taps) {
                                 let tap = &kernel[ky * taps + kx][channel];
-                                row.iter_mut().zip(tap).for_each(|(row, tap)| *row += factor * tap);
+                                row.iter_mut()
+                                    .zip(tap)
+                                    .for_each(|(row, &tap)| *row += factor * f64::from(tap));
                             }
                         }
                         for (q, horizontal) in self.factors.iter().enumerate() {

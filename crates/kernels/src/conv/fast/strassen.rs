@@ -7,7 +7,7 @@ use super::tiles::Tile;
 use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform};
 use super::{FastConv, PANEL};
 use crate::buffer::LINE;
-use crate::simd::Simd;
+use crate::simd::{Simd, Task};
 
 /// Pixels of a tile, parts of the input's channels and parts of the output's.
 pub(super) const HALVES: usize = 2;
@@ -211,25 +211,36 @@ impl Output<'_, Strassen> {
 }
 
 /// The sums of the weights' blocks for one panel.
-pub(super) fn pack(pack: Pack<'_>) {
-    let (depth, channels) = (pack.view.depth, &pack.panel.channels);
-    let outputs = pack.geometry.out_channels;
-    for input in 0..depth {
-        let row = &|part: usize, half: usize| {
-            let from = (part * depth + input) * outputs + half * outputs / HALVES + channels.start;
-            &pack.weight[from..from + channels.len()]
-        };
-        for (point, factors) in RIGHT.iter().enumerate() {
-            let to = &mut pack.packed[(point * depth + input) * pack.width..][..channels.len()];
-            let blocks = factors.iter().enumerate().flat_map(|(part, factors)| {
-                factors.iter().enumerate().map(move |(half, &factor)| (row(part, half), factor))
-            });
-            // Written before it is read: fresh memory would be made twice otherwise.
-            for (index, (weights, factor)) in blocks.filter(|&(_, factor)| factor != 0.0).enumerate() {
-                let terms = to.iter_mut().zip(weights).map(|(to, weight)| (to, factor * weight));
-                match index {
-                    0 => terms.for_each(|(to, term)| *to = term),
-                    _ => terms.for_each(|(to, term)| *to += term),
+pub(super) struct PackPairs<'a>(pub(super) Pack<'a>);
+
+impl Task for PackPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let Pack { weight, geometry, view, panel, width, packed, .. } = self.0;
+        let (depth, outputs) = (view.depth, geometry.out_channels / HALVES);
+        // Both halves of the channels are whole vectors, of which the widest level's are as long as a line.
+        let (inputs, columns) = (depth.min(LINE), panel.channels.len().min(LINE));
+        let mut blocks = [[[0.0; LINE]; LINE]; HALVES * HALVES];
+        for input in (0..depth).step_by(inputs) {
+            let inputs = inputs.min(depth - input);
+            for first in panel.channels.clone().step_by(columns) {
+                let columns = columns.min(panel.channels.end - first);
+                for (index, block) in blocks.iter_mut().enumerate() {
+                    let from = [index / HALVES * depth + input, index % HALVES * outputs + first];
+                    view.block(geometry, weight, 0, from, columns, &mut block[..inputs]);
+                }
+                for (point, factors) in RIGHT.iter().enumerate() {
+                    for channel in 0..inputs {
+                        let mut sum = [0.0; LINE];
+                        for (factor, block) in factors.as_flattened().iter().zip(&blocks) {
+                            let terms = sum.iter_mut().zip(&block[channel]);
+                            terms.for_each(|(sum, weight)| *sum += factor * weight);
+                        }
+                        let at = (point * depth + input + channel) * width + first - panel.channels.start;
+                        packed[at..][..columns].copy_from_slice(&sum[..columns]);
+                    }
                 }
             }
         }

@@ -84,7 +84,11 @@ fn pair_magnitude(conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f6
             })
             .collect();
         for o in 0..g.out_channels {
-            let weight = |i: usize, o: usize| f64::from(w[i * g.out_channels + o].abs());
+            let at = |i: usize, o: usize| match conv.view.is_transposed() {
+                true => o * g.in_channels + i,
+                false => i * g.out_channels + o,
+            };
+            let weight = |i: usize, o: usize| f64::from(w[at(i, o)].abs());
             let sum = |i: usize| -> f64 {
                 let blocks = [(i, o % halves_out), (i, halves_out + o % halves_out)];
                 let blocks = blocks.into_iter().flat_map(|(i, o)| [(i, o), (halves_in + i, o)]);
@@ -225,9 +229,9 @@ impl Matrices {
         let mut y = vec![0.0; batch * conv.output[0] * conv.output[1] * g.out_channels];
         let weight = |p: usize, q: usize, i: usize, o: usize| -> f64 {
             let tap = |k: usize| {
-                let mut value = [[0.0; LINE]];
+                let mut value = [[0.0f32; LINE]];
                 view.weights(g, w, [k / view.taps, k % view.taps], [i, o], 1, &mut value);
-                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * value[0][0].abs()
+                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * f64::from(value[0][0].abs())
             };
             (0..view.taps * view.taps).map(tap).sum()
         };
@@ -359,10 +363,10 @@ fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(16);
     let contexts = contexts();
     let mut scratch = FastScratch::default();
-    for tiling in [Tiling::F2, Tiling::F4] {
+    for tiling in [Tiling::F2, Tiling::F4, Tiling::Strassen] {
         for _ in 0..SHAPES / 4 {
             let (g, batch, input) = random_shape(&mut random, tiling);
-            if g.groups != 1 || g.padding.iter().any(|&padding| padding > 2) {
+            if g.stride != [1, 1] || g.groups != 1 || g.padding.iter().any(|&padding| padding > 2) {
                 continue;
             }
             let w = random.values(g.weight_len());

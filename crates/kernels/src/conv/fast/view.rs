@@ -87,8 +87,8 @@ impl View {
         self.transposed
     }
 
-    /// The weights (HWIO in `weight`) between the at most LINE input channels from `input` on, one row each, and the output channels from
-    /// `first` on, at a tap as the tiles see it.
+    /// The weights (HWIO in `weight`) between the at most LINE input channels from `input` on, one row each, and the output
+    /// channels from `first` on, at a tap as the tiles see it.
     #[inline(always)]
     pub(super) fn weights(
         &self,
@@ -97,36 +97,57 @@ impl View {
         [ky, kx]: [usize; 2],
         [input, first]: [usize; 2],
         count: usize,
-        to: &mut [[f64; LINE]],
+        to: &mut [[f32; LINE]],
     ) {
         let (inputs, outputs) = (geometry.group_in(), geometry.out_channels);
         if self.transposed {
             let tap = (geometry.kernel[0] - 1 - ky) * geometry.kernel[1] + geometry.kernel[1] - 1 - kx;
-            // An output's weights lie side by side.
-            let mut rows = [[0.0; LINE]; LINE];
-            for (output, row) in rows.iter_mut().enumerate().take(count) {
-                let from = &weight[(tap * outputs + first + output) * inputs + input..][..to.len()];
-                row[..to.len()].copy_from_slice(from);
-            }
-            for (channel, to) in to.iter_mut().enumerate() {
-                *to = std::array::from_fn(|output| f64::from(rows[output][channel]));
-            }
-            return;
+            return self.block(geometry, weight, tap, [input, first], count, to);
         }
         for (channel, to) in (input..).zip(to) {
             *to = [0.0; LINE];
             let Some(row) = self.row(geometry, [ky, kx], channel) else { continue };
             let weights = &weight[row * outputs + first..][..count];
-            if let (1, Ok(weights)) = (geometry.groups, <&[f32; LINE]>::try_from(weights)) {
-                *to = weights.map(f64::from);
+            if let (1, Ok(weights)) = (geometry.groups, weights.try_into()) {
+                *to = weights;
                 continue;
             }
             let group = if self.folded { 0 } else { channel / inputs };
             for (output, (to, &weight)) in to.iter_mut().zip(weights).enumerate() {
                 if (first + output) / geometry.group_out() == group {
-                    *to = f64::from(weight);
+                    *to = weight;
                 }
             }
+        }
+    }
+
+    /// As [`weights`](Self::weights), at tap number `tap` of a convolution of one group as the weights are stored.
+    #[inline(always)]
+    pub(super) fn block(
+        &self,
+        geometry: &ConvGeometry,
+        weight: &[f32],
+        tap: usize,
+        [input, first]: [usize; 2],
+        count: usize,
+        to: &mut [[f32; LINE]],
+    ) {
+        let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
+        if !self.transposed {
+            for (channel, to) in to.iter_mut().enumerate() {
+                let row = (tap * inputs + input + channel) * outputs;
+                to[..count].copy_from_slice(&weight[row + first..][..count]);
+            }
+            return;
+        }
+        // An output's weights lie side by side.
+        let mut rows = [[0.0; LINE]; LINE];
+        for (output, row) in rows.iter_mut().enumerate().take(count) {
+            let from = &weight[(tap * outputs + first + output) * inputs + input..][..to.len()];
+            row[..to.len()].copy_from_slice(from);
+        }
+        for (channel, to) in to.iter_mut().enumerate() {
+            *to = std::array::from_fn(|output| rows[output][channel]);
         }
     }
 
