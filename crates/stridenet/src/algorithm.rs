@@ -5,7 +5,7 @@
 //! is one.
 
 use crate::kernels::Level;
-use crate::kernels::conv::{ConvGeometry, Tiling};
+use crate::kernels::conv::{ConvGeometry, Tiling, TilingCost};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
@@ -92,6 +92,68 @@ const PANEL: usize = 64;
 
 /// The same for the direct sum of groups, whose products are narrow.
 const GROUPED_SHARE: f64 = 0.10;
+
+/// A pass of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// From the input to the output; or from the output's gradient to the input's, with the geometry of that.
+    Through,
+    /// From the input and the output's gradient to the weights'.
+    Weights,
+}
+
+/// The batch that training's algorithms are chosen for. It is always the same one, so that a run's bits do not depend on
+/// how it was divided.
+const TRAINING_BATCH: usize = 16;
+
+/// Multiply-accumulates that a core does while it transforms and stores a value of the weights, which change with each step:
+/// while they stay in the last cache, and when they do not.
+const MACS_PER_PACKED_VALUE: f64 = 30.0;
+const MACS_PER_STREAMED_VALUE: f64 = 55.0;
+const STREAMED_VALUES: usize = 1 << 22;
+
+/// The same for a value of the transformed weights' gradients, with reading and writing it for each block of tiles.
+const MACS_PER_SUM: f64 = 100.0;
+
+/// Share of the peak that the products of the weights' gradients reach, by tiles and by the direct sum; and what their tiles
+/// cost beside.
+const WEIGHTS_SHARE: f64 = 0.73;
+const DIRECT_WEIGHTS_SHARE: f64 = 0.85;
+const MACS_PER_WEIGHTS_TILE_VALUE: f64 = 12.0;
+
+/// The algorithm for a pass of training over images of `[height, width]`. The direct sum, where nothing else is faster.
+pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize; 2], pass: Pass) -> Choice {
+    let Ok(output) = geometry.output_size(input) else { return Choice::Direct };
+    let tilings =
+        || Tiling::ALL.into_iter().filter_map(|tiling| Some((tiling, tiling.cost(level, geometry, input)?)));
+    let fastest = |direct: f64, costs: &mut dyn Iterator<Item = (Tiling, f64)>| {
+        let fast = costs.min_by(|(_, a), (_, b)| a.total_cmp(b));
+        fast.filter(|&(_, cost)| cost < direct).map_or(Choice::Direct, |(tiling, _)| Choice::Fast(tiling))
+    };
+    match pass {
+        Pass::Through => {
+            let estimates = candidates(level, geometry, input, TRAINING_BATCH);
+            let cost = |choice: Choice| estimates.iter().find(|estimate| estimate.choice == choice);
+            let direct = cost(Choice::Direct).map_or(f64::INFINITY, |estimate| estimate.cost);
+            let mut costs = tilings().filter_map(|(tiling, TilingCost { weights, .. })| {
+                let each =
+                    if weights > STREAMED_VALUES { MACS_PER_STREAMED_VALUE } else { MACS_PER_PACKED_VALUE };
+                Some((tiling, cost(Choice::Fast(tiling))?.cost + weights as f64 * each))
+            });
+            fastest(direct, &mut costs)
+        }
+        Pass::Weights => {
+            let products = output[0] * output[1] * geometry.weight_len();
+            let direct = (products * TRAINING_BATCH) as f64 / DIRECT_WEIGHTS_SHARE;
+            let fast = tilings().filter(|&(tiling, _)| geometry.groups == 1 && tiling != Tiling::Strassen);
+            let mut costs = fast.map(|(tiling, TilingCost { products, moved, weights })| {
+                let image = products as f64 / WEIGHTS_SHARE + moved as f64 * MACS_PER_WEIGHTS_TILE_VALUE;
+                (tiling, TRAINING_BATCH as f64 * image + weights as f64 * MACS_PER_SUM)
+            });
+            fastest(direct, &mut costs)
+        }
+    }
+}
 
 /// The candidates for a convolution of `batch` images of `[height, width]`, the cheapest first.
 pub(crate) fn candidates(

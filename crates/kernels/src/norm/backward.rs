@@ -1,22 +1,20 @@
 //! The gradient through the statistics of the batch.
 
-use super::partition::Partition;
+use super::partition::{Partition, WIDTH};
 use super::{task_rows, tile_rows};
 use crate::Context;
 use crate::simd::{Simd, Task};
-use crate::vector::{BLOCK_CHANNELS, Columns, columns, read, write};
+use crate::vector::{Columns, columns, read, write};
 use std::ops::Range;
 
 /// Rows whose sums are taken in `f32`.
 const TILE: usize = 32;
 
-/// What [`backward`] reads.
+/// What [`backward`] reads, beside the gradient of the output.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
     /// The normalisation's input, `[N, H, W, C]`.
     pub x: &'a [f32],
-    /// Gradient of the output, `[N, H, W, C]`.
-    pub dy: &'a [f32],
     /// Where the gradient passes.
     pub relu: Relu<'a>,
     /// Mean of each channel over the batch, `[C]`.
@@ -43,17 +41,18 @@ pub enum Relu<'a> {
     },
 }
 
-/// What [`backward`] writes.
+/// What [`backward`] changes and writes.
 #[derive(Debug)]
 pub struct Gradients<'a> {
-    /// Gradient of the input, `[N, H, W, C]`.
-    pub dx: &'a mut [f32],
+    /// Gradient of the output, `[N, H, W, C]`. It is overwritten: where there is a `dx`, with the part that passes the ReLU,
+    /// which is the gradient of a residual that was added before it; else with the gradient of the input.
+    pub dy: &'a mut [f32],
+    /// Gradient of the input, `[N, H, W, C]`, where it does not take the place of `dy`.
+    pub dx: Option<&'a mut [f32]>,
     /// Gradient of gamma, `[C]`.
     pub dgamma: &'a mut [f32],
     /// Gradient of beta, `[C]`.
     pub dbeta: &'a mut [f32],
-    /// Gradient of the residual that was added before the ReLU: `dy` where it passes, else 0. `[N, H, W, C]`.
-    pub residual: Option<&'a mut [f32]>,
 }
 
 /// The gradients of `y = relu((x − mean) · inv_std · gamma + beta + residual)` for mean and variance of this very batch.
@@ -66,28 +65,31 @@ pub struct Gradients<'a> {
 pub fn backward(context: &Context, input: Backward, out: Gradients) {
     let channels = input.gamma.len();
     let rows = super::rows("x", input.x, channels);
-    for (what, length) in [("mean", input.mean.len()), ("inv_std", input.inv_std.len())] {
-        assert_eq!(length, channels, "{what} and gamma differ in length");
-    }
-    for (what, length) in [("dgamma", out.dgamma.len()), ("dbeta", out.dbeta.len())] {
-        assert_eq!(length, channels, "{what} and gamma differ in length");
-    }
-    let optional = [
-        ("y", input.relu.output().map(<[f32]>::len)),
-        ("residual", out.residual.as_deref().map(<[f32]>::len)),
+    let (scale, shift) = match input.relu {
+        Relu::Recomputed { scale, shift } => (scale.len(), shift.len()),
+        Relu::None | Relu::Output(_) => (channels, channels),
+    };
+    let vectors = [
+        ("mean", input.mean.len()),
+        ("inv_std", input.inv_std.len()),
+        ("scale", scale),
+        ("shift", shift),
+        ("dgamma", out.dgamma.len()),
+        ("dbeta", out.dbeta.len()),
     ];
-    let required = [("dy", Some(input.dy.len())), ("dx", Some(out.dx.len()))];
-    for (what, length) in required.into_iter().chain(optional) {
+    for (what, length) in vectors {
+        assert_eq!(length, channels, "{what} and gamma differ in length");
+    }
+    let tensors = [
+        ("y", input.relu.output().map(<[f32]>::len)),
+        ("dy", Some(out.dy.len())),
+        ("dx", out.dx.as_deref().map(<[f32]>::len)),
+    ];
+    for (what, length) in tensors {
         assert_eq!(length.unwrap_or(input.x.len()), input.x.len(), "{what} and x differ in length");
     }
-    if let Relu::Recomputed { scale, shift } = input.relu {
-        assert!(
-            scale.len() == channels && shift.len() == channels,
-            "scale, shift and gamma differ in length"
-        );
-    }
-    let coefficients = sums(context, input, rows, out.dgamma, out.dbeta);
-    input_gradient(context, input, &coefficients, out.dx, out.residual);
+    let coefficients = sums(context, input, out.dy, rows, [out.dgamma, out.dbeta]);
+    input_gradient(context, input, &coefficients, out.dy, out.dx);
 }
 
 /// `dx = gradient · g + distance · (x − mean) + constant`, each `[C]`.
@@ -101,9 +103,9 @@ struct Coefficients {
 fn sums(
     context: &Context,
     input: Backward,
+    dy: &[f32],
     rows: usize,
-    dgamma: &mut [f32],
-    dbeta: &mut [f32],
+    [dgamma, dbeta]: [&mut [f32]; 2],
 ) -> Coefficients {
     let channels = input.gamma.len();
     let mut totals = vec![[0.0; 2]; channels];
@@ -111,7 +113,7 @@ fn sums(
         context,
         |part, gradient, product| {
             let (rows, channels) = (part.rows.clone(), part.channels.clone());
-            context.level().run(SumChunk { input, rows, channels, gradient, product });
+            context.level().run(SumChunk { input, dy, rows, channels, gradient, product });
         },
         |part, gradient, product| {
             let totals = totals[part.channels.clone()].iter_mut();
@@ -137,6 +139,7 @@ fn sums(
 /// One task of the first pass: `Σg` and `Σ g·(x − mean)` of some channels over a chunk of rows.
 struct SumChunk<'a> {
     input: Backward<'a>,
+    dy: &'a [f32],
     rows: Range<usize>,
     channels: Range<usize>,
     gradient: &'a mut [f64],
@@ -149,15 +152,22 @@ impl Task for SumChunk<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let width = self.channels.len();
+        let mut sums = [[0.0; WIDTH]; 2];
         for start in self.rows.clone().step_by(TILE) {
-            let mut tile = SumTile {
-                input: self.input,
-                rows: start..(start + TILE).min(self.rows.end),
-                first: self.channels.start,
-                gradient: self.gradient,
-                product: self.product,
-            };
-            columns(simd, width, &mut tile);
+            let end = (start + TILE).min(self.rows.end);
+            sums.iter_mut().for_each(|sums| sums[..width].fill(0.0));
+            for start in (start..end).step_by(tile_rows(width)) {
+                let rows = start..(start + tile_rows(width)).min(end);
+                let first = self.channels.start;
+                columns(
+                    simd,
+                    width,
+                    &mut SumTile { input: self.input, dy: self.dy, rows, first, sums: &mut sums },
+                );
+            }
+            for (sums, totals) in sums.iter().zip([&mut *self.gradient, &mut *self.product]) {
+                totals.iter_mut().zip(sums).for_each(|(total, &sum)| *total += f64::from(sum));
+            }
         }
     }
 }
@@ -165,42 +175,37 @@ impl Task for SumChunk<'_> {
 /// A few rows, added to the sums.
 struct SumTile<'a> {
     input: Backward<'a>,
+    dy: &'a [f32],
     rows: Range<usize>,
     first: usize,
-    gradient: &'a mut [f64],
-    product: &'a mut [f64],
+    sums: &'a mut [[f32; WIDTH]; 2],
 }
 
 impl Columns for SumTile<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { x, dy, relu, mean, .. } = self.input;
+        let Backward { x, relu, mean, .. } = self.input;
         let width = (V - 1) * S::LANES + count;
         let means = parameters::<S, V>(simd, mean, self.first + from, count);
-        let recomputed = relu.parameters::<S, V>(simd, self.first + from, count);
-        let (mut gradients, mut products) = ([simd.zero(); V], [simd.zero(); V]);
+        let passes = Passes::<S, V>::new(simd, relu, self.first + from, count);
+        let mut gradients = parameters::<S, V>(simd, &self.sums[0], from, count);
+        let mut products = parameters::<S, V>(simd, &self.sums[1], from, count);
         for row in self.rows.clone() {
             let start = row * mean.len() + self.first + from;
-            let (x, dy) = (&x[start..][..width], &dy[start..][..width]);
-            let y = relu.output().map(|y| &y[start..][..width]);
+            let (x, dy) = (&x[start..][..width], &self.dy[start..][..width]);
+            let y = relu.output().map_or(x, |y| &y[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
                 let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
-                let y = y.map(|y| read(simd, y, at, count));
-                let gradient = passed(simd, gradient, x, y, recomputed.map(|all| all.map(|all| all[v])));
+                let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
                 let distance = simd.sub(x, means[v]);
                 gradients[v] = simd.add(gradients[v], gradient);
                 products[v] = simd.mul_add(gradient, distance, products[v]);
             }
         }
-        for (values, sums) in [(gradients, &mut *self.gradient), (products, &mut *self.product)] {
-            let mut lanes = [0.0; BLOCK_CHANNELS];
-            for (v, &value) in values.iter().enumerate() {
-                write(simd, &mut lanes, v * S::LANES, S::LANES, value);
-            }
-            for (sum, &lane) in sums[from..][..width].iter_mut().zip(&lanes) {
-                *sum += f64::from(lane);
-            }
+        for v in 0..V {
+            write(simd, &mut self.sums[0], from + v * S::LANES, count, gradients[v]);
+            write(simd, &mut self.sums[1], from + v * S::LANES, count, products[v]);
         }
     }
 }
@@ -208,7 +213,11 @@ impl Columns for SumTile<'_> {
 /// The parameters of a block of channels.
 #[inline(always)]
 fn parameters<S: Simd, const V: usize>(simd: S, source: &[f32], from: usize, count: usize) -> [S::V; V] {
-    std::array::from_fn(|v| read(simd, source, from + v * S::LANES, count))
+    let mut values = [simd.zero(); V];
+    for (v, value) in values.iter_mut().enumerate() {
+        *value = read(simd, source, from + v * S::LANES, count);
+    }
+    values
 }
 
 impl<'a> Relu<'a> {
@@ -219,29 +228,40 @@ impl<'a> Relu<'a> {
             Relu::None | Relu::Recomputed { .. } => None,
         }
     }
-
-    /// Scale and shift of a block of channels.
-    #[inline(always)]
-    fn parameters<S: Simd, const V: usize>(
-        &self,
-        simd: S,
-        from: usize,
-        count: usize,
-    ) -> Option<[[S::V; V]; 2]> {
-        match self {
-            Relu::Recomputed { scale, shift } => {
-                Some([scale, shift].map(|source| parameters::<S, V>(simd, source, from, count)))
-            }
-            Relu::None | Relu::Output(_) => None,
-        }
-    }
 }
 
-/// The part of a gradient that passes the ReLU, whose output is `y` or follows from x.
-#[inline(always)]
-fn passed<S: Simd>(simd: S, gradient: S::V, x: S::V, y: Option<S::V>, recomputed: Option<[S::V; 2]>) -> S::V {
-    let y = recomputed.map(|[scale, shift]| simd.mul_add(x, scale, shift)).or(y);
-    y.map_or(gradient, |y| simd.keep_where_positive(y, gradient))
+/// Where a ReLU passes the gradients of a block of channels.
+#[derive(Clone, Copy)]
+enum Passes<S: Simd, const V: usize> {
+    Everywhere,
+    WhereOutput,
+    WhereRecomputed { scale: [S::V; V], shift: [S::V; V] },
+}
+
+impl<S: Simd, const V: usize> Passes<S, V> {
+    #[inline(always)]
+    fn new(simd: S, relu: Relu, from: usize, count: usize) -> Self {
+        match relu {
+            Relu::None => Passes::Everywhere,
+            Relu::Output(_) => Passes::WhereOutput,
+            Relu::Recomputed { scale, shift } => Passes::WhereRecomputed {
+                scale: parameters(simd, scale, from, count),
+                shift: parameters(simd, shift, from, count),
+            },
+        }
+    }
+
+    /// The part of a gradient that passes, of vector `v`; `y` is the output, where it is there to be read.
+    #[inline(always)]
+    fn of(&self, simd: S, v: usize, gradient: S::V, x: S::V, y: S::V) -> S::V {
+        match self {
+            Passes::Everywhere => gradient,
+            Passes::WhereOutput => simd.keep_where_positive(y, gradient),
+            Passes::WhereRecomputed { scale, shift } => {
+                simd.keep_where_positive(simd.mul_add(x, scale[v], shift[v]), gradient)
+            }
+        }
+    }
 }
 
 /// The second pass.
@@ -249,22 +269,17 @@ fn input_gradient(
     context: &Context,
     input: Backward,
     coefficients: &Coefficients,
-    dx: &mut [f32],
-    residual: Option<&mut [f32]>,
+    dy: &mut [f32],
+    dx: Option<&mut [f32]>,
 ) {
     let length = task_rows(input.mean.len()) * input.mean.len();
-    let mut residuals = residual.map(|residual| residual.chunks_mut(length));
+    let mut dx = dx.map(|dx| dx.chunks_mut(length));
     let mut pieces: Vec<_> =
-        dx.chunks_mut(length).map(|dx| (dx, residuals.as_mut().and_then(Iterator::next))).collect();
+        dy.chunks_mut(length).map(|dy| (dy, dx.as_mut().and_then(Iterator::next))).collect();
     context.pool().pieces(&mut pieces, 1, |index, piece| {
-        for (dx, residual) in piece {
-            let residual = residual.as_deref_mut();
-            context.level().run(InputPiece {
-                input: part(input, index * length, dx.len()),
-                coefficients,
-                dx,
-                residual,
-            });
+        for (dy, dx) in piece {
+            let input = part(input, index * length, dy.len());
+            context.level().run(InputPiece { input, coefficients, dy, dx: dx.as_deref_mut() });
         }
     });
 }
@@ -275,7 +290,6 @@ fn part(input: Backward, start: usize, length: usize) -> Backward {
     let range = start..start + length;
     Backward {
         x: &input.x[range.clone()],
-        dy: &input.dy[range.clone()],
         relu: match input.relu {
             Relu::Output(y) => Relu::Output(&y[range]),
             other => other,
@@ -288,8 +302,8 @@ fn part(input: Backward, start: usize, length: usize) -> Backward {
 struct InputPiece<'a> {
     input: Backward<'a>,
     coefficients: &'a Coefficients,
-    dx: &'a mut [f32],
-    residual: Option<&'a mut [f32]>,
+    dy: &'a mut [f32],
+    dx: Option<&'a mut [f32]>,
 }
 
 impl Task for InputPiece<'_> {
@@ -299,12 +313,11 @@ impl Task for InputPiece<'_> {
     fn run<S: Simd>(mut self, simd: S) {
         let channels = self.input.mean.len();
         let length = tile_rows(channels) * channels;
-        for (index, dx) in self.dx.chunks_mut(length).enumerate() {
+        for (index, dy) in self.dy.chunks_mut(length).enumerate() {
             let start = index * length;
-            let residual = self.residual.as_mut().map(|residual| &mut residual[start..][..dx.len()]);
-            let input = part(self.input, start, dx.len());
-            let mut tile = InputPiece { input, coefficients: self.coefficients, dx, residual };
-            columns(simd, channels, &mut tile);
+            let dx = self.dx.as_mut().map(|dx| &mut dx[start..][..dy.len()]);
+            let input = part(self.input, start, dy.len());
+            columns(simd, channels, &mut InputPiece { input, coefficients: self.coefficients, dy, dx });
         }
     }
 }
@@ -312,27 +325,30 @@ impl Task for InputPiece<'_> {
 impl Columns for InputPiece<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { x, dy, relu, mean, .. } = self.input;
+        let Backward { x, relu, mean, .. } = self.input;
         let width = (V - 1) * S::LANES + count;
-        let Coefficients { gradient, distance, constant } = self.coefficients;
-        let [means, gradients, distances, constants] = [mean, &gradient[..], distance, constant]
-            .map(|source| parameters::<S, V>(simd, source, from, count));
-        let recomputed = relu.parameters::<S, V>(simd, from, count);
-        for start in (from..self.dx.len()).step_by(mean.len()) {
-            let (x, dy) = (&x[start..][..width], &dy[start..][..width]);
-            let y = relu.output().map(|y| &y[start..][..width]);
-            let dx = &mut self.dx[start..][..width];
-            let mut residual = self.residual.as_mut().map(|residual| &mut residual[start..][..width]);
+        let means = parameters::<S, V>(simd, mean, from, count);
+        let gradients = parameters::<S, V>(simd, &self.coefficients.gradient, from, count);
+        let distances = parameters::<S, V>(simd, &self.coefficients.distance, from, count);
+        let constants = parameters::<S, V>(simd, &self.coefficients.constant, from, count);
+        let passes = Passes::<S, V>::new(simd, relu, from, count);
+        for start in (from..self.dy.len()).step_by(mean.len()) {
+            let (x, dy) = (&x[start..][..width], &mut self.dy[start..][..width]);
+            let y = relu.output().map_or(x, |y| &y[start..][..width]);
+            let mut dx = self.dx.as_mut().map(|dx| &mut dx[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
                 let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
-                let y = y.map(|y| read(simd, y, at, count));
-                let gradient = passed(simd, gradient, x, y, recomputed.map(|all| all.map(|all| all[v])));
+                let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
                 let distance = simd.sub(x, means[v]);
                 let value = simd.mul_add(distance, distances[v], constants[v]);
-                write(simd, dx, at, count, simd.mul_add(gradient, gradients[v], value));
-                if let Some(residual) = &mut residual {
-                    write(simd, residual, at, count, gradient);
+                let value = simd.mul_add(gradient, gradients[v], value);
+                match &mut dx {
+                    None => write(simd, dy, at, count, value),
+                    Some(dx) => {
+                        write(simd, dx, at, count, value);
+                        write(simd, dy, at, count, gradient);
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::ops::Range;
 /// Tasks that a large matrix is cut into.
 const TASKS: usize = 64;
 /// Channels of a task; wider matrices are cut into several blocks of channels.
-const WIDTH: usize = 512;
+pub(super) const WIDTH: usize = 512;
 /// Values that are worth a task of their own.
 const SMALLEST: usize = 16 * 1024;
 

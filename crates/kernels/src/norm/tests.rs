@@ -168,22 +168,20 @@ fn gradients_agree_with_the_oracle() {
         let shift = |c: usize| UNIT * mean[c].abs() * inv_std[c];
         let dgamma_bound = |c: usize| 38.0 * UNIT * sizes[c][1] + 2.0 * shift(c) * sizes[c][0] + 1e-30;
         for context in &contexts {
-            let (mut dx, mut residual) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+            let (mut changed, mut dx) = (dy.clone(), vec![f32::NAN; x.len()]);
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
             let (mean, inv_std) = (narrow(&mean), narrow(&inv_std));
             let (relu, wanted) = (layer.relu, layer.residual.is_some());
             let out = Gradients {
-                dx: &mut dx,
+                dy: &mut changed,
+                dx: wanted.then_some(&mut dx),
                 dgamma: &mut dgamma,
                 dbeta: &mut dbeta,
-                residual: wanted.then_some(&mut residual),
             };
             let relu = if relu { Relu::Output(&y) } else { Relu::None };
-            backward(
-                context,
-                Backward { x: &x, dy: &dy, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma },
-                out,
-            );
+            let input = Backward { x: &x, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+            backward(context, input, out);
+            let (dx, residual) = if wanted { (dx, changed) } else { (changed, Vec::new()) };
             let what = format!("{rows} rows of {channels}, {}", context.level().name());
             assert_within(format!("dbeta, {what}"), &dbeta, &expected.dbeta, |c| 34.0 * UNIT * sizes[c][0]);
             assert_within(format!("dgamma, {what}"), &dgamma, &expected.dgamma, dgamma_bound);
@@ -212,13 +210,15 @@ fn a_relu_computed_again_passes_what_its_output_passes() {
             let mut y = vec![f32::NAN; x.len()];
             apply(context, Apply { x: &x, scale: &scale, shift: &shift, residual: None, relu: true }, &mut y);
             let gradients = |relu: Relu| {
-                let (mut dx, mut residual) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+                let (mut dx, mut residual) = (vec![f32::NAN; x.len()], dy.clone());
                 let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-                let input = Backward { x: &x, dy: &dy, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
-                let residuals = Some(&mut residual[..]);
-                let out =
-                    Gradients { dx: &mut dx, dgamma: &mut dgamma, dbeta: &mut dbeta, residual: residuals };
-                backward(context, input, out);
+                let input = Backward { x: &x, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+                let mut in_place = dy.clone();
+                for (dy, dx) in [(&mut in_place, None), (&mut residual, Some(&mut dx[..]))] {
+                    let out = Gradients { dy, dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+                    backward(context, input, out);
+                }
+                assert!(in_place == dx, "{rows} rows of {channels}, in place");
                 [dx, residual, dgamma, dbeta]
             };
             let recomputed = gradients(Relu::Recomputed { scale: &scale, shift: &shift });
@@ -279,22 +279,12 @@ fn bits_do_not_depend_on_threads() {
             let mut applied = zeros(x.len());
             let input = Apply { x: &x, scale: &gamma, shift: &mean, residual: Some(&dy), relu: true };
             apply(context, input, &mut applied);
-            let (mut dx, mut residual) = (zeros(x.len()), zeros(x.len()));
+            let (mut dx, mut residual) = (zeros(x.len()), dy.clone());
             let (mut dgamma, mut dbeta) = (zeros(channels), zeros(channels));
-            let input = Backward {
-                x: &x,
-                dy: &dy,
-                relu: Relu::Output(&y),
-                mean: &mean,
-                inv_std: &var,
-                gamma: &gamma,
-            };
-            let out = Gradients {
-                dx: &mut dx,
-                dgamma: &mut dgamma,
-                dbeta: &mut dbeta,
-                residual: Some(&mut residual),
-            };
+            let relu = Relu::Output(&y);
+            let input = Backward { x: &x, relu, mean: &mean, inv_std: &var, gamma: &gamma };
+            let dy = &mut residual;
+            let out = Gradients { dy, dx: Some(&mut dx), dgamma: &mut dgamma, dbeta: &mut dbeta };
             backward(context, input, out);
             vec![mean, var, applied, dx, residual, dgamma, dbeta]
         });

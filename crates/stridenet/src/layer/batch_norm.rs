@@ -130,18 +130,17 @@ impl BatchNorm {
         (y, NormSaved { mean, inv_std, affine })
     }
 
-    /// Gradients of γ and β, of the input, and, where there was one, of the residual.
+    /// Gradients of γ and β, of the input, and, where there was one, of the residual. `dy` is given up.
     pub fn backward(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
         saved: &NormSaved,
-        dy: &Tensor,
+        mut dy: Tensor,
         after: After,
     ) -> (Tensor, Option<Tensor>) {
-        let mut dx = workspace.tensor(x.shape());
-        let mut dresidual = matches!(after, After::Residual(_)).then(|| workspace.tensor(x.shape()));
+        let mut dx = matches!(after, After::Residual(_)).then(|| workspace.tensor(x.shape()));
         let Affine { scale, shift } = &saved.affine;
         let relu = match after {
             After::Nothing => Relu::None,
@@ -149,22 +148,19 @@ impl BatchNorm {
             After::Residual(y) => Relu::Output(y.data()),
         };
         let (gamma, dgamma) = self.gamma.value_and_grad();
-        let inputs = norm::Backward {
-            x: x.data(),
-            dy: dy.data(),
-            relu,
-            mean: &saved.mean,
-            inv_std: &saved.inv_std,
-            gamma,
-        };
+        let NormSaved { mean, inv_std, .. } = saved;
+        let inputs = norm::Backward { x: x.data(), relu, mean, inv_std, gamma };
         let outputs = norm::Gradients {
-            dx: dx.data_mut(),
+            dy: dy.data_mut(),
+            dx: dx.as_mut().map(Tensor::data_mut),
             dgamma,
             dbeta: self.beta.grad_mut(),
-            residual: dresidual.as_mut().map(Tensor::data_mut),
         };
         norm::backward(cx, inputs, outputs);
-        (dx, dresidual)
+        match dx {
+            Some(dx) => (dx, Some(dy)),
+            None => (dy, None),
+        }
     }
 
     /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.

@@ -2,10 +2,8 @@
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
-use crate::algorithm::{Choice, candidates};
-use crate::kernels::conv::{
-    self, BackwardWeights, ConvGeometry, FastConv, ForwardWeights, GeometryError, Tiling,
-};
+use crate::algorithm::{Choice, Pass, for_training};
+use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, FastConv, ForwardWeights, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level};
 use std::sync::OnceLock;
@@ -21,18 +19,7 @@ pub struct Conv {
     /// The passes of training that a fast algorithm makes, which transforms the weights each time.
     fast_forward: Option<FastConv>,
     fast_backward: Option<FastConv>,
-}
-
-/// The batch that training's algorithms are chosen for. It is always the same one, so that a run's bits do not depend on
-/// how it was divided.
-const BATCH: usize = 16;
-
-/// The fast algorithm for a convolution in training, if there is a faster one than the direct sum.
-fn fast_algorithm(level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<Tiling> {
-    match candidates(level, geometry, input, BATCH).first()?.choice {
-        Choice::Direct => None,
-        Choice::Fast(tiling) => Some(tiling),
-    }
+    fast_weights: Option<FastConv>,
 }
 
 impl Conv {
@@ -50,10 +37,19 @@ impl Conv {
         let kernel = conv::Conv::new(level, geometry, input)?;
         let shape = vec![geometry.out_channels, geometry.group_in(), geometry.kernel[0], geometry.kernel[1]];
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
-        let tiling = fast_algorithm(level, &geometry, input);
-        let fast_forward = tiling.map(|tiling| FastConv::new(level, tiling, geometry, input)).transpose()?;
-        let fast_backward = tiling.and_then(|tiling| FastConv::grad_input(level, tiling, geometry, input));
-        Ok(Conv { kernel, weight, forward: OnceLock::new(), backward: None, fast_forward, fast_backward })
+        let fast = |pass| match for_training(level, &geometry, input, pass) {
+            Choice::Direct => Ok(None),
+            Choice::Fast(tiling) => FastConv::new(level, tiling, geometry, input).map(Some),
+        };
+        let (fast_forward, fast_weights) = (fast(Pass::Through)?, fast(Pass::Weights)?);
+        let turned = FastConv::turned(&geometry)
+            .map(|turned| for_training(level, &turned, kernel.output(), Pass::Through));
+        let fast_backward = match turned {
+            Some(Choice::Fast(tiling)) => FastConv::grad_input(level, tiling, geometry, input),
+            Some(Choice::Direct) | None => None,
+        };
+        let forward = OnceLock::new();
+        Ok(Conv { kernel, weight, forward, backward: None, fast_forward, fast_backward, fast_weights })
     }
 
     /// Output size `[height, width]`.
@@ -123,11 +119,9 @@ impl Conv {
     /// The weights' gradient alone, for the first convolution of a network.
     pub fn grad_weight(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) {
         let dw = self.weight.grad_mut();
-        match &self.fast_forward {
-            Some(conv) if conv.has_grad_weight() => {
-                workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw);
-            }
-            _ => self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, dw),
+        match &self.fast_weights {
+            Some(conv) => workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw),
+            None => self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, dw),
         }
     }
 }

@@ -132,8 +132,8 @@ impl Unit {
             _ if self.relu => After::Relu,
             _ => After::Nothing,
         };
-        let (draw, dresidual) = self.norm.backward(cx, workspace, &raw, &norm, &dy, after);
-        for tensor in [raw, dy].into_iter().chain(activated) {
+        let (draw, dresidual) = self.norm.backward(cx, workspace, &raw, &norm, dy, after);
+        for tensor in [raw].into_iter().chain(activated) {
             workspace.give(tensor);
         }
         (draw, dresidual)

@@ -5,9 +5,8 @@
 use super::algorithm::{F2, F3Of4, F4, S3};
 use super::run::{FastScratch, Memory, Own};
 use super::square::Square;
-use super::strassen::Strassen;
 use super::tiles::{Block, MAX_TILES};
-use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps, Transform};
+use super::transform::{self, Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps};
 use super::{FastConv, Tiling};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
@@ -19,11 +18,12 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Mutex;
 
-/// Values of the transformed weights' gradient up to which parts of the batch are summed apart.
-const SMALL_SUMS: usize = 1 << 16;
+/// Values of the transformed weights' gradient up to which parts of the batch are summed apart: those that stay in the L2
+/// cache of a thread, and those that are still read and written faster than a shared V moves between caches.
+const SUMS: [usize; 2] = [1 << 18, 1 << 20];
 
-/// Parts of the batch that are summed apart at most.
-const PARTS: usize = 16;
+/// Parts of the batch at most, for each of these.
+const PARTS: [usize; 2] = [16, 4];
 
 /// Values of a block's V and D at most: in the L2 cache of a thread, and in the cache that threads share.
 const OWN_VALUES: usize = 1 << 17;
@@ -58,9 +58,10 @@ struct Pass<'a, T> {
 }
 
 impl FastConv {
-    /// Whether there is a [`grad_weight`](Self::grad_weight): for one group.
+    /// Whether there is a [`grad_weight`](Self::grad_weight): for one group, and not by Strassen's algorithm, whose sums in
+    /// memory cost what its products save.
     pub fn has_grad_weight(&self) -> bool {
-        self.geometry.groups == 1 && !self.view.is_transposed()
+        self.tiling != Tiling::Strassen && self.geometry.groups == 1 && !self.view.is_transposed()
     }
 
     /// `dw = Σ x · dy` over the batch's pixels, as HWIO; shapes as for [`Conv::grad_weight`](super::super::Conv::grad_weight).
@@ -78,7 +79,7 @@ impl FastConv {
     ) {
         assert!(
             self.has_grad_weight(),
-            "the gradient of the weights of several groups, or of a turned convolution"
+            "the gradient of the weights of several groups, of pairs, or of a turned convolution"
         );
         assert!(cx.level() == self.level, "prepared for another instruction-set level");
         let images = self.images(x);
@@ -92,7 +93,7 @@ impl FastConv {
             Tiling::F4 => Pass::<Square<F4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S3 => Pass::<Square<S3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S7 => Pass::<Square<F3Of4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
-            Tiling::Strassen => Pass::<Strassen>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::Strassen => unreachable!("there is no such gradient"),
         }
     }
 
@@ -102,18 +103,19 @@ impl FastConv {
     }
 }
 
-impl<'a, T: Transform> Pass<'a, T> {
+impl<'a, T: transform::Transposed> Pass<'a, T> {
     fn new(conv: &'a FastConv, cx: &'a Context, x: &'a [f32], dy: &'a [f32], images: usize) -> Self {
         let tiles = images * conv.rows.len() * conv.columns.len();
         let [v_row, d_row] = conv.rows();
         let fit = |values: usize| (values / (T::POINTS * (v_row + d_row))).min(MAX_TILES);
-        let cut = if T::POINTS * conv.view.depth * d_row <= SMALL_SUMS {
-            let most = fit(OWN_VALUES).max(1);
-            let parts = tiles.div_ceil(most).clamp(1, PARTS);
-            Cut { parts, blocks: tiles.div_ceil(parts).div_ceil(most).max(1) }
-        } else {
-            Cut { parts: 1, blocks: tiles.div_ceil(fit(SHARED_VALUES).max(LEAST_TILES)).max(1) }
+        let sums = T::POINTS * conv.view.depth * d_row;
+        let (parts, most) = match SUMS.into_iter().position(|limit| sums <= limit) {
+            Some(0) => (PARTS[0], fit(OWN_VALUES).max(1)),
+            Some(1) => (PARTS[1], fit(SHARED_VALUES / PARTS[1]).max(LEAST_TILES)),
+            _ => (1, fit(SHARED_VALUES).max(LEAST_TILES)),
         };
+        let parts = tiles.div_ceil(most).clamp(1, parts);
+        let cut = Cut { parts, blocks: tiles.div_ceil(parts).div_ceil(most).max(1) };
         Pass { conv, cx, x, dy, tiles, cut, transform: PhantomData }
     }
 
@@ -269,7 +271,7 @@ struct Back<'a, T> {
     dw: *mut f32,
 }
 
-impl<T: Transform> Task for Back<'_, T> {
+impl<T: transform::Transposed> Task for Back<'_, T> {
     type Output = ();
 
     #[inline(always)]

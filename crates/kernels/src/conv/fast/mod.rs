@@ -241,6 +241,17 @@ impl FastConv {
         Ok(FastConv { geometry, tiling, level, input, output, view, rows, columns, zeros, factors })
     }
 
+    /// The convolution that takes the gradient of the output to that of the input, where it is one: of one group with stride 1.
+    pub fn turned(geometry: &ConvGeometry) -> Option<ConvGeometry> {
+        let padding = |axis: usize| (geometry.kernel[axis] - 1).checked_sub(geometry.padding[axis]);
+        (geometry.stride == [1, 1] && geometry.groups == 1).then_some(ConvGeometry {
+            in_channels: geometry.out_channels,
+            out_channels: geometry.in_channels,
+            padding: [padding(0)?, padding(1)?],
+            ..*geometry
+        })
+    }
+
     /// The gradient of the input of a convolution of one group with stride 1, for inputs of `[height, width]` pixels: its
     /// [`forward`](Self::forward) takes the output's gradient to the input's, its weights are the convolution's own.
     /// Nothing where the tiling does not compute it.
@@ -251,17 +262,8 @@ impl FastConv {
         input: [usize; 2],
     ) -> Option<Self> {
         let output = geometry.output_size(input).ok()?;
-        let padding = |axis: usize| (geometry.kernel[axis] - 1).checked_sub(geometry.padding[axis]);
-        let turned = ConvGeometry {
-            in_channels: geometry.out_channels,
-            out_channels: geometry.in_channels,
-            padding: [padding(0)?, padding(1)?],
-            ..geometry
-        };
-        if geometry.stride != [1, 1] || geometry.groups != 1 || tiling.cost(level, &turned, output).is_none()
-        {
-            return None;
-        }
+        let turned = FastConv::turned(&geometry)?;
+        tiling.cost(level, &turned, output)?;
         let conv = FastConv::new(level, tiling, turned, output).ok()?;
         Some(FastConv { view: conv.view.transposed(), ..conv })
     }

@@ -71,6 +71,13 @@ pub(super) struct Own {
 /// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
 const STREAMED: usize = 1 << 20;
 
+/// Values of streamed weights that each thread reads for itself rather than share a transformed input with others, which
+/// costs what moves from one core's cache to another's: about half of what the last cache holds.
+const READ_BY_ALL: usize = 1 << 22;
+
+/// Tiles of a thread for which it pays to read all weights.
+const ENOUGH: usize = 24;
+
 /// Values of V at most, where the weights stream by.
 const TRANSFORMED: usize = 3 << 19;
 
@@ -127,7 +134,11 @@ impl Schedule {
     fn new(conv: &FastConv, tiles: usize, threads: usize) -> Self {
         let Cut { most, streamed } = Cut::new(conv);
         let blocks = tiles.div_ceil(most);
-        let shared = threads > 1 && conv.sections().len() == 1 && (streamed || blocks < 2 * threads);
+        let few = match streamed {
+            true => tiles < ENOUGH * threads || conv.weight_values() > READ_BY_ALL,
+            false => blocks < 2 * threads,
+        };
+        let shared = threads > 1 && conv.sections().len() == 1 && few;
         let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
         Schedule { blocks: blocks.min(tiles), shared, streamed }
     }

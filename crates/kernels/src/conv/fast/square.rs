@@ -4,7 +4,7 @@
 
 use super::algorithm::{Algorithm, MAX};
 use super::tiles::Tile;
-use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform};
+use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform, Transposed};
 use super::{FastConv, PANEL};
 use crate::buffer::LINE;
 use crate::simd::{Simd, opaque};
@@ -180,8 +180,6 @@ impl<S: Simd, A: Algorithm> Result<'_, S, A> {
 
 impl<A: Algorithm> Transform for Square<A> {
     const POINTS: usize = A::POINTS * A::POINTS;
-    const WEIGHTS: usize = A::TAPS * A::TAPS;
-
     fn last(point: usize) -> [bool; 2] {
         [A::is_last(point / A::POINTS), A::is_last(point % A::POINTS)]
     }
@@ -256,6 +254,10 @@ impl<A: Algorithm> Transform for Square<A> {
             }
         }
     }
+}
+
+impl<A: Algorithm> Transposed for Square<A> {
+    const WEIGHTS: usize = A::TAPS * A::TAPS;
 
     #[inline(always)]
     fn gradient<S: Simd>(simd: S, gradient: &Gradient<Self>) {

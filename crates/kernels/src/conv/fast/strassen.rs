@@ -2,10 +2,10 @@
 //! so are the halves of the weights; seven products of blocks take the place of eight (Strassen 1969, "Gaussian
 //! elimination is not optimal").
 
+use super::PANEL;
 use super::pack::Pack;
 use super::tiles::Tile;
-use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform};
-use super::{FastConv, PANEL};
+use super::transform::{Input, Output, Transform};
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
 
@@ -58,23 +58,8 @@ fn result<S: Simd>(simd: S, m: [S::V; PRODUCTS]) -> Blocks<S::V> {
     ]
 }
 
-/// The transpose of [`result`].
-#[inline(always)]
-fn result_transposed<S: Simd>(simd: S, y: Blocks<S::V>) -> [S::V; PRODUCTS] {
-    [
-        simd.add(y[0][0], y[1][1]),
-        simd.sub(y[1][0], y[1][1]),
-        simd.add(y[0][1], y[1][1]),
-        simd.add(y[0][0], y[1][0]),
-        simd.sub(y[0][1], y[0][0]),
-        y[1][1],
-        y[0][0],
-    ]
-}
-
 impl Transform for Strassen {
     const POINTS: usize = PRODUCTS;
-    const WEIGHTS: usize = HALVES * HALVES;
 
     fn last(point: usize) -> [bool; 2] {
         [false, LAST.contains(&point)]
@@ -125,47 +110,6 @@ impl Transform for Strassen {
                 }
             }
         }
-    }
-
-    #[inline(always)]
-    fn gradient<S: Simd>(simd: S, gradient: &Gradient<Self>) {
-        let (channels, half, steps) = (gradient.channels, gradient.channels / HALVES, gradient.steps);
-        let pixels = gradient.size[0] * gradient.size[1];
-        for tile in gradient.tiles {
-            let first = gradient.dy.wrapping_add((tile.image * pixels + tile.columns.start) * channels);
-            for vector in 0..half / S::LANES {
-                let load = |pixel: usize, part: usize| {
-                    if pixel >= tile.columns.outputs {
-                        return simd.zero();
-                    }
-                    let at = pixel * channels + part * half + vector * S::LANES;
-                    // SAFETY: the pixel exists, and both halves of its channels are whole vectors.
-                    unsafe { simd.load(first.wrapping_add(at)) }
-                };
-                let points = result_transposed(simd, [[load(0, 0), load(0, 1)], [load(1, 0), load(1, 1)]]);
-                let to = gradient.d.wrapping_add(vector * steps.vector + tile.slot * steps.slot);
-                for (point, value) in points.into_iter().enumerate() {
-                    // SAFETY: D holds a vector for each point, vector of channels and slot.
-                    unsafe { simd.store(to.wrapping_add(point * steps.point), value) };
-                }
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn weights(_: &FastConv, points: &[[f32; LINE]; MAX_POINTS], weights: &mut [[f32; LINE]; MAX_WEIGHTS]) {
-        for (index, weight) in weights.iter_mut().enumerate().take(Self::WEIGHTS) {
-            *weight = [0.0; LINE];
-            for (values, blocks) in points.iter().zip(&RIGHT) {
-                let factor = blocks[index / HALVES][index % HALVES];
-                weight.iter_mut().zip(values).for_each(|(weight, value)| *weight += factor * value);
-            }
-        }
-    }
-
-    fn place(conv: &FastConv, weight: usize, input: usize, output: usize) -> Option<usize> {
-        let (part, half, outputs) = (weight / HALVES, weight % HALVES, conv.geometry.out_channels);
-        Some((part * conv.view.depth + input) * outputs + half * outputs / HALVES + output)
     }
 }
 

@@ -406,8 +406,8 @@ fn gradients_of_the_weights_agree_with_the_oracle_at_every_level() {
             let expected = oracle::grad_weight(&g, batch, input, &widen(&x), &widen(&dy));
             for cx in &contexts {
                 let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-                assert_eq!(conv.has_grad_weight(), g.groups == 1);
-                if g.groups != 1 {
+                assert_eq!(conv.has_grad_weight(), g.groups == 1 && tiling != Tiling::Strassen);
+                if !conv.has_grad_weight() {
                     continue;
                 }
                 let mut dw = vec![f32::NAN; expected.len()];

@@ -16,16 +16,19 @@ pub(super) trait Transform: Sized {
     /// Whether a point is needed for the last row, and for the last column, of outputs alone.
     fn last(point: usize) -> [bool; 2];
 
-    /// Weights of each pair of channels.
-    const WEIGHTS: usize;
-
     /// Transforms tiles.
     fn input<S: Simd>(simd: S, input: &Input<Self>);
 
     /// Transforms the products of a block back, for one panel of output channels.
     fn output<S: Simd>(simd: S, output: &Output<Self>);
+}
 
-    /// Transforms the gradient of tiles of outputs: the transpose of [`output`](Self::output).
+/// How the products lead to the gradients of the weights.
+pub(super) trait Transposed: Transform {
+    /// Weights of each pair of channels.
+    const WEIGHTS: usize;
+
+    /// Transforms the gradient of tiles of outputs: the transpose of [`output`](Transform::output).
     fn gradient<S: Simd>(simd: S, gradient: &Gradient<Self>);
 
     /// The gradients of a line of weights from those of their transforms, one for each point: the transpose of the weights'
@@ -96,7 +99,7 @@ pub(super) struct Gradient<'a, T> {
     pub(super) transform: PhantomData<T>,
 }
 
-impl<T: Transform> Task for Gradient<'_, T> {
+impl<T: Transposed> Task for Gradient<'_, T> {
     type Output = ();
 
     #[inline(always)]
