@@ -120,10 +120,11 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
     }
 
     /// Block `index` of all parts' blocks.
+    #[inline(always)]
     fn block(&self, index: usize) -> Block {
         let count = self.cut.parts * self.cut.blocks;
         let at = |index: usize| self.tiles * index / count;
-        Block::new([&self.conv.rows, &self.conv.columns], at(index), at(index + 1))
+        Block::new([&self.conv.rows, &self.conv.columns], at(index)..at(index + 1))
     }
 
     /// Values of V, and of V and D, for the largest block.

@@ -141,7 +141,7 @@ impl PooledConv {
                 let blocks = tiles.div_ceil(Cut::new(conv).most);
                 let at = |index: usize| start + tiles * index / blocks;
                 for index in 0..blocks {
-                    run.alone::<T>(&run.block(at(index), at(index + 1)), 0..1, false, own);
+                    run.alone::<T>(&run.block(at(index)..at(index + 1)), 0..1, false, own);
                 }
                 own.strip = strip;
                 let span = conv.rows[last - 1];

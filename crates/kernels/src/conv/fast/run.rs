@@ -49,7 +49,7 @@ impl Memory {
     pub(super) fn reserve(&mut self, conv: &FastConv, tiles: usize, threads: usize) {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
-        let alone = !streamed || threads == 1;
+        let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
         self.own(threads);
         for own in &mut self.own[..threads] {
             let Own { v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -90,6 +90,11 @@ const TOGETHER: usize = 128;
 /// Sections that are transformed together.
 fn together(conv: &FastConv) -> usize {
     (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
+}
+
+/// Whether each thread reads all of the streamed weights for its share of `tiles` tiles.
+fn reads_all(conv: &FastConv, tiles: usize, threads: usize) -> bool {
+    tiles >= ENOUGH * threads && conv.weight_values() <= READ_BY_ALL
 }
 
 /// How tiles are cut into blocks.
@@ -135,7 +140,7 @@ impl Schedule {
         let Cut { most, streamed } = Cut::new(conv);
         let blocks = tiles.div_ceil(most);
         let few = match streamed {
-            true => tiles < ENOUGH * threads || conv.weight_values() > READ_BY_ALL,
+            true => !reads_all(conv, tiles, threads),
             false => blocks < 2 * threads,
         };
         let shared = threads > 1 && conv.sections().len() == 1 && few;
@@ -212,10 +217,11 @@ impl Run<'_> {
         let most = tiles.div_ceil(blocks);
         let Memory { shared, own } = memory;
         let own = with_threads(own, threads);
-        let block = |index: usize| self.block(tiles * index / blocks, tiles * (index + 1) / blocks);
+        let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
-                let (block, first) = (block(task / chunks), task % chunks * together);
+                let block = self.block(range(task / chunks));
+                let first = task % chunks * together;
                 let chunk = first..sections.min(first + together);
                 with_free(own, |own| self.alone::<T>(&block, chunk, schedule.streamed, own));
             });
@@ -226,7 +232,7 @@ impl Run<'_> {
         let v = SharedMut(shared.as_mut_ptr());
         let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
         for index in 0..blocks {
-            let block = block(index);
+            let block = self.block(range(index));
             let step = conv.v_step(block.tiles().len(), 1);
             let pieces = vectors.min(4 * threads);
             self.cx.pool().run(pieces, |piece| {
@@ -267,8 +273,9 @@ impl Run<'_> {
         }
     }
 
-    pub(super) fn block(&self, from: usize, to: usize) -> Block {
-        Block::new([&self.conv.rows, &self.conv.columns], from, to)
+    #[inline(always)]
+    pub(super) fn block(&self, tiles: Range<usize>) -> Block {
+        Block::new([&self.conv.rows, &self.conv.columns], tiles)
     }
 
     /// Transforms some vectors of channels into V, which begins with the first of them and has its points `step` values

@@ -121,14 +121,34 @@ struct Result<'a, S, A> {
 }
 
 impl<S: Simd, A: Algorithm> Result<'_, S, A> {
-    /// Transforms and stores, where M's points are `VECTORS` vectors apart. With `FULL`, all outputs of the tile exist.
+    /// Transforms and stores, where M's points are `VECTORS` vectors apart. With `WHOLE`, all outputs of the tile exist and
+    /// the vector is full.
     ///
     /// # Safety
     /// M must hold a vector for each point; bias, residual and y the tile's outputs and channels.
     #[inline(always)]
-    unsafe fn run<const VECTORS: usize, const FULL: bool>(&self) {
+    unsafe fn run<const VECTORS: usize, const WHOLE: bool>(&self) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            if self.output.residual.is_null() {
+                self.rows::<VECTORS, WHOLE, false, 0>();
+                self.rows::<VECTORS, WHOLE, false, 1>();
+            } else {
+                self.rows::<VECTORS, WHOLE, true, 0>();
+                self.rows::<VECTORS, WHOLE, true, 1>();
+            }
+        }
+    }
+
+    /// Every second row of outputs from row `FROM` on: as many as stay in registers. The even ones are sums and the odd ones
+    /// differences of the products at points of opposite sign, so that no arithmetic is done twice.
+    ///
+    /// # Safety
+    /// As for [`run`](Self::run).
+    #[inline(always)]
+    unsafe fn rows<const VECTORS: usize, const WHOLE: bool, const RESIDUAL: bool, const FROM: usize>(&self) {
         let (simd, output) = (self.simd, self.output);
-        let mut rows = [[MaybeUninit::uninit(); MAX]; MAX];
+        let mut rows = [[MaybeUninit::uninit(); MAX]; MAX / 2];
         for q in 0..A::POINTS {
             let mut products = [simd.zero(); MAX];
             for p in 0..A::POINTS {
@@ -136,8 +156,8 @@ impl<S: Simd, A: Algorithm> Result<'_, S, A> {
                 products[p] = unsafe { simd.load(self.m.add((p * A::POINTS + q) * VECTORS * S::LANES)) };
             }
             let outputs = A::output(simd, products);
-            for i in 0..A::OUTPUTS {
-                rows[i][q].write(outputs[i]);
+            for k in 0..(A::OUTPUTS - FROM).div_ceil(2) {
+                rows[k][q].write(outputs[FROM + 2 * k]);
             }
         }
         let mut bias = simd.zero();
@@ -145,33 +165,37 @@ impl<S: Simd, A: Algorithm> Result<'_, S, A> {
             // SAFETY: `count` channels from `channel` on exist.
             bias = unsafe { load_first(simd, output.bias.wrapping_add(self.channel), self.count) };
         }
+        let least = simd.splat(if output.relu { 0.0 } else { f32::NEG_INFINITY });
         let line = output.size[1] * output.channels;
-        for i in 0..A::OUTPUTS {
-            if !FULL && i >= self.tile.rows.outputs {
+        for k in 0..(A::OUTPUTS - FROM).div_ceil(2) {
+            let i = FROM + 2 * k;
+            if !WHOLE && i >= self.tile.rows.outputs {
                 break;
             }
             let mut products = [simd.zero(); MAX];
             for q in 0..A::POINTS {
-                // SAFETY: written above, for each of the OUTPUTS rows and POINTS columns.
-                products[q] = unsafe { rows[i][q].assume_init() };
+                // SAFETY: written above, for each of the rows and POINTS columns.
+                products[q] = unsafe { rows[k][q].assume_init() };
             }
             let outputs = A::output(simd, products);
             let mut at = self.first + i * line;
             for j in 0..A::OUTPUTS {
-                if !FULL && j >= self.tile.columns.outputs {
+                if !WHOLE && j >= self.tile.columns.outputs {
                     break;
                 }
                 let mut value = simd.add(outputs[j], bias);
-                if !output.residual.is_null() {
-                    // SAFETY: the pixel exists, and `count` of its channels from `channel` on.
-                    let residual = unsafe { load_first(simd, output.residual.wrapping_add(at), self.count) };
-                    value = simd.add(value, residual);
+                let y = output.y.wrapping_add(at);
+                // SAFETY: the pixel exists, and `count` of its channels from `channel` on.
+                unsafe {
+                    if RESIDUAL {
+                        let residual = output.residual.wrapping_add(at);
+                        let residual =
+                            if WHOLE { simd.load(residual) } else { load_first(simd, residual, self.count) };
+                        value = simd.add(value, residual);
+                    }
+                    value = simd.max(least, value);
+                    if WHOLE { simd.store(y, value) } else { store_first(simd, y, value, self.count) }
                 }
-                if output.relu {
-                    value = simd.max(simd.zero(), value);
-                }
-                // SAFETY: as for the residual.
-                unsafe { store_first(simd, output.y.wrapping_add(at), value, self.count) };
                 at += output.channels;
             }
         }
@@ -232,6 +256,7 @@ impl<A: Algorithm> Transform for Square<A> {
             let full = tile.rows.outputs == A::OUTPUTS && tile.columns.outputs == A::OUTPUTS;
             for vector in 0..vectors {
                 let channel = output.panel.start + vector * S::LANES;
+                let count = (output.panel.end - channel).min(S::LANES);
                 let result = Result {
                     simd,
                     output,
@@ -239,12 +264,12 @@ impl<A: Algorithm> Transform for Square<A> {
                     m: output.m.wrapping_add(tile.slot * output.slot_step + vector * S::LANES),
                     first: pixel * output.channels + channel,
                     channel,
-                    count: (output.panel.end - channel).min(S::LANES),
+                    count,
                 };
                 // SAFETY: M holds `vectors` vectors for each slot and point, a panel has one vector or PANEL of them, and
                 // the tile's outputs and the panel's channels exist.
                 unsafe {
-                    match (vectors, full) {
+                    match (vectors, full && count == S::LANES) {
                         (1, true) => result.run::<1, true>(),
                         (1, false) => result.run::<1, false>(),
                         (_, true) => result.run::<PANEL, true>(),

@@ -1,5 +1,8 @@
 //! How outputs are cut into tiles.
 
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
 /// A tile along one axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
@@ -44,20 +47,22 @@ pub(super) const MAX_TILES: usize = 128;
 /// Neighbouring tiles that go through the transforms together. Their slots are ordered by kind (short columns, full
 /// tiles, short rows, both short), so that each point works on one range of slots.
 pub(super) struct Block {
-    tiles: [Tile; MAX_TILES],
+    /// The first `count` are there.
+    tiles: [MaybeUninit<Tile>; MAX_TILES],
     count: usize,
     kinds: [usize; 4],
 }
 
 impl Block {
-    /// Tiles `from .. to`, counted through the batch row by row.
-    pub(super) fn new([rows, columns]: [&[Span]; 2], from: usize, to: usize) -> Self {
-        let nowhere = Span { start: 0, outputs: 0, full: false };
-        let mut block = Block {
-            tiles: [Tile { image: 0, rows: nowhere, columns: nowhere, slot: 0 }; MAX_TILES],
-            count: to - from,
-            kinds: [0; 4],
-        };
+    /// These tiles, counted through the batch row by row. A block is as large as many tiles are with few channels, so it
+    /// is made where it is used.
+    ///
+    /// # Panics
+    /// When there are more than [`MAX_TILES`].
+    #[inline(always)]
+    pub(super) fn new([rows, columns]: [&[Span]; 2], tiles: Range<usize>) -> Self {
+        let count = tiles.len();
+        let mut block = Block { tiles: [const { MaybeUninit::uninit() }; MAX_TILES], count, kinds: [0; 4] };
         let kind = |tile: &Tile| match (tile.rows.full, tile.columns.full) {
             (true, false) => 0,
             (true, true) => 1,
@@ -65,14 +70,21 @@ impl Block {
             (false, false) => 3,
         };
         let per_image = rows.len() * columns.len();
-        for (tile, index) in block.tiles.iter_mut().zip(from..to) {
+        for (tile, index) in block.tiles[..count].iter_mut().zip(tiles) {
             let (row, column) = (index % per_image / columns.len(), index % columns.len());
-            *tile = Tile { image: index / per_image, rows: rows[row], columns: columns[column], slot: 0 };
+            let tile = tile.write(Tile {
+                image: index / per_image,
+                rows: rows[row],
+                columns: columns[column],
+                slot: 0,
+            });
             block.kinds[kind(tile)] += 1;
         }
         let [a, b, c, _] = block.kinds;
         let mut next = [0, a, a + b, a + b + c];
-        for tile in &mut block.tiles[..block.count] {
+        // SAFETY: the first `count` tiles were written above.
+        let tiles = unsafe { std::slice::from_raw_parts_mut(block.tiles.as_mut_ptr().cast::<Tile>(), count) };
+        for tile in tiles {
             let next = &mut next[kind(tile)];
             tile.slot = *next;
             *next += 1;
@@ -82,11 +94,12 @@ impl Block {
 
     /// The tiles.
     pub(super) fn tiles(&self) -> &[Tile] {
-        &self.tiles[..self.count]
+        // SAFETY: the first `count` tiles were written when the block was made.
+        unsafe { std::slice::from_raw_parts(self.tiles.as_ptr().cast::<Tile>(), self.count) }
     }
 
     /// The slots for which a point is needed that only the last row, or only the last column, of outputs needs.
-    pub(super) fn slots(&self, last_row: bool, last_column: bool) -> std::ops::Range<usize> {
+    pub(super) fn slots(&self, last_row: bool, last_column: bool) -> Range<usize> {
         let [a, b, c, _] = self.kinds;
         match (last_row, last_column) {
             (false, false) => 0..self.count,
@@ -126,7 +139,7 @@ mod tests {
     fn each_point_finds_the_tiles_that_need_it() {
         let (rows, columns) = (cut(4, 14), cut(4, 7));
         for (from, to) in [(0, 8), (3, 17), (5, 6), (0, 64), (7, 135)] {
-            let block = Block::new([&rows, &columns], from, to);
+            let block = Block::new([&rows, &columns], from..to);
             let mut seen: Vec<_> = block.tiles().iter().map(|tile| tile.slot).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..to - from).collect::<Vec<_>>());
