@@ -28,7 +28,7 @@ pub(crate) struct Common {
     /// Threads that compute [default: the physical processors this process may use]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) threads: Option<NonZeroUsize>,
-    /// Seed of everything random: weights, order, augmentation, split; only training has any [default: 42]
+    /// Seed of everything random: weights, order, augmentation, split; only training and new classifiers have any [default: 42]
     #[arg(long, global = true, value_name = "N")]
     pub(crate) seed: Option<u64>,
     /// Print results alone on stdout, as JSON
@@ -280,7 +280,7 @@ pub(crate) struct RecipeFlags {
 #[derive(Debug, Args)]
 #[command(after_help = "Example: stridenet evaluate runs/first sample --json")]
 pub(crate) struct EvaluateFlags {
-    /// A run folder, a model folder or a .safetensors file with a config.json beside it
+    /// A run folder, a model folder or a file of weights
     pub(crate) model: PathBuf,
     /// Data set: `sample`, a folder of class folders, or a folder of IDX files. Its validation or test split is measured, or
     /// all of it where it has none
@@ -309,7 +309,7 @@ pub(crate) struct EvaluateFlags {
   find . -name '*.jpg' | stridenet predict runs/first - --json
   stridenet predict runs/first --tensor x.npy --logits y.npy")]
 pub(crate) struct PredictFlags {
-    /// A run folder, a model folder or a .safetensors file with a config.json beside it
+    /// A run folder, a model folder or a file of weights
     pub(crate) model: PathBuf,
     /// Image files, folders of them, globs, or - for paths on stdin
     #[arg(value_name = "INPUT", required_unless_present = "tensor")]
@@ -368,6 +368,9 @@ pub(crate) struct InspectFlags {
     /// Write a drawing of the network
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    /// List the tensors of a model's file of weights instead, and which network they fit
+    #[arg(long, conflicts_with_all = ["plan", "svg"])]
+    pub(crate) tensors: bool,
     /// Show how the network is computed instead: each step's algorithm, why it was chosen, and its memory
     #[arg(long)]
     pub(crate) plan: bool,
@@ -380,7 +383,8 @@ pub(crate) struct InspectFlags {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   stridenet import resnet50.safetensors models/resnet50
-  stridenet import checkpoint/ models/flowers --arch resnet18 --json")]
+  stridenet import resnet18.pth models/grey-flowers --arch resnet18 --num-classes 102 --in-chans 1
+  stridenet import checkpoint/ models/flowers --json")]
 pub(crate) struct ImportFlags {
     /// A file of weights, or a folder with one; a config.json beside it is read
     #[arg(value_name = "SRC")]
@@ -394,6 +398,16 @@ pub(crate) struct ImportFlags {
     /// Size of the images that the network sees: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
+    /// Classes of the network; another number than the weights' gives it a new classifier with initial weights
+    #[arg(long, value_name = "N")]
+    pub(crate) num_classes: Option<usize>,
+    /// Channels of the images that the network sees; another number than the weights' sums or repeats those of the first
+    /// convolution, as timm does
+    #[arg(long, value_name = "N")]
+    pub(crate) in_chans: Option<usize>,
+    /// Leave out tensors that the network has not, instead of refusing them
+    #[arg(long)]
+    pub(crate) allow_unused: bool,
     /// Let values that are NaN or infinite pass
     #[arg(long)]
     pub(crate) allow_nonfinite: bool,

@@ -19,14 +19,14 @@ use std::sync::Arc;
 use stridenet::kernels::{Context, Level, physical_processors};
 
 fn main() -> ExitCode {
-    let done = Arguments::try_parse().map_err(Failure::from).and_then(|arguments| run(&arguments));
+    let done = Arguments::try_parse().map_err(Failure::from).and_then(|mut arguments| run(&mut arguments));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
     }
 }
 
-fn run(arguments: &Arguments) -> Result<(), Failure> {
+fn run(arguments: &mut Arguments) -> Result<(), Failure> {
     let Arguments { common, command } = arguments;
     let console = Console::new(common);
     let level = Level::from_env().map_err(|error| Failure::usage(format!("{}: {error}", Level::VARIABLE)))?;
@@ -34,13 +34,14 @@ fn run(arguments: &Arguments) -> Result<(), Failure> {
     let cx = Arc::new(Context::new(level, threads));
     console.detail(format_args!("{} instructions, {threads} threads", level.name()));
     Interrupt::listen()?;
+    commands::hub::fetch_named(&console, command)?;
     match command {
         Command::Train(flags) => commands::train::run(&cx, &console, common, flags),
         Command::Evaluate(flags) => commands::evaluate::run(&cx, &console, common, flags),
         Command::Predict(flags) => commands::predict::run(&cx, &console, flags),
         Command::Doctor(flags) => commands::doctor::run(&cx, &console, flags),
         Command::Inspect(flags) => commands::inspect::run(&cx, &console, flags),
-        Command::Import(flags) => commands::import::run(&console, flags),
+        Command::Import(flags) => commands::import::run(&console, common, flags),
         Command::Export(flags) => commands::export::run(&console, flags),
         Command::Bench(command) => commands::bench::run(&cx, &console, command),
     }

@@ -168,7 +168,7 @@ impl AugmentFlags {
   stridenet doctor runs/first photos/ --json
 An answer that moves little under a wrong preparation says little about it; name a few dozen images.")]
 pub(crate) struct DoctorFlags {
-    /// A run folder, a model folder or a file of weights with a config.json beside it
+    /// A run folder, a model folder or a file of weights
     pub(crate) model: PathBuf,
     /// Image files, folders of them, globs, or - for paths on stdin
     #[arg(value_name = "INPUT", required = true)]

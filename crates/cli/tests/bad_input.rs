@@ -224,8 +224,12 @@ fn weights_that_do_not_fit() {
         assert_eq!(folder.read(weights), bytes);
     }
     std::fs::remove_file(folder.path("run/best/config.json")).unwrap();
-    folder.write(weights, &good);
-    refuse(1, &["evaluate", &model, &data], &["config.json", &file]);
+    folder.write(weights, &changed);
+    refuse(
+        1,
+        &["evaluate", &model, &data],
+        &[&file, "does not show its architecture", "layer1.0.conv1.weight", "config.json"],
+    );
     refuse(1, &["evaluate", &folder.text("absent"), &data], &[&folder.text("absent"), "stridenet train"]);
     folder.write("net.pth", b"pickle");
     refuse(

@@ -18,6 +18,10 @@ pub enum Error {
     /// Weights or a model folder are wrong.
     #[error(transparent)]
     Weights(#[from] crate::weights::WeightsError),
+    /// A model cannot be fetched.
+    #[cfg(feature = "hub")]
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
     /// An image or its preprocessing is wrong.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),

@@ -9,6 +9,8 @@ pub mod doctor;
 mod error;
 pub mod evaluate;
 pub mod file;
+#[cfg(feature = "hub")]
+pub mod hub;
 pub mod image;
 pub mod layer;
 pub mod model;

@@ -42,6 +42,7 @@
 //! # }
 //! ```
 
+mod adapt;
 mod description;
 mod import;
 
@@ -105,6 +106,8 @@ pub struct Opened {
     pub model: Model,
     /// What became of the file's tensors.
     pub account: Account,
+    /// What neither files nor options say and was assumed; a sentence for each, for the user to read.
+    pub assumptions: Vec<String>,
     /// The weights' file.
     pub weights: PathBuf,
 }
@@ -125,8 +128,8 @@ impl Model {
         Model { network, preprocess, classes, context, single: Mutex::default() }
     }
 
-    /// Opens a run folder, a model folder or a safetensors file with a `config.json` beside it, to compute with the best
-    /// instructions of this CPU and a thread for each physical processor that the process may use.
+    /// Opens a run folder, a model folder or a file of weights, as [`import`] does, to compute with the best instructions of this
+    /// CPU and a thread for each physical processor that the process may use.
     ///
     /// # Errors
     /// When files are missing, damaged or contradict each other.
@@ -141,10 +144,11 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Opened, Error> {
         let context = Arc::clone(&options.context);
         let imported = import(path.as_ref(), &options.import)?;
-        let Imported { description, state, weights, account, .. } = imported;
+        let Imported { description, state, weights, account, assumptions } = imported;
         let Description { arch, preprocess, classes } = description;
         let (network, _) = Network::from_state(&context, &arch, preprocess.input_size, &weights, state)?;
-        Ok(Opened { model: Model::new(context, network, preprocess, classes), account, weights })
+        let model = Model::new(context, network, preprocess, classes);
+        Ok(Opened { model, account, assumptions, weights })
     }
 
     /// The network.
@@ -295,6 +299,32 @@ mod tests {
         assert_eq!(opened.classes[3], "3");
     }
 
+    #[test]
+    fn without_a_known_architecture_the_weights_show_it() {
+        let (cx, folder) = (context(1), tempfile::tempdir().unwrap());
+        let model = random(&cx);
+        let expected = logits(&cx, &model);
+        model.save(folder.path()).unwrap();
+        let path = folder.path().join("config.json");
+        let mut config = ModelConfig::read(&path).unwrap();
+        (config.stridenet, config.architecture) = (None, "my_net".into());
+        config.write(&path).unwrap();
+        let options = OpenOptions { context: Arc::clone(&cx), import: ImportOptions::default() };
+        let opened = Model::open_with(folder.path(), &options).unwrap();
+        assert_eq!(logits(&cx, &opened.model), expected);
+        assert_eq!(opened.model.classes[3], "class 3");
+        assert_eq!(
+            opened.assumptions[0],
+            "the architecture \"my_net\" is not known; from the weights it is taken for resnet20"
+        );
+        std::fs::remove_file(&path).unwrap();
+        let opened = Model::open_with(folder.path(), &options).unwrap();
+        assert_eq!(logits(&cx, &opened.model), expected);
+        assert_eq!(opened.model.classes[3], "3");
+        assert!(opened.assumptions[0].starts_with("there is no config.json"), "{:?}", opened.assumptions);
+        assert_eq!(opened.assumptions.len(), 3);
+    }
+
     fn gradient() -> Picture<'static> {
         let pixels: Vec<u8> = (0..40 * 50 * 3).map(|value| (value % 251) as u8).collect();
         Picture::new(40, 50, 3, pixels).unwrap()
@@ -351,8 +381,11 @@ mod tests {
         };
         let cases = [
             (
-                refusal(&|config| (config.stridenet, config.architecture) = (None, "vgg16".into())),
-                "\"vgg16\" is not known",
+                refusal(&|config| {
+                    config.stridenet = None;
+                    config.model_args.insert("aa_layer".into(), "blur".into());
+                }),
+                "model_args has \"aa_layer\" with \"blur\"",
             ),
             (
                 refusal(&|config| config.pretrained_cfg.interpolation = "magic".into()),
@@ -364,8 +397,5 @@ mod tests {
         for (message, part) in cases {
             assert!(message.contains(part) && message.contains("config.json"), "{message}");
         }
-        std::fs::remove_file(&path).unwrap();
-        let message = open(&cx, folder.path()).unwrap_err().to_string();
-        assert!(message.contains("no config.json beside the weights"), "{message}");
     }
 }

@@ -4,7 +4,9 @@
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::Path;
-use stridenet::arch::{Arch, BlockShortcut, Overrides, PoolKind, Structure, preset_names};
+use stridenet::arch::{
+    Arch, BlockShortcut, Overrides, PoolKind, Shapes, Structure, TensorSpec, preset_names, recognise,
+};
 use stridenet::kernels::conv::{AverageWindow, Edge};
 
 #[derive(Deserialize)]
@@ -72,6 +74,45 @@ fn pools(structure: &Structure) -> Vec<String> {
     lines
 }
 
+/// A line for each tensor of the state dict.
+fn state(structure: &Structure) -> Vec<String> {
+    let line = |tensor: TensorSpec| {
+        let sizes = tensor.shape.iter().map(|size| format!(" {size}"));
+        std::iter::once(tensor.name.clone()).chain(sizes).collect()
+    };
+    structure.tensors().into_iter().map(line).collect()
+}
+
+#[derive(Deserialize)]
+struct Torchvision {
+    networks: Vec<TorchvisionNetwork>,
+}
+
+#[derive(Deserialize)]
+struct TorchvisionNetwork {
+    name: String,
+    param_count: u64,
+    state: String,
+}
+
+#[test]
+fn every_network_of_torchvision_is_recognised_from_its_tensors() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/formats/torchvision.json");
+    let fixture: Torchvision = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    assert_eq!(fixture.networks.len(), 10);
+    for network in &fixture.networks {
+        let arch = Arch::preset(&network.name).unwrap();
+        let structure = arch.structure().unwrap();
+        assert_eq!(
+            (structure.param_count(), &fnv(&state(&structure))),
+            (network.param_count, &network.state)
+        );
+        let tensors = structure.tensors().into_iter();
+        let shapes: Shapes = tensors.map(|tensor| (tensor.name, tensor.shape)).collect();
+        assert_eq!(recognise(&shapes, None).unwrap().arch, arch);
+    }
+}
+
 #[test]
 fn every_network_of_timm_has_timms_structure() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/family/structures.json");
@@ -81,14 +122,7 @@ fn every_network_of_timm_has_timms_structure() {
         let name = &network.name;
         let arch = Arch::preset(name).unwrap();
         let structure = arch.structure().unwrap();
-        let state: Vec<String> = structure
-            .tensors()
-            .iter()
-            .map(|tensor| {
-                let sizes = tensor.shape.iter().map(|size| format!(" {size}"));
-                std::iter::once(tensor.name.clone()).chain(sizes).collect()
-            })
-            .collect();
+        let state = state(&structure);
         assert_eq!(structure.param_count(), network.param_count, "{name}");
         assert_eq!(fnv(&state), network.state, "{name}: {state:#?}");
         let features: Vec<(String, usize, usize)> = arch

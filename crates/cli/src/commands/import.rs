@@ -1,14 +1,14 @@
 //! `stridenet import`.
 
 use super::architecture;
-use crate::arguments::{ArchFlags, ImportFlags};
+use crate::arguments::{ArchFlags, Common, ImportFlags};
 use crate::console::Console;
 use crate::failure::Failure;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::path::Path;
 use stridenet::model::{ImportOptions, Imported, import};
-use stridenet::weights::{Account, ModelFolder, NonFinite};
+use stridenet::weights::{Account, ModelFolder, NonFinite, UnusedTensors};
 
 /// What `import --json` prints.
 #[derive(Debug, Serialize)]
@@ -23,17 +23,19 @@ struct ImportOutcome<'a> {
     img_size: [usize; 2],
     param_count: u64,
     account: &'a Account,
+    assumptions: &'a [String],
 }
 
 /// Reads weights, fits them to a network, and writes a model folder.
-pub(crate) fn run(console: &Console, flags: &ImportFlags) -> Result<(), Failure> {
-    let ImportFlags { source, out, arch, img_size, allow_nonfinite, overwrite } = flags;
+pub(crate) fn run(console: &Console, common: &Common, flags: &ImportFlags) -> Result<(), Failure> {
+    let ImportFlags { source, out, overwrite, .. } = flags;
     refuse_to_replace(out, *overwrite)?;
-    let arch = arch.as_deref().map(|name| architecture(name, &ArchFlags::default())).transpose()?;
-    let non_finite = if *allow_nonfinite { NonFinite::Allow } else { NonFinite::Refuse };
-    let imported = import(source, &ImportOptions { arch, img_size: *img_size, non_finite })?;
+    let imported = import(source, &options(common, flags)?)?;
     let written = imported.save(out)?;
-    let Imported { description, account, weights, .. } = &imported;
+    let Imported { description, account, assumptions, weights, .. } = &imported;
+    for assumption in assumptions {
+        console.message(format_args!("{}: {assumption}", weights.display()));
+    }
     let structure = description.arch.structure().map_err(stridenet::Error::from)?;
     let outcome = ImportOutcome {
         source: weights,
@@ -44,6 +46,7 @@ pub(crate) fn run(console: &Console, flags: &ImportFlags) -> Result<(), Failure>
         img_size: description.preprocess.input_size,
         param_count: structure.param_count(),
         account,
+        assumptions,
     };
     match console.json {
         true => console.json(&outcome)?,
@@ -52,9 +55,22 @@ pub(crate) fn run(console: &Console, flags: &ImportFlags) -> Result<(), Failure>
     Ok(())
 }
 
+fn options(common: &Common, flags: &ImportFlags) -> Result<ImportOptions, Failure> {
+    let arch = flags.arch.as_deref().map(|name| architecture(name, &ArchFlags::default())).transpose()?;
+    Ok(ImportOptions {
+        arch,
+        img_size: flags.img_size,
+        num_classes: flags.num_classes,
+        in_channels: flags.in_chans,
+        seed: common.seed.unwrap_or(42),
+        unused: if flags.allow_unused { UnusedTensors::Allow } else { UnusedTensors::Refuse },
+        non_finite: if flags.allow_nonfinite { NonFinite::Allow } else { NonFinite::Refuse },
+    })
+}
+
 /// The outcome for people.
 fn text(outcome: &ImportOutcome) -> String {
-    let ImportOutcome { source, model, arch, num_classes, in_chans, img_size, param_count, account } =
+    let ImportOutcome { source, model, arch, num_classes, in_chans, img_size, param_count, account, .. } =
         outcome;
     let [height, width] = img_size;
     // Writing to a string cannot fail.

@@ -17,7 +17,10 @@ use stridenet::plan::{Plan, PlanOptions, StepInfo};
 
 /// Prints a network's layers and totals, or its plan's steps.
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &InspectFlags) -> Result<(), Failure> {
-    let InspectFlags { network, shape, svg, plan, batch_size } = flags;
+    let InspectFlags { network, shape, svg, plan, tensors, batch_size } = flags;
+    if *tensors {
+        return super::tensors::run(console, network.as_ref());
+    }
     let (arch, network) = if is_model(network) {
         let changes = Overrides { img_size: None, ..shape.overrides() };
         if changes != Overrides::default() {

@@ -4,10 +4,12 @@ pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod evaluate;
 pub(crate) mod export;
+pub(crate) mod hub;
 pub(crate) mod import;
 pub(crate) mod inspect;
 pub(crate) mod predict;
 mod report;
+mod tensors;
 pub(crate) mod train;
 mod tuning;
 
@@ -64,7 +66,10 @@ fn open_model(
         context: Arc::clone(cx),
         import: ImportOptions { img_size, ..ImportOptions::default() },
     };
-    let Opened { model, account, weights } = Model::open_with(path, &options)?;
+    let Opened { model, account, assumptions, weights } = Model::open_with(path, &options)?;
+    for assumption in assumptions {
+        console.message(format_args!("{}: {assumption}", weights.display()));
+    }
     let arch = model.network().arch();
     console.detail(format_args!(
         "{}: {} with {} classes, {} tensors applied",

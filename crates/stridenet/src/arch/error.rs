@@ -15,6 +15,12 @@ pub enum ArchError {
         /// The presets with the nearest names.
         nearest: Vec<&'static str>,
     },
+    /// Weights are not those of a residual network as it is described here.
+    #[error("{problem}")]
+    Unrecognised {
+        /// What is missing or unusual.
+        problem: String,
+    },
     /// A named choice has another value than its names.
     #[error("{what} is {found:?}, expected one of {}", .expected.join(", "))]
     Choice {

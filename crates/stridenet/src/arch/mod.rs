@@ -21,6 +21,7 @@ mod features;
 mod overrides;
 mod pool;
 mod presets;
+mod recognise;
 mod structure;
 mod summary;
 mod table;
@@ -31,6 +32,7 @@ pub use features::FeatureInfo;
 pub use overrides::Overrides;
 pub use pool::PoolKind;
 pub use presets::preset_names;
+pub use recognise::{Recognised, Shapes, is_known_name, recognise};
 pub use structure::{Block, BlockShortcut, Gate, GateKind, Head, Norm, Structure, TensorSpec, Unit};
 pub use summary::{Layer, LayerKind, Summary};
 

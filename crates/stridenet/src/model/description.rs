@@ -1,7 +1,8 @@
 //! What a model is apart from its weights, and how `config.json` says it.
 
+use super::adapt::adapt_preprocess;
 use crate::Error;
-use crate::arch::{Arch, LayerKind, Overrides, preset_names};
+use crate::arch::{Arch, LayerKind, Overrides, Stem, preset_names};
 use crate::image::{Normalisation, Preprocess};
 use crate::weights::{ModelConfig, PretrainedConfig, WeightsError};
 use serde::de::DeserializeOwned;
@@ -33,14 +34,29 @@ impl Description {
     ///
     /// # Errors
     /// When the architecture or a setting is not known, or they contradict each other.
-    pub fn from_config(config: ModelConfig, path: &Path) -> Result<Self, Error> {
-        let arch = describe(&config, path)?;
-        let preprocess = preprocess_of(&config.pretrained_cfg, path)?;
-        let classes = match config.label_names.is_empty() {
-            true => numbered(arch.num_classes),
-            false => config.label_names,
+    pub fn from_config(config: &ModelConfig, path: &Path) -> Result<Self, Error> {
+        let arch = named_arch(config, path)?.ok_or_else(|| {
+            let problem = format!("the architecture {:?} is not known", config.architecture);
+            let remedy = "`stridenet inspect --help` lists those that are".to_owned();
+            WeightsError::Config { path: path.to_path_buf(), problem, remedy }
+        })?;
+        Description::of(arch, Some((config, path)))
+    }
+
+    /// A network whose images and classes are those of a configuration, if there is one. Without it, images are prepared as
+    /// usual for ImageNet's networks, and classes are called by their numbers.
+    pub(super) fn of(arch: Arch, config: Option<(&ModelConfig, &Path)>) -> Result<Self, Error> {
+        let mut preprocess = match config {
+            Some((config, path)) => preprocess_of(&config.pretrained_cfg, path)?,
+            None if arch.stem == Stem::Cifar => Preprocess::exact(arch.img_size, Normalisation::imagenet()),
+            None => Preprocess::imagenet(arch.img_size),
         };
-        Ok(Description { arch, preprocess, classes })
+        if preprocess.channels != arch.in_channels {
+            adapt_preprocess(&mut preprocess, arch.in_channels);
+        }
+        let names = config.map(|(config, _)| config.label_names.clone());
+        let classes = names.filter(|names| names.len() == arch.num_classes);
+        Ok(Description { preprocess, classes: classes.unwrap_or_else(|| numbered(arch.num_classes)), arch })
     }
 
     /// The configuration, in timm's form; `path` is only for messages.
@@ -53,10 +69,14 @@ impl Description {
         let [height, width] = preprocess.input_size;
         let mut model_args = Map::new();
         model_args.insert("in_chans".into(), arch.in_channels.into());
+        if let Some(stride) = arch.output_stride {
+            model_args.insert("output_stride".into(), stride.into());
+        }
         let summary = arch.summary(preprocess.input_size)?;
         let last = summary.layers.iter().find(|layer| layer.kind == LayerKind::GlobalAvgPool);
         let mut config = ModelConfig {
-            architecture: arch.name.clone(),
+            // A change of the description may have made another preset of it, which other programs know by its name.
+            architecture: arch.preset_name().unwrap_or(&arch.name).to_owned(),
             num_classes: arch.num_classes,
             num_features: Some(structure.head.in_features),
             label_names: classes.clone(),
@@ -95,26 +115,25 @@ fn name_of(value: impl Serialize) -> String {
     }
 }
 
-/// The network that a configuration describes: in stridenet's own words where it has them, else by the preset's name.
-fn describe(config: &ModelConfig, path: &Path) -> Result<Arch, Error> {
-    let refuse = |problem: String, remedy: String| -> Result<Arch, Error> {
-        Err(WeightsError::Config { path: path.to_path_buf(), problem, remedy }.into())
+/// The network that a configuration describes: in stridenet's own words where it has them, else by the preset's name and
+/// timm's arguments; nothing where there is no such preset.
+pub(super) fn named_arch(config: &ModelConfig, path: &Path) -> Result<Option<Arch>, Error> {
+    let refuse = |problem: String, remedy: String| -> Error {
+        WeightsError::Config { path: path.to_path_buf(), problem, remedy }.into()
     };
     let [in_channels, height, width] = config.pretrained_cfg.input_size;
-    let given = config.extension::<Extension>(path)?;
-    let arch = match given {
+    let arch = match config.extension::<Extension>(path)? {
         Some(Extension { arch }) => {
             arch.validate()?;
             arch
         }
-        None if !preset_names().contains(&config.architecture.as_str()) => {
-            let problem = format!("the architecture {:?} is not known", config.architecture);
-            return refuse(problem, "`stridenet inspect --help` lists those that are".to_owned());
-        }
+        None if !preset_names().contains(&config.architecture.as_str()) => return Ok(None),
         None => Arch::preset(&config.architecture)?.with(&Overrides {
             num_classes: Some(config.num_classes),
             in_channels: Some(in_channels),
             img_size: Some([height, width]),
+            output_stride: output_stride(&config.model_args)
+                .map_err(|(problem, remedy)| refuse(problem, remedy))?,
             ..Overrides::default()
         })?,
     };
@@ -123,9 +142,46 @@ fn describe(config: &ModelConfig, path: &Path) -> Result<Arch, Error> {
             "num_classes {} and {in_channels} input channels contradict the architecture's {} and {}",
             config.num_classes, arch.num_classes, arch.in_channels
         );
-        return refuse(problem, "make them agree with the weights".into());
+        return Err(refuse(problem, "make them agree with the weights".into()));
     }
-    Ok(arch)
+    Ok(Some(arch))
+}
+
+/// The one of timm's arguments that changes what the weights compute and is known here. Those that only training heeds, and
+/// those that stand elsewhere too, are passed over; any other one is a problem, with what to do.
+fn output_stride(arguments: &Map<String, Value>) -> Result<Option<usize>, (String, String)> {
+    const HARMLESS: [&str; 9] = [
+        "in_chans",
+        "num_classes",
+        "img_size",
+        "drop_rate",
+        "drop_path_rate",
+        "drop_block_rate",
+        "zero_init_last",
+        "pretrained",
+        "features_only",
+    ];
+    let mut found = None;
+    for (key, value) in arguments {
+        match (key.as_str(), value) {
+            (_, Value::Null) => {}
+            ("global_pool", Value::String(pool)) if pool == "avg" => {}
+            ("output_stride", Value::Number(stride)) => {
+                found = stride.as_u64().and_then(|stride| usize::try_from(stride).ok());
+            }
+            (key, _) if HARMLESS.contains(&key) => {}
+            (key, value) => {
+                let problem = format!(
+                    "model_args has {key:?} with {value}, which changes the network in an unknown way"
+                );
+                let remedy = "remove it if the weights are those of the architecture without it, or describe the network in a \
+                              JSON file for `stridenet import --arch`";
+                return Err((problem, remedy.to_owned()));
+            }
+        }
+    }
+    // 32 is what networks have without it.
+    Ok(found.filter(|&stride| stride != 32))
 }
 
 fn preprocess_of(config: &PretrainedConfig, path: &Path) -> Result<Preprocess, Error> {

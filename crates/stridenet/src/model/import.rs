@@ -1,13 +1,15 @@
 //! From a file that somebody has to weights that fit a network.
 
-use super::description::{Description, numbered};
+use super::adapt::{adapt_input, adapt_preprocess, reset_head};
+use super::description::{Description, named_arch, numbered};
 use crate::Error;
-use crate::arch::Arch;
+use crate::arch::{Arch, BlockKind, Recognised, Shapes, is_known_name, recognise};
 use crate::image::Preprocess;
 use crate::weights::{
-    Account, Expected, FileContents, ModelConfig, ModelFolder, NonFinite, StateDict, UnusedTensors,
-    WeightsError, fit, read_weights,
+    Account, Expected, ModelConfig, ModelFolder, NonFinite, StateDict, UnusedTensors, Unwrapped,
+    WeightsError, fit_unwrapped, read_weights, unwrap,
 };
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// How a file of weights is read.
@@ -17,14 +19,32 @@ pub struct ImportOptions {
     pub arch: Option<Arch>,
     /// The size `[height, width]` of the images that the network takes, where it is not the configuration's.
     pub img_size: Option<[usize; 2]>,
+    /// The number of classes that the network is to have. Where it is another one than the weights', the classifier is
+    /// initialised anew; a classifier of the wrong size is an error otherwise.
+    pub num_classes: Option<usize>,
+    /// The number of input channels that the network is to have. Where it is another one than the weights', those of the
+    /// first convolution are summed or repeated as timm does.
+    pub in_channels: Option<usize>,
+    /// Seed of a new classifier.
+    pub seed: u64,
+    /// What happens to tensors that the network has not.
+    pub unused: UnusedTensors,
     /// What happens to values that are NaN or infinite.
     pub non_finite: NonFinite,
 }
 
 impl Default for ImportOptions {
-    /// Everything as the files say; values that are not finite are refused.
+    /// Everything as the files say; tensors that the network has not and values that are not finite are refused.
     fn default() -> Self {
-        ImportOptions { arch: None, img_size: None, non_finite: NonFinite::Refuse }
+        ImportOptions {
+            arch: None,
+            img_size: None,
+            num_classes: None,
+            in_channels: None,
+            seed: 42,
+            unused: UnusedTensors::Refuse,
+            non_finite: NonFinite::Refuse,
+        }
     }
 }
 
@@ -37,6 +57,8 @@ pub struct Imported {
     pub state: StateDict,
     /// What became of the file's tensors.
     pub account: Account,
+    /// What neither files nor options say and was assumed; a sentence for each, for the user to read.
+    pub assumptions: Vec<String>,
     /// The file that the weights came from.
     pub weights: PathBuf,
 }
@@ -52,46 +74,149 @@ impl Imported {
     }
 }
 
-/// Reads the model at `path`: a run folder, a model folder, or a file of weights in any [`Format`](crate::weights::Format),
-/// with or without a `config.json` beside it.
+/// Reads the model at `path`: a run folder, a model folder, or a file of weights in any [`Format`](crate::weights::Format).
+/// The network is that of the options, else that of the `config.json` beside the weights, else it is recognised from them.
 ///
 /// # Errors
-/// When files are missing or damaged, contradict each other, or do not fit the network.
+/// When files are missing or damaged, contradict each other, or do not fit the network; when the network is not known and
+/// cannot be recognised.
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Error> {
     let ModelFolder { weights, config } = ModelFolder::locate(path)?;
-    let described = match &config {
-        Some(path) => Some(Description::from_config(ModelConfig::read(path)?, path)?),
-        None => None,
+    let config = config.map(|path| Ok::<_, Error>((ModelConfig::read(&path)?, path))).transpose()?;
+    let config = config.as_ref().map(|(config, path)| (config, path.as_path()));
+    let arch = match (&options.arch, config) {
+        (Some(arch), _) => Some(arch.clone()),
+        (None, Some((config, path))) => named_arch(config, path)?,
+        (None, None) => None,
     };
-    let FileContents { state, part } = read_weights(&weights, options.non_finite)?;
-    let mut description = match (described, &options.arch) {
-        (described, Some(arch)) => replaced(described, arch),
-        (Some(described), None) => described,
-        (None, None) => {
-            let problem =
-                "there is no config.json beside the weights, so the architecture is not known".to_owned();
-            return Err(WeightsError::NoModel { path: weights, problem }.into());
+    let contents = read_weights(&weights, options.non_finite)?;
+    match arch {
+        Some(arch) => {
+            let names: HashSet<String> = expected(&arch)?.into_iter().map(|tensor| tensor.name).collect();
+            let unwrapped = unwrap(contents.state, &|name| names.contains(name));
+            let described =
+                Described { description: Description::of(arch, config)?, assumptions: Vec::new() };
+            fitted(described, unwrapped, contents.part, weights, options)
         }
-    };
+        None => {
+            let unwrapped = unwrap(contents.state, &is_known_name);
+            let described = recognised(&unwrapped.state, config, options, &weights)?;
+            fitted(described, unwrapped, contents.part, weights, options)
+        }
+    }
+}
+
+/// A description, and what in it was assumed.
+struct Described {
+    description: Description,
+    assumptions: Vec<String>,
+}
+
+/// The network that has these weights, with what a configuration of a network that is not known says about images.
+fn recognised(
+    state: &StateDict,
+    config: Option<(&ModelConfig, &Path)>,
+    options: &ImportOptions,
+    path: &Path,
+) -> Result<Described, Error> {
+    let shapes: Shapes =
+        state.iter().map(|(name, tensor)| (name.to_owned(), tensor.shape().to_vec())).collect();
+    let classes = options.num_classes.or(config.map(|(config, _)| config.num_classes));
+    let Recognised { arch, alike } = recognise(&shapes, classes).map_err(|error| {
+        let problem = error.to_string();
+        WeightsError::Unrecognised { path: path.to_path_buf(), problem }
+    })?;
+    let mut assumptions = vec![match config {
+        Some((config, _)) => {
+            format!(
+                "the architecture {:?} is not known; from the weights it is taken for {}",
+                config.architecture, arch.name
+            )
+        }
+        None => {
+            format!("there is no config.json; from the weights the architecture is taken for {}", arch.name)
+        }
+    }];
+    let strides: Vec<String> = arch.stages.iter().map(|stage| stage.stride.to_string()).collect();
+    assumptions.push(format!(
+        "weights do not show strides and pools: assumed are strides {} on {} convolutions, downsample {}, shortcut {}{}",
+        strides.join(","),
+        if arch.block == BlockKind::Basic { "the first 3x3" } else { "the 3x3 (v1.5)" },
+        arch.downsample,
+        arch.shortcut,
+        match alike.is_empty() {
+            true => String::new(),
+            false => format!(" (--arch chooses {} instead)", alike.join(" or ")),
+        }
+    ));
+    let description = Description::of(arch, config)?;
+    if config.is_none() {
+        let Preprocess { input_size, crop_pct, .. } = description.preprocess;
+        let [height, width] = options.img_size.unwrap_or(input_size);
+        assumptions.push(format!(
+            "images are assumed to be prepared as ImageNet's: {height}x{width}, bilinear, crop_pct {crop_pct}, its mean and std"
+        ));
+    }
+    Ok(Described { description, assumptions })
+}
+
+/// Changes what the options ask for, and fits the weights to the network.
+fn fitted(
+    described: Described,
+    mut unwrapped: Unwrapped,
+    part: String,
+    weights: PathBuf,
+    options: &ImportOptions,
+) -> Result<Imported, Error> {
+    let Described { mut description, assumptions } = described;
     if let Some(size) = options.img_size {
         description.preprocess.input_size = size;
     }
+    let [reinitialised, adapted] = change(&mut unwrapped.state, &mut description, options, &weights)?;
     description.preprocess.check()?;
-    let tensors = description.arch.structure()?.tensors();
-    let expected: Vec<Expected> =
-        tensors.into_iter().map(|tensor| Expected { name: tensor.name, shape: tensor.shape }).collect();
-    let (state, mut account) = fit(state, &description.arch.name, &expected);
-    account.part = part;
-    account.check(&weights, UnusedTensors::Refuse)?;
-    Ok(Imported { description, state, account, weights })
+    let (state, mut account) =
+        fit_unwrapped(unwrapped, &description.arch.name, &expected(&description.arch)?);
+    account.applied.retain(|name| !reinitialised.contains(name) && !adapted.contains(name));
+    (account.part, account.reinitialised, account.adapted) = (part, reinitialised, adapted);
+    account.check(&weights, options.unused)?;
+    let state = known_alone(state, &account);
+    Ok(Imported { description, state, account, assumptions, weights })
 }
 
-/// The description with another network; without one, the usual preprocessing for that network.
-fn replaced(described: Option<Description>, arch: &Arch) -> Description {
-    let (arch, classes) = (arch.clone(), numbered(arch.num_classes));
-    match described {
-        Some(described) if described.classes.len() == classes.len() => Description { arch, ..described },
-        Some(described) => Description { arch, classes, ..described },
-        None => Description { preprocess: Preprocess::imagenet(arch.img_size), arch, classes },
+/// The tensors that a network has.
+fn expected(arch: &Arch) -> Result<Vec<Expected>, Error> {
+    let tensors = arch.structure()?.tensors().into_iter();
+    Ok(tensors.map(|tensor| Expected { name: tensor.name, shape: tensor.shape }).collect())
+}
+
+/// Makes the changes that are asked for: first the classifier, then the first convolution. Returns the names of the tensors
+/// of each.
+fn change(
+    state: &mut StateDict,
+    description: &mut Description,
+    options: &ImportOptions,
+    path: &Path,
+) -> Result<[Vec<String>; 2], Error> {
+    let (mut reinitialised, mut adapted) = (Vec::new(), Vec::new());
+    if let Some(classes) = options.num_classes {
+        let head = description.arch.structure()?.head.name;
+        let headless = state.get(&format!("{head}.weight")).is_none();
+        if headless || classes != description.arch.num_classes {
+            reinitialised = reset_head(state, &mut description.arch, classes, options.seed)?;
+            description.classes = numbered(classes);
+        }
     }
+    if let Some(channels) = options.in_channels.filter(|&channels| channels != description.arch.in_channels) {
+        adapted = adapt_input(state, &mut description.arch, channels, path)?;
+        adapt_preprocess(&mut description.preprocess, channels);
+    }
+    Ok([reinitialised, adapted])
+}
+
+/// The tensors without those that the network has not.
+fn known_alone(mut state: StateDict, account: &Account) -> StateDict {
+    for unused in &account.unused {
+        state.take(&unused.name);
+    }
+    state
 }

@@ -63,6 +63,10 @@ pub struct Account {
     pub stripped: String,
     /// Tensors that fit.
     pub applied: Vec<String>,
+    /// Tensors that were given initial values, because that was asked for.
+    pub reinitialised: Vec<String>,
+    /// Tensors that fit after they were changed, because that was asked for.
+    pub adapted: Vec<String>,
     /// Tensors that the file has not; `num_batches_tracked` may be missing and is not listed.
     pub missing: Vec<String>,
     /// Tensors that the network has not.
@@ -77,7 +81,14 @@ pub struct Account {
 /// network's names, and the account.
 pub fn fit(state: StateDict, network: &str, expected: &[Expected]) -> (StateDict, Account) {
     let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
-    let Unwrapped { prefix, state, shadowed } = unwrap(state, &|name| known.contains(name));
+    let unwrapped = unwrap(state, &|name| known.contains(name));
+    fit_unwrapped(unwrapped, network, expected)
+}
+
+/// As [`fit`], where the prefix has been removed already.
+pub fn fit_unwrapped(unwrapped: Unwrapped, network: &str, expected: &[Expected]) -> (StateDict, Account) {
+    let known: HashSet<&str> = expected.iter().map(|tensor| tensor.name.as_str()).collect();
+    let Unwrapped { prefix, state, shadowed } = unwrapped;
     let mut account = Account { network: network.to_string(), stripped: prefix, ..Account::default() };
     for Expected { name, shape } in expected {
         let counter = name.ends_with(COUNTER);
@@ -169,6 +180,11 @@ impl fmt::Display for Account {
         }
         if !self.stripped.is_empty() {
             write!(formatter, ", the prefix {} removed", self.stripped)?;
+        }
+        for (names, what) in [(&self.reinitialised, "initialised anew"), (&self.adapted, "adapted")] {
+            if !names.is_empty() {
+                write!(formatter, ", {} {what} ({})", names.len(), names.join(", "))?;
+            }
         }
         match self.problems() {
             problems if problems.is_empty() => Ok(()),

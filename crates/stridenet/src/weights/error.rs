@@ -29,6 +29,28 @@ pub enum WeightsError {
         /// What to do.
         remedy: &'static str,
     },
+    /// There is no description of the network, and its weights do not show what it is.
+    #[error(
+        "{} does not show its architecture: {problem}; put its config.json beside it, or name the architecture with \
+         `stridenet import --arch`",
+        path.display()
+    )]
+    Unrecognised {
+        /// The file.
+        path: PathBuf,
+        /// What is missing or unusual.
+        problem: String,
+    },
+    /// The weights cannot be changed as asked.
+    #[error("{}: {problem}; {remedy}", path.display())]
+    Adapt {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was asked for.
+        problem: String,
+        /// What to do.
+        remedy: &'static str,
+    },
     /// The bytes are something else than weights.
     #[error("{} is {format}; {remedy}", path.display())]
     Format {

@@ -17,7 +17,7 @@ mod pytorch;
 mod safetensors;
 mod state;
 
-pub use account::{Account, Expected, Mismatch, Unused, UnusedTensors, fit};
+pub use account::{Account, Expected, Mismatch, Unused, UnusedTensors, fit, fit_unwrapped};
 pub use config::{ModelConfig, PretrainedConfig};
 pub use error::WeightsError;
 pub use folder::{CONFIG_FILE, ModelFolder, WEIGHTS_FILE};

@@ -173,6 +173,12 @@ impl StateDict {
             .collect()
     }
 
+    /// Puts a tensor in the place of the one of this name, or beside the others; its values fill its shape.
+    pub(crate) fn replace(&mut self, tensor: NamedTensor) {
+        let NamedTensor { name, shape, values } = tensor;
+        self.entries.insert(name, TensorEntry { shape, values: TensorValues::F32(values) });
+    }
+
     /// The same tensors with `prefix` removed from every name that has it; and the names of those without it that another
     /// tensor has now, which are left out.
     pub(super) fn without_prefix(self, prefix: &str) -> (Self, Vec<String>) {
