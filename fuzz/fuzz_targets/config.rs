@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     };
     let text = serde_json::to_vec(&config).expect("a configuration is JSON");
     assert_eq!(ModelConfig::from_json(path, &text).expect("what was written is read"), config);
-    match Description::from_config(config, path) {
+    match Description::from_config(&config, path) {
         Ok(description) => {
             let _ = description.to_config(path);
         }
