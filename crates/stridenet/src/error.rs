@@ -22,6 +22,9 @@ pub enum Error {
     #[cfg(feature = "hub")]
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
+    /// A file's graph and a network do not agree.
+    #[error(transparent)]
+    Exchange(#[from] crate::exchange::ExchangeError),
     /// An image or its preprocessing is wrong.
     #[error(transparent)]
     Image(#[from] crate::image::ImageError),

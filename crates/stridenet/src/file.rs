@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 use thiserror::Error;
 
 /// A file or folder cannot be read or written.
@@ -57,11 +58,23 @@ pub fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<(), FileError> {
+    write_checked(path, fill, |_| Ok(()))
+}
+
+/// As [`write_atomically`]; `check` sees the temporary before it is renamed, and on its error the old file stays.
+///
+/// # Errors
+/// As [`write_atomically`], and those of `check`.
+pub fn write_checked<E: From<FileError>>(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+    check: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let write = || -> std::io::Result<()> {
+    let write = || -> std::io::Result<NamedTempFile> {
         let mut builder = tempfile::Builder::new();
         // A private temporary would keep its 0600 mode after the rename and hide the model from other users.
         #[cfg(unix)]
@@ -72,10 +85,13 @@ pub fn write_atomically(
         writer.flush()?;
         drop(writer);
         temporary.as_file().sync_all()?;
-        temporary.persist(path).map_err(|error| error.error)?;
-        Ok(())
+        Ok(temporary)
     };
-    write().map_err(|source| FileError::write(path, source))
+    let failed = |source| FileError::write(path, source);
+    let temporary = write().map_err(failed)?;
+    check(temporary.path())?;
+    temporary.persist(path).map_err(|error| failed(error.error))?;
+    Ok(())
 }
 
 #[cfg(test)]
@@ -93,6 +109,13 @@ mod tests {
         })
         .unwrap_err();
         assert!(error.to_string().contains("model"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        let refused = |written: &Path| -> Result<(), FileError> {
+            assert_eq!(std::fs::read(written).unwrap(), b"new");
+            Err(FileError::read(written, std::io::Error::other("no")))
+        };
+        let error = write_checked(&path, |to| to.write_all(b"new"), refused).unwrap_err();
+        assert!(matches!(error, FileError::Read { .. }));
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -8,6 +8,7 @@ pub mod data;
 pub mod doctor;
 mod error;
 pub mod evaluate;
+pub mod exchange;
 pub mod file;
 #[cfg(feature = "hub")]
 pub mod hub;

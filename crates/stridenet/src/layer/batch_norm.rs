@@ -6,7 +6,7 @@ use crate::kernels::norm::Relu;
 use crate::kernels::{Context, norm};
 
 /// Added to the variance, as in PyTorch.
-const EPSILON: f32 = 1e-5;
+pub(crate) const EPSILON: f32 = 1e-5;
 
 /// Weight of the newest batch in the running statistics, as in PyTorch.
 const MOMENTUM: f32 = 0.1;

@@ -10,6 +10,7 @@ mod pool;
 mod unit;
 mod workspace;
 
+pub(crate) use batch_norm::EPSILON;
 pub use batch_norm::{After, BatchNorm, NormSaved};
 pub use block::{Block, BlockSaved, Shortcut};
 pub use conv::Conv;

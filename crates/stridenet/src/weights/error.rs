@@ -51,6 +51,14 @@ pub enum WeightsError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The bytes are no ONNX file.
+    #[error("{} is not a valid ONNX file: {problem}; copy or export it again", path.display())]
+    Onnx {
+        /// The file.
+        path: PathBuf,
+        /// What was found and what was expected.
+        problem: String,
+    },
     /// The bytes are something else than weights.
     #[error("{} is {format}; {remedy}", path.display())]
     Format {
@@ -177,7 +185,7 @@ fn list_counts(tensors: &[(String, usize)]) -> String {
 }
 
 /// `text` fit for one line of a terminal: control characters escaped, shortened to 200 characters.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut shown = String::new();
     for (index, character) in text.chars().enumerate() {
