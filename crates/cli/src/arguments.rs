@@ -384,7 +384,8 @@ pub(crate) struct InspectFlags {
 #[command(after_help = "Examples:
   stridenet import resnet50.safetensors models/resnet50
   stridenet import resnet18.pth models/grey-flowers --arch resnet18 --num-classes 102 --in-chans 1
-  stridenet import checkpoint/ models/flowers --json")]
+  stridenet import checkpoint/ models/flowers --json
+  stridenet import resnet50.onnx models/resnet50       the graph shows what network it is")]
 pub(crate) struct ImportFlags {
     /// A file of weights, or a folder with one; a config.json beside it is read
     #[arg(value_name = "SRC")]
@@ -420,14 +421,18 @@ pub(crate) struct ImportFlags {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   stridenet export runs/first published/first          model.safetensors and config.json, as timm reads them
-  stridenet export runs/first published/first.safetensors")]
+  stridenet export runs/first published/first.safetensors
+  stridenet export runs/first published/first.onnx     a graph that ONNX Runtime runs, checked after writing")]
 pub(crate) struct ExportFlags {
     /// A run folder, a model folder or a file of weights
     #[arg(value_name = "MODEL")]
     pub(crate) model: PathBuf,
-    /// Where to: a folder, or a file that ends in .safetensors with a config.json beside it
+    /// Where to: a folder, a file that ends in .safetensors with a config.json beside it, or one that ends in .onnx
     #[arg(value_name = "OUT")]
     pub(crate) out: PathBuf,
+    /// Put batch norms into the convolutions before them (ONNX only): fewer nodes, for inference alone
+    #[arg(long)]
+    pub(crate) fold: bool,
     /// Replace what is already there
     #[arg(long)]
     pub(crate) overwrite: bool,

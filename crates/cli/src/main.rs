@@ -42,7 +42,7 @@ fn run(arguments: &mut Arguments) -> Result<(), Failure> {
         Command::Doctor(flags) => commands::doctor::run(&cx, &console, flags),
         Command::Inspect(flags) => commands::inspect::run(&cx, &console, flags),
         Command::Import(flags) => commands::import::run(&console, common, flags),
-        Command::Export(flags) => commands::export::run(&console, flags),
+        Command::Export(flags) => commands::export::run(&cx, &console, flags),
         Command::Bench(command) => commands::bench::run(&cx, &console, command),
     }
 }

@@ -43,6 +43,62 @@ fn a_model_is_exported_and_imported_to_the_same_bits() {
 }
 
 #[test]
+fn a_model_goes_through_a_graph_and_computes_the_same() {
+    let folder = trained();
+    let predict = |model: &str| {
+        let answer = succeed(&["predict", &folder.text(model), &folder.text("data/dark/000.png"), "--json"]);
+        answer.json()["predictions"].clone()
+    };
+    let original = predict("run");
+    let outcome = succeed(&["export", &folder.text("run"), &folder.text("out/net.onnx"), "--json"]).json();
+    assert_eq!(outcome["files"], serde_json::json!([folder.text("out/net.onnx")]));
+    assert!(outcome["distance"].as_f64().is_some_and(|distance| distance < 1e-5), "{outcome}");
+    // A graph is a model: its class names, preprocessing and architecture are in it.
+    assert_eq!(predict("out/net.onnx"), original);
+    let outcome = succeed(&["import", &folder.text("out/net.onnx"), &folder.text("model"), "--json"]).json();
+    assert_eq!((&outcome["folded"], &outcome["num_classes"]), (&0.into(), &2.into()), "{outcome}");
+    assert_eq!(predict("model"), original);
+
+    let answer = succeed(&["export", &folder.text("run"), &folder.text("out/folded.onnx"), "--fold"]);
+    assert!(
+        answer.stdout.contains("nodes, ") && answer.stdout.contains("folded.onnx; its logits differ"),
+        "{answer:?}"
+    );
+    let answer = succeed(&["import", &folder.text("out/folded.onnx"), &folder.text("folded")]);
+    assert!(answer.stdout.contains("batch norms were inside convolutions"), "{answer:?}");
+    let (found, expected) = (predict("folded"), original.as_array().unwrap());
+    for (found, expected) in found.as_array().unwrap().iter().zip(expected) {
+        let probability = |prediction: &Value| prediction["probability"].as_f64().unwrap();
+        assert_eq!(found["label"], expected["label"]);
+        assert!((probability(found) - probability(expected)).abs() < 1e-5, "{found} {expected}");
+    }
+}
+
+#[test]
+fn graphs_that_cannot_be_used_are_refused() {
+    let folder = trained();
+    succeed(&["export", &folder.text("run"), &folder.text("net.onnx")]);
+    let bytes = folder.read("net.onnx");
+    refuse(
+        2,
+        &["export", &folder.text("run"), &folder.text("net.onnx")],
+        &["net.onnx is already there", "--overwrite"],
+    );
+    assert!(folder.read("net.onnx") == bytes);
+    refuse(
+        2,
+        &["export", &folder.text("run"), &folder.text("net"), "--fold"],
+        &["--fold is for ONNX", ".onnx"],
+    );
+    folder.write("cut.onnx", &bytes[..bytes.len() / 2]);
+    let import = ["import", &folder.text("cut.onnx"), &folder.text("model")];
+    refuse(1, &import, &["cut.onnx is not a valid ONNX file", "it is truncated", "export it again"]);
+    let import = ["import", &folder.text("net.onnx"), &folder.text("model"), "--arch", "resnet18"];
+    refuse(1, &import, &["net.onnx is not the residual network resnet18", "expected"]);
+    assert!(!folder.path("model").exists());
+}
+
+#[test]
 fn nothing_is_replaced_unless_asked_for() {
     let folder = trained();
     folder.write("model/model.safetensors", b"precious");

@@ -49,6 +49,7 @@ mod import;
 pub use description::Description;
 pub use import::{ImportOptions, Imported, import};
 
+use crate::exchange::{OnnxOptions, OnnxReport, write_onnx};
 use crate::image::{Picture, Preprocess};
 use crate::kernels::{Context, loss};
 use crate::network::Network;
@@ -144,7 +145,7 @@ impl Model {
     pub fn open_with(path: impl AsRef<Path>, options: &OpenOptions) -> Result<Opened, Error> {
         let context = Arc::clone(&options.context);
         let imported = import(path.as_ref(), &options.import)?;
-        let Imported { description, state, weights, account, assumptions } = imported;
+        let Imported { description, state, weights, account, assumptions, .. } = imported;
         let Description { arch, preprocess, classes } = description;
         let (network, _) = Network::from_state(&context, &arch, preprocess.input_size, &weights, state)?;
         let model = Model::new(context, network, preprocess, classes);
@@ -202,6 +203,18 @@ impl Model {
     pub fn save(&self, folder: &Path) -> Result<(), Error> {
         ModelFolder::save(folder, &self.network.state()?, &self.description().to_config(folder)?)?;
         Ok(())
+    }
+
+    /// Writes an ONNX file for other programs to run, with class names and preprocessing in its metadata (`config.json` in
+    /// timm's form, under that key), and checks it by computing it. With `folded`, batch norms go into the convolutions
+    /// before them.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or does not compute what the network computes; then nothing is at `path`.
+    pub fn export_onnx(&self, path: &Path, folded: bool) -> Result<OnnxReport, Error> {
+        let config = self.description().to_config(path)?.to_json();
+        let options = OnnxOptions { folded, metadata: vec![(import::ONNX_CONFIG.to_owned(), config)] };
+        write_onnx(&self.context, &self.network, path, &options)
     }
 
     /// All classes with their probabilities for a picture, the most probable first.

@@ -22,6 +22,8 @@ struct ImportOutcome<'a> {
     in_chans: usize,
     img_size: [usize; 2],
     param_count: u64,
+    /// Batch norms that the file has inside convolutions.
+    folded: usize,
     account: &'a Account,
     assumptions: &'a [String],
 }
@@ -32,7 +34,7 @@ pub(crate) fn run(console: &Console, common: &Common, flags: &ImportFlags) -> Re
     refuse_to_replace(out, *overwrite)?;
     let imported = import(source, &options(common, flags)?)?;
     let written = imported.save(out)?;
-    let Imported { description, account, assumptions, weights, .. } = &imported;
+    let Imported { description, account, assumptions, weights, folded, .. } = &imported;
     for assumption in assumptions {
         console.message(format_args!("{}: {assumption}", weights.display()));
     }
@@ -45,6 +47,7 @@ pub(crate) fn run(console: &Console, common: &Common, flags: &ImportFlags) -> Re
         in_chans: description.arch.in_channels,
         img_size: description.preprocess.input_size,
         param_count: structure.param_count(),
+        folded: *folded,
         account,
         assumptions,
     };
@@ -70,13 +73,30 @@ fn options(common: &Common, flags: &ImportFlags) -> Result<ImportOptions, Failur
 
 /// The outcome for people.
 fn text(outcome: &ImportOutcome) -> String {
-    let ImportOutcome { source, model, arch, num_classes, in_chans, img_size, param_count, account, .. } =
-        outcome;
+    let ImportOutcome {
+        source,
+        model,
+        arch,
+        num_classes,
+        in_chans,
+        img_size,
+        param_count,
+        folded,
+        account,
+        ..
+    } = outcome;
     let [height, width] = img_size;
     // Writing to a string cannot fail.
     let mut text = format!("{}: {arch}, {param_count} parameters\n", source.display());
     let _ = writeln!(text, "  input    {in_chans} x {height} x {width}, {num_classes} classes");
     let _ = writeln!(text, "  tensors  {account}");
+    if *folded > 0 {
+        let _ = writeln!(
+            text,
+            "  note     {folded} batch norms were inside convolutions: predictions are the same, training would begin \
+             without their statistics"
+        );
+    }
     let _ = writeln!(text, "  written  {}", model.display());
     text
 }

@@ -4,9 +4,10 @@ use super::adapt::{adapt_input, adapt_preprocess, reset_head};
 use super::description::{Description, named_arch, numbered};
 use crate::Error;
 use crate::arch::{Arch, BlockKind, Recognised, Shapes, is_known_name, recognise};
+use crate::exchange::{OnnxFile, OnnxNetwork};
 use crate::image::Preprocess;
 use crate::weights::{
-    Account, Expected, ModelConfig, ModelFolder, NonFinite, StateDict, UnusedTensors, Unwrapped,
+    Account, Expected, Format, ModelConfig, ModelFolder, NonFinite, StateDict, UnusedTensors, Unwrapped,
     WeightsError, fit_unwrapped, read_weights, unwrap,
 };
 use std::collections::HashSet;
@@ -59,6 +60,9 @@ pub struct Imported {
     pub account: Account,
     /// What neither files nor options say and was assumed; a sentence for each, for the user to read.
     pub assumptions: Vec<String>,
+    /// How many batch norms an ONNX file has inside convolutions; the network's do nothing but add the biases that are left,
+    /// and its training would begin without their statistics.
+    pub folded: usize,
     /// The file that the weights came from.
     pub weights: PathBuf,
 }
@@ -84,11 +88,10 @@ pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Error> {
     let ModelFolder { weights, config } = ModelFolder::locate(path)?;
     let config = config.map(|path| Ok::<_, Error>((ModelConfig::read(&path)?, path))).transpose()?;
     let config = config.as_ref().map(|(config, path)| (config, path.as_path()));
-    let arch = match (&options.arch, config) {
-        (Some(arch), _) => Some(arch.clone()),
-        (None, Some((config, path))) => named_arch(config, path)?,
-        (None, None) => None,
-    };
+    if Format::of(&weights)? == Format::Onnx {
+        return import_onnx(weights, config, options);
+    }
+    let arch = named(options, config)?;
     let contents = read_weights(&weights, options.non_finite)?;
     match arch {
         Some(arch) => {
@@ -106,6 +109,36 @@ pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Error> {
     }
 }
 
+/// A configuration and the file that it came from.
+type Configured<'a> = Option<(&'a ModelConfig, &'a Path)>;
+
+/// The network that the options or a configuration name.
+fn named(options: &ImportOptions, config: Configured) -> Result<Option<Arch>, Error> {
+    match (&options.arch, config) {
+        (Some(arch), _) => Ok(Some(arch.clone())),
+        (None, Some((config, path))) => named_arch(config, path),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Under which key of an ONNX file's metadata its `config.json` stands.
+pub(super) const ONNX_CONFIG: &str = "config.json";
+
+/// As [`import`], for a graph. What it says of itself comes before the configuration beside it; without either the graph
+/// shows what it is.
+fn import_onnx(weights: PathBuf, beside: Configured, options: &ImportOptions) -> Result<Imported, Error> {
+    let file = OnnxFile::read(&weights)?;
+    let own = file.metadata()?.get(ONNX_CONFIG).map(|text| ModelConfig::from_json(&weights, text.as_bytes()));
+    let (own, path) = (own.transpose()?, weights.clone());
+    let config = own.as_ref().map(|config| (config, path.as_path())).or(beside);
+    let known = named(options, config)?;
+    let OnnxNetwork { arch, state, folded, .. } = file.network(known.as_ref(), options.non_finite)?;
+    drop(file);
+    let described = Described { description: Description::of(arch, config)?, assumptions: Vec::new() };
+    let imported = fitted(described, unwrap(state, &|_| true), String::new(), weights, options)?;
+    Ok(Imported { folded, ..imported })
+}
+
 /// A description, and what in it was assumed.
 struct Described {
     description: Description,
@@ -115,7 +148,7 @@ struct Described {
 /// The network that has these weights, with what a configuration of a network that is not known says about images.
 fn recognised(
     state: &StateDict,
-    config: Option<(&ModelConfig, &Path)>,
+    config: Configured,
     options: &ImportOptions,
     path: &Path,
 ) -> Result<Described, Error> {
@@ -180,7 +213,7 @@ fn fitted(
     (account.part, account.reinitialised, account.adapted) = (part, reinitialised, adapted);
     account.check(&weights, options.unused)?;
     let state = known_alone(state, &account);
-    Ok(Imported { description, state, account, assumptions, weights })
+    Ok(Imported { description, state, account, assumptions, folded: 0, weights })
 }
 
 /// The tensors that a network has.

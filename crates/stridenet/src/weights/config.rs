@@ -130,11 +130,14 @@ impl ModelConfig {
     /// When the file cannot be written, and as [`ModelConfig::check`].
     pub fn write(&self, path: &Path) -> Result<(), WeightsError> {
         self.check(path)?;
-        write_atomically(path, |to| {
-            let text = serde_json::to_string_pretty(self)?;
-            writeln!(to, "{text}")
-        })?;
+        write_atomically(path, |to| writeln!(to, "{}", self.to_json()))?;
         Ok(())
+    }
+
+    /// The text of a `config.json`, in timm's order of keys.
+    pub fn to_json(&self) -> String {
+        // Maps have string keys and numbers are finite or null: there is nothing that JSON cannot say.
+        serde_json::to_string_pretty(self).expect("a configuration is JSON")
     }
 
     /// What stands under the key `stridenet`, or nothing when there is no such key.

@@ -19,17 +19,20 @@ pub enum Format {
     Safetensors,
     /// What `torch.save` writes: a zip archive with a pickle and the values.
     Pytorch,
+    /// ONNX: a graph with its constants, which are weights once they are matched with a network.
+    Onnx,
 }
 
 impl Format {
     /// All formats.
-    pub const ALL: [Format; 2] = [Format::Safetensors, Format::Pytorch];
+    pub const ALL: [Format; 3] = [Format::Safetensors, Format::Pytorch, Format::Onnx];
 
     /// What files of this format are called.
     pub const fn name(self) -> &'static str {
         match self {
             Format::Safetensors => "safetensors",
             Format::Pytorch => "PyTorch",
+            Format::Onnx => "ONNX",
         }
     }
 
@@ -38,6 +41,7 @@ impl Format {
         match self {
             Format::Safetensors => &["safetensors"],
             Format::Pytorch => &["pth", "pt", "bin", "ckpt", "tar"],
+            Format::Onnx => &["onnx"],
         }
     }
 
@@ -76,7 +80,11 @@ impl Format {
             return Some(Format::Pytorch);
         }
         // The header's length, then the header, which is a JSON object.
-        (bytes.get(8) == Some(&b'{')).then_some(Format::Safetensors)
+        if bytes.get(8) == Some(&b'{') {
+            return Some(Format::Safetensors);
+        }
+        // The version of the format, then the name of the program that wrote it.
+        matches!(bytes, [0x08, 1..=0x7f, 0x12, ..]).then_some(Format::Onnx)
     }
 }
 
@@ -123,6 +131,11 @@ pub fn read_weights(path: &Path, non_finite: NonFinite) -> Result<FileContents, 
             let (state, part) = read_pytorch(path, non_finite)?;
             FileContents { state, part }
         }
+        Format::Onnx => {
+            let (format, remedy) =
+                ("a graph, whose constants have no names of their own", "open it as a model");
+            return Err(WeightsError::Format { path: path.to_path_buf(), format, remedy });
+        }
     })
 }
 
@@ -144,6 +157,8 @@ mod tests {
         assert_eq!(of("net", b"\x80\x02\x8a"), Ok(Format::Pytorch));
         assert_eq!(of("net.SafeTensors", b""), Ok(Format::Safetensors));
         assert_eq!(of("net.tar", b"anything"), Ok(Format::Pytorch));
+        assert_eq!(of("net", b"\x08\x08\x12\x07pytorch"), Ok(Format::Onnx));
+        assert_eq!(of("net.onnx", b"anything"), Ok(Format::Onnx));
         let unknown = of("net.dat", b"anything").unwrap_err();
         assert!(
             unknown.contains("net.dat is not a file of weights") && unknown.contains(".safetensors, .pth"),
