@@ -11,6 +11,7 @@ mod buffer;
 mod context;
 pub mod conv;
 mod cpu;
+pub mod gate;
 pub mod gemm;
 pub mod jpeg;
 pub mod loss;

@@ -40,6 +40,18 @@ pub fn sgd_step(cx: &Context, sgd: Sgd, value: &mut [f32], grad: &[f32], velocit
     });
 }
 
+/// `to += from`.
+///
+/// # Panics
+/// When lengths differ.
+pub fn add(cx: &Context, from: &[f32], to: &mut [f32]) {
+    assert_eq!(from.len(), to.len(), "as many values in each");
+    cx.pool().pieces(to, PIECE, |index, to| {
+        let from = &from[index * PIECE..][..to.len()];
+        to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +83,14 @@ mod tests {
             };
             assert!(value.iter().zip(&expected).all(close));
         }
+    }
+
+    #[test]
+    fn sums_are_exact_to_a_rounding() {
+        let (mut random, cx) = (Random::new(32), Context::new(Level::detect(), 3));
+        let (from, mut to) = (random.values(40_001), random.values(40_001));
+        let expected: Vec<f32> = from.iter().zip(&to).map(|(a, b)| a + b).collect();
+        add(&cx, &from, &mut to);
+        assert!(to == expected);
     }
 }

@@ -45,6 +45,7 @@
 mod adapt;
 mod description;
 mod import;
+mod timm;
 
 pub use description::Description;
 pub use import::{ImportOptions, Imported, import};

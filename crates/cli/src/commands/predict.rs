@@ -15,6 +15,7 @@ use stridenet::data::list_images;
 use stridenet::kernels::Context;
 use stridenet::layer::Workspace;
 use stridenet::model::{Model, Prediction};
+use stridenet::network::Seen;
 use stridenet::weights::{read_npy, write_npy};
 use stridenet::{Tensor, image};
 
@@ -146,12 +147,13 @@ fn predict_tensor(
     if features.is_some() {
         let mut workspace = Workspace::default();
         for x in batches {
-            let keep = |index: usize, output: &Tensor| {
+            let keep = |seen: Seen, output: &Tensor| {
+                let Seen::Feature(index @ 1..) = seen else { return };
                 let [_, height, width, channels] = output.shape();
-                stages[index].0 = vec![channels, height, width];
-                stages[index].1.extend(output.to_nchw());
+                stages[index - 1].0 = vec![channels, height, width];
+                stages[index - 1].1.extend(output.to_nchw());
             };
-            let y = model.network().infer_stages(model.context(), &mut workspace, &x?, keep)?;
+            let y = model.network().infer_seeing(model.context(), &mut workspace, &x?, keep)?;
             logits.extend_from_slice(y.data());
         }
     } else {

@@ -94,6 +94,16 @@ impl BatchNorm {
         }
     }
 
+    /// The parameters, in torch's order.
+    pub fn parameters(&self) -> [&Parameter; 2] {
+        [&self.gamma, &self.beta]
+    }
+
+    /// The parameters, in torch's order.
+    pub fn parameters_mut(&mut self) -> [&mut Parameter; 2] {
+        [&mut self.gamma, &mut self.beta]
+    }
+
     /// What the layer does to each channel with the running statistics: a factor, and what is added.
     pub(crate) fn affine(&self) -> impl Iterator<Item = (f64, f64)> {
         let statistics = self.running_mean.iter().zip(&self.running_var);

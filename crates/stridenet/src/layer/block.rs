@@ -1,16 +1,23 @@
-//! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone.
+//! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone. A gate weighs
+//! the channels of F; a pre-activation block has a batch norm and a ReLU before F instead of the ReLU behind the sum.
 
-use super::{Pooled, Pools, Unit, UnitSaved, Workspace};
+use super::{After, BatchNorm, Gate, GateSaved, NormSaved, Parameter, Pooled, Pools, Unit, UnitSaved, Workspace};
 use crate::Tensor;
-use crate::kernels::Context;
+use crate::kernels::gate::{self, Extent, Gated};
+use crate::kernels::gemm::Residual;
 use crate::kernels::pool::LinearPool;
+use crate::kernels::{Context, pointwise};
 
 /// A residual block.
 #[derive(Debug)]
 pub struct Block {
+    /// With pre-activation, the batch norm before F and before a shortcut that changes shape.
+    pub norm: Option<BatchNorm>,
     /// The units of F, in order.
     pub units: Vec<Unit>,
-    /// What happens to x beside F.
+    /// What weighs the channels of F.
+    pub gate: Option<Gate>,
+    /// What happens beside F.
     pub shortcut: Shortcut,
 }
 
@@ -33,8 +40,11 @@ pub enum Shortcut {
 /// What the backward pass needs of a block besides its input.
 #[derive(Debug)]
 pub struct BlockSaved {
+    /// With pre-activation, what F reads, and the batch's statistics.
+    activated: Option<(Tensor, NormSaved)>,
     units: Vec<UnitSaved>,
     projection: Option<ProjectionSaved>,
+    gated: Option<GatedSaved>,
 }
 
 /// What the backward pass needs of a projection.
@@ -45,11 +55,34 @@ struct ProjectionSaved {
     unit: UnitSaved,
 }
 
+/// What the backward pass needs of a gate.
+#[derive(Debug)]
+struct GatedSaved {
+    gate: GateSaved,
+    /// The block's output.
+    output: Tensor,
+}
+
 impl BlockSaved {
     /// The block's output.
     pub fn output(&self) -> &Tensor {
-        self.units[self.units.len() - 1].output()
+        self.gated.as_ref().map_or_else(|| self.units[self.units.len() - 1].output(), |gated| &gated.output)
     }
+}
+
+/// Pixels and channels of each image.
+fn extent(x: &Tensor) -> Extent {
+    let [height, width] = x.size();
+    Extent { pixels: height * width, channels: x.channels() }
+}
+
+/// `ReLU(x · weights + residual)`.
+fn gated(cx: &Context, workspace: &mut Workspace, x: &Tensor, weights: &Tensor, residual: &Tensor) -> Tensor {
+    let mut y = workspace.tensor(x.shape());
+    let residual = Some(Residual::Tensor(residual.data()));
+    let input = Gated { x: x.data(), weights: weights.data(), residual, relu: true };
+    gate::apply(cx, extent(x), input, y.data_mut());
+    y
 }
 
 impl Block {
@@ -71,36 +104,58 @@ impl Block {
         self.units.iter_mut().chain(projection)
     }
 
+    /// All batch norms.
+    pub fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        self.norm.iter().chain(self.all_units().filter_map(|unit| unit.norm.as_ref()))
+    }
+
+    /// All parameters.
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let norm = self.norm.iter().flat_map(BatchNorm::parameters);
+        let gate = self.gate.iter().flat_map(Gate::parameters);
+        norm.chain(self.all_units().flat_map(Unit::parameters)).chain(gate)
+    }
+
+    /// The batch norm before F, all units, and the gate.
+    pub fn parts_mut(
+        &mut self,
+    ) -> (Option<&mut BatchNorm>, impl Iterator<Item = &mut Unit>, Option<&mut Gate>) {
+        let Block { norm, units, gate, shortcut } = self;
+        let projection = match shortcut {
+            Shortcut::Projection(_, unit) => Some(&mut **unit),
+            Shortcut::Identity | Shortcut::ZeroPad { .. } => None,
+        };
+        (norm.as_mut(), units.iter_mut().chain(projection), gate.as_mut())
+    }
+
     /// Training.
     pub fn forward(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> BlockSaved {
-        let (last, first) = self.units.split_last_mut().expect("a block has units");
-        let mut units: Vec<UnitSaved> = Vec::with_capacity(first.len() + 1);
+        let Block { norm, units, gate, shortcut } = self;
+        let activated = norm.as_mut().map(|norm| norm.forward(cx, workspace, x, None, true));
+        let from = activated.as_ref().map_or(x, |(activated, _)| activated);
+        let (last, first) = units.split_last_mut().expect("a block has units");
+        let mut saved: Vec<UnitSaved> = Vec::with_capacity(first.len() + 1);
         for unit in first {
-            let saved = unit.forward(cx, workspace, units.last().map_or(x, UnitSaved::output), None);
-            units.last_mut().into_iter().for_each(|before| before.release(workspace));
-            units.push(saved);
+            let next = unit.forward(cx, workspace, saved.last().map_or(from, UnitSaved::output), None);
+            saved.last_mut().into_iter().for_each(|before| before.release(workspace));
+            saved.push(next);
         }
-        let input = units.last().map_or(x, UnitSaved::output);
-        let (saved, projection) = match &mut self.shortcut {
-            Shortcut::Identity => (last.forward(cx, workspace, input, Some(x)), None),
-            Shortcut::Projection(pool, unit) => {
-                let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x));
-                let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
-                let mut unit = unit.forward(cx, workspace, from, None);
-                let saved = last.forward(cx, workspace, input, Some(unit.output()));
-                unit.release(workspace);
-                (saved, Some(ProjectionSaved { pooled, unit }))
-            }
-            Shortcut::ZeroPad { pool, out_channels } => {
-                let padded = zero_pad(cx, workspace, x, pool, *out_channels);
-                let saved = last.forward(cx, workspace, input, Some(&padded));
-                workspace.give(padded);
-                (saved, None)
-            }
-        };
-        units.last_mut().into_iter().for_each(|before| before.release(workspace));
-        units.push(saved);
-        BlockSaved { units, projection }
+        let (mut projection, padded) = shortcut.forward(cx, workspace, from);
+        let beside = projection.as_ref().map(|projection| projection.unit.output());
+        let beside = beside.or(padded.as_ref()).unwrap_or(x);
+        let input = saved.last().map_or(from, UnitSaved::output);
+        let residual = gate.is_none().then_some(beside);
+        let end = last.forward(cx, workspace, input, residual);
+        let gated = gate.as_ref().map(|gate| {
+            let gate = gate.forward(cx, workspace, end.output());
+            let output = gated(cx, workspace, end.output(), gate.weights(), beside);
+            GatedSaved { gate, output }
+        });
+        padded.into_iter().for_each(|padded| workspace.give(padded));
+        let released = saved.last_mut().into_iter().chain(projection.as_mut().map(|kept| &mut kept.unit));
+        released.for_each(|unit| unit.release(workspace));
+        saved.push(end);
+        BlockSaved { activated, units: saved, projection, gated }
     }
 
     /// The parameters' gradients; returns the input's.
@@ -112,22 +167,40 @@ impl Block {
         saved: BlockSaved,
         dy: Tensor,
     ) -> Tensor {
-        let BlockSaved { mut units, projection } = saved;
-        let (last, first) = self.units.split_last_mut().expect("a block has units");
+        let BlockSaved { activated, mut units, projection, gated } = saved;
+        let Block { norm, units: layers, gate, shortcut } = self;
+        let from = activated.as_ref().map_or(x, |(activated, _)| activated);
+        let (last, first) = layers.split_last_mut().expect("a block has units");
         let pop = |units: &mut Vec<UnitSaved>| units.pop().expect("one for each unit");
         let saved = pop(&mut units);
+        let (dy, dgated) = match (gate, gated) {
+            (Some(gate), Some(gated)) => {
+                let (dx, dsum) = backward_gate(cx, workspace, gate, saved.output(), gated, dy);
+                (dx, Some(dsum))
+            }
+            _ => (dy, None),
+        };
         restore(cx, workspace, first, &mut units);
-        let input = units.last().map_or(x, UnitSaved::output);
+        let input = units.last().map_or(from, UnitSaved::output);
         let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
-        let dresidual = dresidual.expect("the last unit adds the shortcut");
-        let dshortcut = self.shortcut.backward(cx, workspace, x, projection, dresidual);
+        let dresidual = dgated.or(dresidual).expect("the shortcut is added to the last unit or the gate");
+        let dshortcut = shortcut.backward(cx, workspace, from, projection, dresidual);
+        // The identity reads x, which is not what F reads where a batch norm stands before F.
+        let apart = norm.is_some() && matches!(shortcut, Shortcut::Identity);
         for index in (0..first.len()).rev() {
             let (before, rest) = first.split_at_mut(index);
             let (unit, saved) = (&mut rest[0], pop(&mut units));
             restore(cx, workspace, before, &mut units);
-            let input = units.last().map_or(x, UnitSaved::output);
-            let also = (index == 0).then_some(&dshortcut);
+            let input = units.last().map_or(from, UnitSaved::output);
+            let also = (index == 0 && !apart).then_some(&dshortcut);
             dy = unit.backward(cx, workspace, input, saved, dy, also).0;
+        }
+        if let (Some(norm), Some((activated, saved))) = (norm, activated) {
+            dy = norm.backward(cx, workspace, x, &saved, dy, After::Relu).0;
+            if apart {
+                pointwise::add(cx, dshortcut.data(), dy.data_mut());
+            }
+            workspace.give(activated);
         }
         workspace.give(dshortcut);
         dy
@@ -135,27 +208,50 @@ impl Block {
 
     /// Inference, keeping nothing.
     pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+        let activated = self.norm.as_ref().map(|norm| norm.infer(cx, workspace, x, None, true));
+        let from = activated.as_ref().unwrap_or(x);
         let (last, first) = self.units.split_last().expect("a block has units");
         let mut y: Option<Tensor> = None;
         for unit in first {
-            let next = unit.infer(cx, workspace, y.as_ref().unwrap_or(x), None);
+            let next = unit.infer(cx, workspace, y.as_ref().unwrap_or(from), None);
             y.replace(next).into_iter().for_each(|old| workspace.give(old));
         }
-        let residual = match &self.shortcut {
-            Shortcut::Identity => None,
-            Shortcut::Projection(pool, unit) => {
-                let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x).discard(workspace));
-                let residual = unit.infer(cx, workspace, pooled.as_ref().unwrap_or(x), None);
-                pooled.into_iter().for_each(|old| workspace.give(old));
-                Some(residual)
-            }
-            Shortcut::ZeroPad { pool, out_channels } => Some(zero_pad(cx, workspace, x, pool, *out_channels)),
-        };
-        let input = y.as_ref().unwrap_or(x);
-        let output = last.infer(cx, workspace, input, Some(residual.as_ref().unwrap_or(x)));
-        y.into_iter().chain(residual).for_each(|old| workspace.give(old));
+        let residual = self.shortcut.infer(cx, workspace, from);
+        let beside = residual.as_ref().unwrap_or(x);
+        let input = y.as_ref().unwrap_or(from);
+        let mut output = last.infer(cx, workspace, input, self.gate.is_none().then_some(beside));
+        if let Some(gate) = &self.gate {
+            let saved = gate.forward(cx, workspace, &output);
+            let sum = gated(cx, workspace, &output, saved.weights(), beside);
+            saved.discard(workspace);
+            workspace.give(std::mem::replace(&mut output, sum));
+        }
+        y.into_iter().chain(residual).chain(activated).for_each(|old| workspace.give(old));
         output
     }
+}
+
+/// The gate's gradients; returns those of what it weighs, `x`, and of the residual. `dy` is given up.
+fn backward_gate(
+    cx: &Context,
+    workspace: &mut Workspace,
+    gate: &mut Gate,
+    x: &Tensor,
+    saved: GatedSaved,
+    dy: Tensor,
+) -> (Tensor, Tensor) {
+    let GatedSaved { gate: saved, output } = saved;
+    let mut dsum = workspace.tensor(x.shape());
+    let mut dweights = workspace.tensor(saved.weights().shape());
+    let input = gate::Backward { x: x.data(), dy: dy.data(), y: Some(output.data()) };
+    gate::backward_weights(cx, extent(x), input, dsum.data_mut(), dweights.data_mut());
+    let mut weights = workspace.tensor(saved.weights().shape());
+    weights.data_mut().copy_from_slice(saved.weights().data());
+    let dmeans = gate.backward(cx, workspace, saved, dweights);
+    let mut dx = workspace.tensor(x.shape());
+    gate::backward_input(cx, extent(x), dsum.data(), weights.data(), Some(dmeans.data()), dx.data_mut());
+    [output, dy, weights, dmeans].into_iter().for_each(|tensor| workspace.give(tensor));
+    (dx, dsum)
 }
 
 /// Restores the output of the last of these units.
@@ -180,6 +276,27 @@ fn zero_pad(
 }
 
 impl Shortcut {
+    /// The shortcut of x where it is not x itself: what a projection keeps, or the padded pixels.
+    fn forward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+    ) -> (Option<ProjectionSaved>, Option<Tensor>) {
+        match self {
+            Shortcut::Identity => (None, None),
+            Shortcut::Projection(pool, unit) => {
+                let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x));
+                let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
+                let unit = unit.forward(cx, workspace, from, None);
+                (Some(ProjectionSaved { pooled, unit }), None)
+            }
+            Shortcut::ZeroPad { pool, out_channels } => {
+                (None, Some(zero_pad(cx, workspace, x, pool, *out_channels)))
+            }
+        }
+    }
+
     /// The gradient of x by way of the shortcut; `dy` is given up.
     fn backward(
         &mut self,
@@ -205,6 +322,20 @@ impl Shortcut {
                 dx
             }
             _ => dy,
+        }
+    }
+
+    /// The shortcut of x where it is not x itself, keeping nothing.
+    fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Option<Tensor> {
+        match self {
+            Shortcut::Identity => None,
+            Shortcut::Projection(pool, unit) => {
+                let pooled = pool.as_ref().map(|pool| pool.forward(cx, workspace, x).discard(workspace));
+                let residual = unit.infer(cx, workspace, pooled.as_ref().unwrap_or(x), None);
+                pooled.into_iter().for_each(|old| workspace.give(old));
+                Some(residual)
+            }
+            Shortcut::ZeroPad { pool, out_channels } => Some(zero_pad(cx, workspace, x, pool, *out_channels)),
         }
     }
 }

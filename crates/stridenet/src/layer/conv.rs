@@ -22,6 +22,11 @@ pub struct Conv {
     fast_weights: Option<FastConv>,
 }
 
+/// What adds a tensor to each result.
+fn adding(tensor: Option<&Tensor>) -> Epilogue<'_> {
+    Epilogue { residual: tensor.map(|tensor| Residual::Tensor(tensor.data())), ..Epilogue::default() }
+}
+
 impl Conv {
     /// A convolution named `name` for inputs of `[height, width]`, with weights in HWIO order.
     ///
@@ -70,12 +75,18 @@ impl Conv {
         }
     }
 
-    /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`.
-    pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
-        let Some(conv) = &self.fast_forward else { return self.infer(cx, workspace, x) };
+    /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`, to which the residual is added.
+    pub fn forward(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
+        let Some(conv) = &self.fast_forward else { return self.infer(cx, workspace, x, residual) };
         let mut y = self.output_tensor(workspace, x);
         let weight = &self.weight.value;
-        workspace.fast.run(cx, conv, weight, x.data(), Epilogue::default(), y.data_mut());
+        workspace.fast.run(cx, conv, weight, x.data(), adding(residual), y.data_mut());
         y
     }
 
@@ -84,11 +95,17 @@ impl Conv {
         workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels])
     }
 
-    /// Inference: `[N, H, W, in]` → `[N, H/s, W/s, out]` by direct sums.
-    pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+    /// Inference: `[N, H, W, in]` → `[N, H/s, W/s, out]` by direct sums, to which the residual is added.
+    pub fn infer(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
         let mut y = self.output_tensor(workspace, x);
         let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
-        let (epilogue, scratch) = (Epilogue::default(), &mut workspace.conv);
+        let (epilogue, scratch) = (adding(residual), &mut workspace.conv);
         self.kernel.forward(cx, x.data(), packed, epilogue, scratch, y.data_mut());
         y
     }
@@ -104,8 +121,7 @@ impl Conv {
     ) -> Tensor {
         self.grad_weight(cx, workspace, x, dy);
         let mut dx = workspace.tensor(x.shape());
-        let epilogue =
-            Epilogue { residual: also.map(|also| Residual::Tensor(also.data())), ..Epilogue::default() };
+        let epilogue = adding(also);
         let Conv { kernel, weight, backward, fast_backward, .. } = self;
         if let Some(conv) = fast_backward {
             workspace.fast.run(cx, conv, &weight.value, dy.data(), epilogue, dx.data_mut());
@@ -139,13 +155,13 @@ mod tests {
         conv.refresh(&cx);
         assert!(conv.forward.get().is_none() && conv.backward.is_none() && conv.weight.grad.is_empty());
         let x = Tensor::new([1, 6, 6, 3], (0..108).map(|value| (value % 5) as f32 - 2.0).collect()).unwrap();
-        let y = conv.forward(&cx, &mut workspace, &x);
+        let y = conv.forward(&cx, &mut workspace, &x, None);
         assert!(conv.backward.is_none() && y.data().iter().any(|&value| value != 0.0));
         let dx = conv.backward(&cx, &mut workspace, &x, &y, None);
         conv.weight.value.iter_mut().for_each(|value| *value *= 2.0);
         conv.refresh(&cx);
         let doubled = |tensor: &Tensor| tensor.data().iter().map(|value| 2.0 * value).collect::<Vec<_>>();
-        assert_eq!(conv.forward(&cx, &mut workspace, &x).data(), doubled(&y));
+        assert_eq!(conv.forward(&cx, &mut workspace, &x, None).data(), doubled(&y));
         assert_eq!(conv.backward(&cx, &mut workspace, &x, &y, None).data(), doubled(&dx));
     }
 
@@ -169,8 +185,8 @@ mod tests {
         };
         let (x, dy, also) = (images(32), images(48), images(32));
         for _ in 0..2 {
-            let y = conv.forward(&cx, &mut workspace, &x);
-            assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x)) < 1e-5);
+            let y = conv.forward(&cx, &mut workspace, &x, None);
+            assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x, None)) < 1e-5);
             let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(&also));
             let packed = conv.kernel.pack_backward(&conv.weight.value);
             let mut expected = Tensor::zeros(x.shape());

@@ -1,4 +1,4 @@
-//! The head: global average pool and a linear layer with bias.
+//! Linear layers with bias, and the head: global average pool and a linear layer.
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
@@ -9,11 +9,10 @@ use crate::kernels::pool::LinearPool;
 use crate::kernels::{Context, Level};
 use std::sync::OnceLock;
 
-/// Global average pool and a linear layer, which is a 1×1 convolution of one pixel. Its weights are packed for a pass when
-/// the pass first runs.
+/// A linear layer with bias, which is a 1×1 convolution of one pixel. Its weights are packed for a pass when the pass first
+/// runs.
 #[derive(Debug)]
-pub struct Head {
-    pool: LinearPool,
+pub struct Linear {
     kernel: conv::Conv,
     /// The weights.
     pub weight: Parameter,
@@ -21,6 +20,96 @@ pub struct Head {
     pub bias: Parameter,
     forward: OnceLock<ForwardWeights>,
     backward: Option<BackwardWeights>,
+}
+
+/// How torch stores the weights of a linear layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// As a matrix, `[out, in]`.
+    Matrix,
+    /// As a 1×1 convolution, `[out, in, 1, 1]`.
+    Convolution,
+}
+
+impl Linear {
+    /// A layer named `name` from `features` to `outputs` values; `weight` is `[in, out]`.
+    ///
+    /// # Errors
+    /// When a size is 0.
+    pub fn new(
+        level: Level,
+        name: &str,
+        [features, outputs]: [usize; 2],
+        stored: Stored,
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+    ) -> Result<Self, GeometryError> {
+        let kernel = conv::Conv::new(level, ConvGeometry::square(features, outputs, 1, 1), [1, 1])?;
+        let shape = match stored {
+            Stored::Matrix => vec![outputs, features],
+            Stored::Convolution => vec![outputs, features, 1, 1],
+        };
+        Ok(Linear {
+            kernel,
+            weight: Parameter::weight(format!("{name}.weight"), shape, weight),
+            bias: Parameter::vector(format!("{name}.bias"), bias),
+            forward: OnceLock::new(),
+            backward: None,
+        })
+    }
+
+    /// The parameters, in torch's order.
+    pub fn parameters(&self) -> [&Parameter; 2] {
+        [&self.weight, &self.bias]
+    }
+
+    /// The parameters, in torch's order.
+    pub fn parameters_mut(&mut self) -> [&mut Parameter; 2] {
+        [&mut self.weight, &mut self.bias]
+    }
+
+    /// Packs the weights again after they have changed, for the passes that have run.
+    pub fn refresh(&mut self, cx: &Context) {
+        if let Some(packed) = self.forward.get_mut() {
+            self.kernel.repack_forward(cx, &self.weight.value, packed);
+        }
+        if let Some(packed) = &mut self.backward {
+            self.kernel.repack_backward(&self.weight.value, packed);
+        }
+    }
+
+    /// `[N, 1, 1, in]` → `[N, 1, 1, out]`.
+    pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, relu: bool) -> Tensor {
+        let mut y = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
+        let epilogue = Epilogue { bias: Some(&self.bias.value), relu, ..Epilogue::default() };
+        let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
+        self.kernel.forward(cx, x.data(), packed, epilogue, &mut workspace.conv, y.data_mut());
+        y
+    }
+
+    /// The parameters' gradients and the input's, from that of the output before a ReLU.
+    pub fn backward(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) -> Tensor {
+        let outputs = self.bias.value.len();
+        for (output, grad) in self.bias.grad_mut().iter_mut().enumerate() {
+            let column = dy.data().iter().skip(output).step_by(outputs);
+            *grad = column.map(|&value| f64::from(value)).sum::<f64>() as f32;
+        }
+        let scratch = &mut workspace.conv;
+        self.kernel.grad_weight(cx, x.data(), dy.data(), scratch, self.weight.grad_mut());
+        let mut dx = workspace.tensor(x.shape());
+        let Linear { kernel, weight, backward, .. } = self;
+        let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
+        kernel.grad_input(cx, dy.data(), packed, Epilogue::default(), dx.data_mut());
+        dx
+    }
+}
+
+/// Global average pool and a linear layer.
+#[derive(Debug)]
+pub struct Head {
+    pool: LinearPool,
+    /// The linear layer.
+    pub linear: Linear,
 }
 
 /// What the backward pass needs.
@@ -46,40 +135,22 @@ impl Head {
     ) -> Result<Self, GeometryError> {
         let &arch::Head { ref name, in_features: features, out_features: classes, conv } = description;
         let pool = LinearPool::global_average(input, features)?;
-        let kernel = conv::Conv::new(level, ConvGeometry::square(features, classes, 1, 1), [1, 1])?;
-        let mut shape = vec![classes, features];
-        if conv {
-            shape.extend([1, 1]);
-        }
-        let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
-        Ok(Head {
-            pool,
-            kernel,
-            weight,
-            bias: Parameter::vector(format!("{name}.bias"), bias),
-            forward: OnceLock::new(),
-            backward: None,
-        })
+        let stored = if conv { Stored::Convolution } else { Stored::Matrix };
+        let linear = Linear::new(level, name, [features, classes], stored, weight, bias)?;
+        Ok(Head { pool, linear })
     }
 
-    /// Packs the weights again after they have changed, for the passes that have run.
-    pub fn refresh(&mut self, cx: &Context) {
-        if let Some(packed) = self.forward.get_mut() {
-            self.kernel.repack_forward(cx, &self.weight.value, packed);
-        }
-        if let Some(packed) = &mut self.backward {
-            self.kernel.repack_backward(&self.weight.value, packed);
-        }
+    /// Feature maps `[N, H, W, C]` → their averages `[N, 1, 1, C]`.
+    pub fn pool(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+        let mut pooled = workspace.tensor([x.batch(), 1, 1, x.channels()]);
+        self.pool.forward(cx, x.data(), pooled.data_mut());
+        pooled
     }
 
     /// Feature maps `[N, H, W, C]` → logits `[N, 1, 1, classes]`.
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> (Tensor, HeadSaved) {
-        let mut pooled = workspace.tensor([x.batch(), 1, 1, x.channels()]);
-        self.pool.forward(cx, x.data(), pooled.data_mut());
-        let mut logits = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
-        let epilogue = Epilogue { bias: Some(&self.bias.value), ..Epilogue::default() };
-        let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
-        self.kernel.forward(cx, pooled.data(), packed, epilogue, &mut workspace.conv, logits.data_mut());
+        let pooled = self.pool(cx, workspace, x);
+        let logits = self.linear.forward(cx, workspace, &pooled, false);
         (logits, HeadSaved { pooled, features: x.shape() })
     }
 
@@ -91,28 +162,12 @@ impl Head {
         saved: HeadSaved,
         dlogits: &Tensor,
     ) -> Tensor {
-        let classes = self.bias.value.len();
-        for (class, grad) in self.bias.grad_mut().iter_mut().enumerate() {
-            let column = dlogits.data().iter().skip(class).step_by(classes);
-            *grad = column.map(|&value| f64::from(value)).sum::<f64>() as f32;
-        }
-        let (pooled, scratch) = (saved.pooled, &mut workspace.conv);
-        self.kernel.grad_weight(cx, pooled.data(), dlogits.data(), scratch, self.weight.grad_mut());
-        let mut dpooled = workspace.tensor(pooled.shape());
-        let Head { kernel, weight, backward, .. } = self;
-        let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
-        kernel.grad_input(cx, dlogits.data(), packed, Epilogue::default(), dpooled.data_mut());
-        let mut dx = workspace.tensor(saved.features);
+        let HeadSaved { pooled, features } = saved;
+        let dpooled = self.linear.backward(cx, workspace, &pooled, dlogits);
+        let mut dx = workspace.tensor(features);
         self.pool.backward(cx, dpooled.data(), dx.data_mut());
         workspace.give(pooled);
         workspace.give(dpooled);
         dx
-    }
-
-    /// Feature maps `[N, H, W, C]` → logits `[N, 1, 1, classes]`, keeping nothing.
-    pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Tensor {
-        let (logits, saved) = self.forward(cx, workspace, x);
-        workspace.give(saved.pooled);
-        logits
     }
 }

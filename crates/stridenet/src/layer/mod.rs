@@ -4,6 +4,7 @@
 mod batch_norm;
 mod block;
 mod conv;
+mod gate;
 mod linear;
 mod parameter;
 mod pool;
@@ -14,7 +15,8 @@ pub(crate) use batch_norm::EPSILON;
 pub use batch_norm::{After, BatchNorm, NormSaved};
 pub use block::{Block, BlockSaved, Shortcut};
 pub use conv::Conv;
-pub use linear::{Head, HeadSaved};
+pub use gate::{Gate, GateKind, GateSaved};
+pub use linear::{Head, HeadSaved, Linear, Stored};
 pub use parameter::{Decay, Parameter};
 pub use pool::{Pooled, Pools};
 pub use unit::{Unit, UnitSaved};

@@ -12,8 +12,8 @@ use crate::kernels::{Context, Level};
 pub struct Unit {
     /// The convolution.
     pub conv: Conv,
-    /// The batch norm.
-    pub norm: BatchNorm,
+    /// The batch norm, where one follows.
+    pub norm: Option<BatchNorm>,
     relu: bool,
     pool: Option<Pools>,
 }
@@ -21,10 +21,10 @@ pub struct Unit {
 /// What the backward pass needs of a unit besides its input.
 #[derive(Debug)]
 pub struct UnitSaved {
-    /// The convolution's output, `[N, H/s, W/s, C]`.
+    /// The convolution's output, `[N, H/s, W/s, C]`; without a batch norm, with the residual.
     raw: Tensor,
-    /// The batch's statistics.
-    norm: NormSaved,
+    /// The batch's statistics, where there is a batch norm.
+    norm: Option<NormSaved>,
     /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`, while somebody reads it: without a residual it follows from
     /// the convolution's output.
     activated: Option<Tensor>,
@@ -41,7 +41,8 @@ impl UnitSaved {
     /// Between [`release`](Self::release) and [`Unit::restore`].
     pub fn output(&self) -> &Tensor {
         let pooled = self.pooled.as_ref().map(|pooled| &pooled.output);
-        pooled.or(self.activated.as_ref()).expect("an output that was restored")
+        let raw = self.norm.is_none().then_some(&self.raw);
+        pooled.or(self.activated.as_ref()).or(raw).expect("an output that was restored")
     }
 
     /// Gives up what [`Unit::restore`] can compute again.
@@ -68,21 +69,21 @@ impl Unit {
         let conv = Conv::new(level, &description.conv, description.geometry, input, weight)?;
         let channels = description.geometry.out_channels;
         let pool = Pools::new(&description.pools, conv.output(), channels)?;
-        let norm = BatchNorm::new(description.norm.as_deref().unwrap_or_default(), channels, gain);
+        let norm = description.norm.as_ref().map(|name| BatchNorm::new(name, channels, gain));
         Ok(Unit { conv, norm, relu: description.relu, pool })
     }
 
     /// The unit's parameters, in torch's order.
-    pub fn parameters_mut(&mut self) -> [&mut Parameter; 3] {
-        [&mut self.conv.weight, &mut self.norm.gamma, &mut self.norm.beta]
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        std::iter::once(&mut self.conv.weight).chain(self.norm.iter_mut().flat_map(BatchNorm::parameters_mut))
     }
 
     /// The unit's parameters, in torch's order.
-    pub fn parameters(&self) -> [&Parameter; 3] {
-        [&self.conv.weight, &self.norm.gamma, &self.norm.beta]
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        std::iter::once(&self.conv.weight).chain(self.norm.iter().flat_map(BatchNorm::parameters))
     }
 
-    /// Training. With a residual, the ReLU comes after the addition.
+    /// Training. With a residual, the ReLU comes after the addition; without a batch norm there is none.
     pub fn forward(
         &mut self,
         cx: &Context,
@@ -90,11 +91,14 @@ impl Unit {
         x: &Tensor,
         residual: Option<&Tensor>,
     ) -> UnitSaved {
-        let raw = self.conv.forward(cx, workspace, x);
+        let added = residual.filter(|_| self.norm.is_none());
+        let raw = self.conv.forward(cx, workspace, x, added);
         let relu = self.relu || residual.is_some();
-        let (activated, norm) = self.norm.forward(cx, workspace, &raw, residual, relu);
-        let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, &activated));
-        let (activated, residual) = (Some(activated), residual.is_some());
+        let normed = self.norm.as_mut().map(|norm| norm.forward(cx, workspace, &raw, residual, relu));
+        let (activated, norm) = normed.unzip();
+        let output = activated.as_ref().unwrap_or(&raw);
+        let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, output));
+        let residual = residual.is_some();
         let mut saved = UnitSaved { raw, norm, activated, pooled, residual };
         if self.pool.is_some() {
             saved.release(workspace);
@@ -104,13 +108,13 @@ impl Unit {
 
     /// Computes the output again that [`UnitSaved::release`] has given up.
     pub fn restore(&self, cx: &Context, workspace: &mut Workspace, saved: &mut UnitSaved) {
-        if saved.activated.is_none() && saved.pooled.is_none() {
-            saved.activated = Some(saved.norm.apply(cx, workspace, &saved.raw, self.relu));
+        if let (None, None, Some(norm)) = (&saved.activated, &saved.pooled, &saved.norm) {
+            saved.activated = Some(norm.apply(cx, workspace, &saved.raw, self.relu));
         }
     }
 
     /// The parameters' gradients; returns the gradient of the convolution's output, and the residual's where there was
-    /// one. `dy` is given up.
+    /// one and a batch norm; without one it is the same. `dy` is given up.
     fn backward_to_conv(
         &mut self,
         cx: &Context,
@@ -127,12 +131,16 @@ impl Unit {
             }
             _ => dy,
         };
+        let (Some(layer), Some(norm)) = (&mut self.norm, norm) else {
+            workspace.give(raw);
+            return (dy, None);
+        };
         let after = match &activated {
             Some(activated) if saved.residual => After::Residual(activated),
             _ if self.relu => After::Relu,
             _ => After::Nothing,
         };
-        let (draw, dresidual) = self.norm.backward(cx, workspace, &raw, &norm, dy, after);
+        let (draw, dresidual) = layer.backward(cx, workspace, &raw, &norm, dy, after);
         for tensor in [raw].into_iter().chain(activated) {
             workspace.give(tensor);
         }
@@ -150,8 +158,12 @@ impl Unit {
         dy: Tensor,
         also: Option<&Tensor>,
     ) -> (Tensor, Option<Tensor>) {
+        let added = saved.residual && self.norm.is_none();
         let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy);
         let dx = self.conv.backward(cx, workspace, x, &draw, also);
+        if added {
+            return (dx, Some(draw));
+        }
         workspace.give(draw);
         (dx, dresidual)
     }
@@ -178,9 +190,25 @@ impl Unit {
         x: &Tensor,
         residual: Option<&Tensor>,
     ) -> Tensor {
-        let raw = self.conv.infer(cx, workspace, x);
-        let y = self.norm.infer(cx, workspace, &raw, residual, self.relu || residual.is_some());
-        workspace.give(raw);
+        self.infer_seeing(cx, workspace, x, residual, |_| {})
+    }
+
+    /// As [`infer`](Self::infer); `see` is shown what the pools read, or the output where there are none.
+    pub fn infer_seeing(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        see: impl FnOnce(&Tensor),
+    ) -> Tensor {
+        let added = residual.filter(|_| self.norm.is_none());
+        let mut y = self.conv.infer(cx, workspace, x, added);
+        if let Some(norm) = &self.norm {
+            let normed = norm.infer(cx, workspace, &y, residual, self.relu || residual.is_some());
+            workspace.give(std::mem::replace(&mut y, normed));
+        }
+        see(&y);
         let Some(pool) = &self.pool else { return y };
         let pooled = pool.forward(cx, workspace, &y);
         workspace.give(y);

@@ -1,6 +1,7 @@
 //! What a model is apart from its weights, and how `config.json` says it.
 
 use super::adapt::adapt_preprocess;
+use super::timm;
 use crate::Error;
 use crate::arch::{Arch, LayerKind, Overrides, Stem, preset_names};
 use crate::image::{Normalisation, Preprocess};
@@ -67,16 +68,19 @@ impl Description {
         let Description { arch, preprocess, classes } = self;
         let structure = arch.structure()?;
         let [height, width] = preprocess.input_size;
-        let mut model_args = Map::new();
+        // A name that timm does not know is refused there; one that it knows would be another network in silence.
+        let (architecture, mut model_args) = match timm::write(arch) {
+            Some(words) => words,
+            None if arch.stem == Stem::Cifar => {
+                (arch.preset_name().unwrap_or(&arch.name).to_owned(), Map::new())
+            }
+            None => (format!("stridenet_{}", arch.name), Map::new()),
+        };
         model_args.insert("in_chans".into(), arch.in_channels.into());
-        if let Some(stride) = arch.output_stride {
-            model_args.insert("output_stride".into(), stride.into());
-        }
         let summary = arch.summary(preprocess.input_size)?;
         let last = summary.layers.iter().find(|layer| layer.kind == LayerKind::GlobalAvgPool);
         let mut config = ModelConfig {
-            // A change of the description may have made another preset of it, which other programs know by its name.
-            architecture: arch.preset_name().unwrap_or(&arch.name).to_owned(),
+            architecture,
             num_classes: arch.num_classes,
             num_features: Some(structure.head.in_features),
             label_names: classes.clone(),
@@ -128,14 +132,14 @@ pub(super) fn named_arch(config: &ModelConfig, path: &Path) -> Result<Option<Arc
             arch
         }
         None if !preset_names().contains(&config.architecture.as_str()) => return Ok(None),
-        None => Arch::preset(&config.architecture)?.with(&Overrides {
-            num_classes: Some(config.num_classes),
-            in_channels: Some(in_channels),
-            img_size: Some([height, width]),
-            output_stride: output_stride(&config.model_args)
-                .map_err(|(problem, remedy)| refuse(problem, remedy))?,
-            ..Overrides::default()
-        })?,
+        None => timm::read(&Arch::preset(&config.architecture)?, &config.model_args)
+            .map_err(|(problem, remedy)| refuse(problem, remedy))??
+            .with(&Overrides {
+                num_classes: Some(config.num_classes),
+                in_channels: Some(in_channels),
+                img_size: Some([height, width]),
+                ..Overrides::default()
+            })?,
     };
     if arch.num_classes != config.num_classes || arch.in_channels != in_channels {
         let problem = format!(
@@ -145,43 +149,6 @@ pub(super) fn named_arch(config: &ModelConfig, path: &Path) -> Result<Option<Arc
         return Err(refuse(problem, "make them agree with the weights".into()));
     }
     Ok(Some(arch))
-}
-
-/// The one of timm's arguments that changes what the weights compute and is known here. Those that only training heeds, and
-/// those that stand elsewhere too, are passed over; any other one is a problem, with what to do.
-fn output_stride(arguments: &Map<String, Value>) -> Result<Option<usize>, (String, String)> {
-    const HARMLESS: [&str; 9] = [
-        "in_chans",
-        "num_classes",
-        "img_size",
-        "drop_rate",
-        "drop_path_rate",
-        "drop_block_rate",
-        "zero_init_last",
-        "pretrained",
-        "features_only",
-    ];
-    let mut found = None;
-    for (key, value) in arguments {
-        match (key.as_str(), value) {
-            (_, Value::Null) => {}
-            ("global_pool", Value::String(pool)) if pool == "avg" => {}
-            ("output_stride", Value::Number(stride)) => {
-                found = stride.as_u64().and_then(|stride| usize::try_from(stride).ok());
-            }
-            (key, _) if HARMLESS.contains(&key) => {}
-            (key, value) => {
-                let problem = format!(
-                    "model_args has {key:?} with {value}, which changes the network in an unknown way"
-                );
-                let remedy = "remove it if the weights are those of the architecture without it, or describe the network in a \
-                              JSON file for `stridenet import --arch`";
-                return Err((problem, remedy.to_owned()));
-            }
-        }
-    }
-    // 32 is what networks have without it.
-    Ok(found.filter(|&stride| stride != 32))
 }
 
 fn preprocess_of(config: &PretrainedConfig, path: &Path) -> Result<Preprocess, Error> {

@@ -2,13 +2,15 @@
 
 use super::Network;
 use crate::Error;
-use crate::arch::{self, Arch, ArchError, Attention, BlockShortcut, Order};
+use crate::arch::{self, Arch, ArchError, BlockShortcut, GateKind};
+use crate::kernels::conv::GeometryError;
 use crate::kernels::pool::LinearPool;
 use crate::kernels::{Context, Level};
-use crate::layer::{Block, Head, Pools, Shortcut, Unit};
+use crate::layer::{self, BatchNorm, Block, Gate, Head, Linear, Parameter, Pools, Shortcut, Stored, Unit};
 use crate::random::{Use, generator};
 use crate::weights::{Account, StateDict};
 use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 use std::path::Path;
 
@@ -21,7 +23,8 @@ use std::path::Path;
 pub struct Initialise {
     /// Seed of the random numbers.
     pub seed: u64,
-    /// Whether the last batch norm of each block begins with gain 0, so that each block begins as its shortcut
+    /// Whether the last batch norm of each block begins with gain 0, or, with pre-activation, the last convolution with
+    /// weights of 0, so that each block begins as its shortcut
     /// (Goyal et al. 2017).
     pub zero_init_last: bool,
 }
@@ -36,7 +39,7 @@ struct Builder {
 
 impl Builder {
     /// The next layer's random numbers, where it has any.
-    fn generator(&mut self) -> Option<impl rand::Rng + use<>> {
+    fn generator(&mut self) -> Option<ChaCha8Rng> {
         self.layers += 1;
         self.initialise.map(|initialise| generator(initialise.seed, Use::Initialise, [self.layers, 0]))
     }
@@ -48,13 +51,17 @@ impl Builder {
             let normal = StandardNormal.sample_iter(&mut random).take(geometry.weight_len());
             normal.map(|value: f64| (value * deviation) as f32).collect()
         };
-        let weight = self.generator().map(draw).unwrap_or_default();
+        let mut weight = self.generator().map(draw).unwrap_or_default();
+        if description.norm.is_none() && gain == 0.0 {
+            weight.fill(0.0);
+        }
         Unit::new(self.level, description, input, weight, gain).map_err(ArchError::at(&description.conv))
     }
 
     fn block(&mut self, description: &arch::Block, input: [usize; 2]) -> Result<Block, ArchError> {
         let mut size = input;
         let last = description.units.len() - 1;
+        let norm = description.norm.as_ref().map(|norm| BatchNorm::new(&norm.name, norm.channels, 1.0));
         let zero = self.initialise.is_some_and(|initialise| initialise.zero_init_last);
         let mut units = Vec::with_capacity(description.units.len());
         for (index, unit) in description.units.iter().enumerate() {
@@ -62,6 +69,7 @@ impl Builder {
             units.push(self.unit(unit, size, gain)?);
             size = unit.output_size(size).map_err(ArchError::at(&unit.conv))?;
         }
+        let gate = description.gate.as_ref().map(|gate| self.gate(gate, size)).transpose()?;
         let shortcut = match &description.shortcut {
             BlockShortcut::Identity => Shortcut::Identity,
             BlockShortcut::Projection { pool, unit } => {
@@ -75,24 +83,66 @@ impl Builder {
                 Shortcut::ZeroPad { pool: pool.map_err(ArchError::at(&description.name))?, out_channels }
             }
         };
-        Ok(Block { units, shortcut })
+        Ok(Block { norm, units, gate, shortcut })
+    }
+
+    /// Weights and bias of a linear layer from `features` to `outputs` values.
+    fn linear(&mut self, [features, outputs]: [usize; 2]) -> [Vec<f32>; 2] {
+        let bound = 1.0 / (features as f32).sqrt();
+        match self.generator() {
+            Some(mut random) => [features * outputs, outputs]
+                .map(|count| (0..count).map(|_| random.random_range(-bound..bound)).collect()),
+            // A vector is small, and its length is its shape.
+            None => [Vec::new(), vec![0.0; outputs]],
+        }
+    }
+
+    fn gate(&mut self, description: &arch::Gate, input: [usize; 2]) -> Result<Gate, ArchError> {
+        let arch::Gate { name, channels, kind } = description;
+        let channels = *channels;
+        let mut make = || -> Result<Gate, GeometryError> {
+            let pool = LinearPool::global_average(input, channels)?;
+            let kind = match *kind {
+                GateKind::Se { squeezed } => {
+                    let mut layer = |part: &str, sizes: [usize; 2]| {
+                        let [weight, bias] = self.linear(sizes);
+                        Linear::new(
+                            self.level,
+                            &format!("{name}.{part}"),
+                            sizes,
+                            Stored::Convolution,
+                            weight,
+                            bias,
+                        )
+                    };
+                    let narrow = layer("fc1", [channels, squeezed])?;
+                    layer::GateKind::Se(Box::new([narrow, layer("fc2", [squeezed, channels])?]))
+                }
+                GateKind::Eca { kernel } => {
+                    let bound = 1.0 / (kernel as f32).sqrt();
+                    let draw = |mut random: ChaCha8Rng| {
+                        (0..kernel).map(|_| random.random_range(-bound..bound)).collect()
+                    };
+                    let taps = self.generator().map_or_else(|| vec![0.0; kernel], draw);
+                    layer::GateKind::Eca(Parameter::weight(
+                        format!("{name}.conv.weight"),
+                        vec![1, 1, kernel],
+                        taps,
+                    ))
+                }
+            };
+            Ok(Gate { pool, kind })
+        };
+        make().map_err(ArchError::at(name))
     }
 
     fn head(&mut self, description: &arch::Head, input: [usize; 2]) -> Result<Head, ArchError> {
-        let (features, classes) = (description.in_features, description.out_features);
-        let bound = 1.0 / (features as f32).sqrt();
-        let [weight, bias] = match self.generator() {
-            Some(mut random) => [features * classes, classes]
-                .map(|count| (0..count).map(|_| random.random_range(-bound..bound)).collect()),
-            // A vector is small, and its length is its shape.
-            None => [Vec::new(), vec![0.0; classes]],
-        };
+        let [weight, bias] = self.linear([description.in_features, description.out_features]);
         Head::new(self.level, description, input, weight, bias).map_err(ArchError::at(&description.name))
     }
 
     fn network(mut self, arch: &Arch, input: [usize; 2]) -> Result<Network, Error> {
         let structure = arch.structure()?;
-        refuse(arch)?;
         let mut size = input;
         let mut stem = Vec::with_capacity(structure.stem.len());
         for unit in &structure.stem {
@@ -104,21 +154,10 @@ impl Builder {
             blocks.push(self.block(block, size)?);
             size = block.output_size(size).map_err(ArchError::at(&block.name))?;
         }
+        let norm = structure.norm.as_ref().map(|norm| BatchNorm::new(&norm.name, norm.channels, 1.0));
         let head = self.head(&structure.head, size)?;
-        Ok(Network { arch: arch.clone(), input, level: self.level, stem, blocks, head })
+        Ok(Network { arch: arch.clone(), input, level: self.level, stem, blocks, norm, head })
     }
-}
-
-/// Refuses what can be inspected but not yet computed.
-fn refuse(arch: &Arch) -> Result<(), ArchError> {
-    let (field, found) = match arch {
-        Arch { attention: Attention::Se | Attention::Eca, .. } => ("attention", arch.attention.to_string()),
-        Arch { order: Order::Pre, .. } => ("order", arch.order.to_string()),
-        _ => return Ok(()),
-    };
-    let (reason, remedy) =
-        ("it cannot be computed yet".to_owned(), "inspect it, or choose another network".to_owned());
-    Err(ArchError::Conflict { field, found, reason, remedy })
 }
 
 impl Network {

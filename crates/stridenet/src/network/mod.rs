@@ -7,7 +7,10 @@ pub use build::Initialise;
 
 use crate::arch::Arch;
 use crate::kernels::{Context, Level};
-use crate::layer::{Block, BlockSaved, Head, HeadSaved, Parameter, Unit, UnitSaved, Workspace};
+use crate::layer::{
+    After, BatchNorm, Block, BlockSaved, Gate, Head, HeadSaved, Linear, NormSaved, Parameter, Unit, UnitSaved,
+    Workspace,
+};
 use crate::{Error, ShapeError, Tensor};
 
 /// A residual network for one input size and one instruction-set level.
@@ -35,6 +38,8 @@ pub struct Network {
     level: Level,
     stem: Vec<Unit>,
     blocks: Vec<Block>,
+    /// The batch norm and ReLU before the head of a pre-activation network.
+    norm: Option<BatchNorm>,
     head: Head,
 }
 
@@ -44,7 +49,18 @@ pub struct Saved {
     input: Tensor,
     stem: Vec<UnitSaved>,
     blocks: Vec<BlockSaved>,
+    /// What the head reads where a batch norm made it, and the batch's statistics.
+    normed: Option<(Tensor, NormSaved)>,
     head: HeadSaved,
+}
+
+/// All that a network has in front of its head.
+#[derive(Default)]
+struct Parts<'a> {
+    units: Vec<&'a mut Unit>,
+    /// Batch norms without a convolution.
+    norms: Vec<&'a mut BatchNorm>,
+    gates: Vec<&'a mut Gate>,
 }
 
 impl Network {
@@ -63,37 +79,79 @@ impl Network {
         self.level
     }
 
-    /// The units in execution order: the stem, then each block's, its projection last.
-    pub(crate) fn units(&self) -> impl Iterator<Item = &Unit> {
-        self.stem.iter().chain(self.blocks.iter().flat_map(Block::all_units))
+    /// The units of the stem.
+    pub(crate) fn stem(&self) -> &[Unit] {
+        &self.stem
     }
 
-    pub(crate) fn units_mut(&mut self) -> impl Iterator<Item = &mut Unit> {
-        self.stem.iter_mut().chain(self.blocks.iter_mut().flat_map(Block::all_units_mut))
+    /// The blocks of all stages.
+    pub(crate) fn blocks(&self) -> &[Block] {
+        &self.blocks
     }
 
-    /// The head's weights `[in, out]` and bias.
-    pub(crate) fn head_weights(&self) -> [&[f32]; 2] {
-        [&self.head.weight.value, &self.head.bias.value]
+    /// The batch norm before the head, where there is one.
+    pub(crate) fn norm(&self) -> Option<&BatchNorm> {
+        self.norm.as_ref()
     }
 
-    /// All parameters in execution order.
+    /// The head's linear layer.
+    pub(crate) fn linear(&self) -> &Linear {
+        &self.head.linear
+    }
+
+    /// All batch norms.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &BatchNorm> {
+        let stem = self.stem.iter().filter_map(|unit| unit.norm.as_ref());
+        stem.chain(self.blocks.iter().flat_map(Block::norms)).chain(&self.norm)
+    }
+
+    /// All units, batch norms without a unit, and gates.
+    fn parts_mut(&mut self) -> (Parts<'_>, &mut Head) {
+        let Network { stem, blocks, norm, head, .. } = self;
+        let mut parts = Parts { units: stem.iter_mut().collect(), ..Parts::default() };
+        for block in blocks {
+            let (norm, units, gate) = block.parts_mut();
+            parts.norms.extend(norm);
+            parts.units.extend(units);
+            parts.gates.extend(gate);
+        }
+        parts.norms.extend(norm);
+        (parts, head)
+    }
+
+    /// All batch norms, to be changed.
+    pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
+        let Parts { units, norms, .. } = self.parts_mut().0;
+        units.into_iter().filter_map(|unit| unit.norm.as_mut()).chain(norms)
+    }
+
+    /// All parameters in the order of [`parameters_mut`](Self::parameters_mut).
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        self.units().flat_map(Unit::parameters).chain([&self.head.weight, &self.head.bias])
+        let blocks = || self.blocks.iter();
+        let units = self.stem.iter().chain(blocks().flat_map(Block::all_units)).flat_map(Unit::parameters);
+        let norms = blocks().filter_map(|block| block.norm.as_ref()).chain(&self.norm);
+        let gates = blocks().filter_map(|block| block.gate.as_ref()).flat_map(Gate::parameters);
+        let head = self.head.linear.parameters();
+        units.chain(norms.flat_map(BatchNorm::parameters)).chain(gates).chain(head)
     }
 
-    /// All parameters in execution order, to be changed; call [`refresh`](Self::refresh) afterwards.
+    /// All parameters, to be changed: of the units in execution order, of batch norms without a convolution, of gates, of the
+    /// head. Call [`refresh`](Self::refresh) afterwards.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        let Network { stem, blocks, head, .. } = self;
-        let units = stem.iter_mut().chain(blocks.iter_mut().flat_map(Block::all_units_mut));
-        units.flat_map(Unit::parameters_mut).chain([&mut head.weight, &mut head.bias])
+        let (Parts { units, norms, gates }, head) = self.parts_mut();
+        let units = units.into_iter().flat_map(Unit::parameters_mut);
+        let gates = gates.into_iter().flat_map(Gate::parameters_mut);
+        let norms = norms.into_iter().flat_map(BatchNorm::parameters_mut);
+        units.chain(norms).chain(gates).chain(head.linear.parameters_mut())
     }
 
     /// Packs the weights again after they have changed.
     pub fn refresh(&mut self, cx: &Context) {
-        let mut convs: Vec<_> = self.units_mut().map(|unit| &mut unit.conv).collect();
+        let (Parts { units, gates, .. }, head) = self.parts_mut();
+        let mut convs: Vec<_> = units.into_iter().map(|unit| &mut unit.conv).collect();
         cx.pool().pieces(&mut convs, 1, |_, conv| conv[0].refresh(cx));
-        self.head.refresh(cx);
+        gates.into_iter().for_each(|gate| gate.refresh(cx));
+        head.linear.refresh(cx);
     }
 
     fn check(&self, x: &Tensor) -> Result<(), ShapeError> {
@@ -129,15 +187,23 @@ impl Network {
             blocks.push(saved);
         }
         let features = blocks.last().map_or(before, BlockSaved::output);
+        let normed = self.norm.as_mut().map(|norm| norm.forward(cx, workspace, features, None, true));
+        let features = normed.as_ref().map_or(features, |(normed, _)| normed);
         let (logits, head) = self.head.forward(cx, workspace, features);
-        Ok((logits, Saved { input, stem, blocks, head }))
+        Ok((logits, Saved { input, stem, blocks, normed, head }))
     }
 
     /// Every parameter's gradient, from the logits' gradient.
     pub fn backward(&mut self, cx: &Context, workspace: &mut Workspace, saved: Saved, dlogits: &Tensor) {
         // The input is the loader's: kept here, one more would pile up each step.
-        let Saved { input, mut stem, mut blocks, head } = saved;
+        let Saved { input, mut stem, mut blocks, normed, head } = saved;
         let mut dy = self.head.backward(cx, workspace, head, dlogits);
+        if let (Some(norm), Some((normed, saved))) = (&mut self.norm, normed) {
+            let before = stem.last().map_or(&input, UnitSaved::output);
+            let x = blocks.last().map_or(before, BlockSaved::output);
+            dy = norm.backward(cx, workspace, x, &saved, dy, After::Relu).0;
+            workspace.give(normed);
+        }
         for block in self.blocks.iter_mut().rev() {
             let Some(saved) = blocks.pop() else { break };
             let before = stem.last().map_or(&input, UnitSaved::output);
@@ -159,24 +225,31 @@ impl Network {
     /// # Errors
     /// When the images' size or channels are not the network's.
     pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Result<Tensor, Error> {
-        self.infer_stages(cx, workspace, x, |_, _| {})
+        self.infer_seeing(cx, workspace, x, |_, _| {})
     }
 
-    /// As [`infer`](Self::infer); `stage(index, features)` sees each stage's output, `[N, H/s, W/s, C]`.
+    /// As [`infer`](Self::infer); `see` is shown each feature map, `[N, H/s, W/s, C]`, as [`Arch::feature_info`] lists them,
+    /// and the embedding, `[N, 1, 1, C]`.
     ///
     /// # Errors
     /// When the images' size or channels are not the network's.
-    pub fn infer_stages(
+    pub fn infer_seeing(
         &self,
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
-        mut stage: impl FnMut(usize, &Tensor),
+        mut see: impl FnMut(Seen, &Tensor),
     ) -> Result<Tensor, Error> {
         self.check(x)?;
+        let feature = self.arch.stem_feature();
         let mut stem: Option<Tensor> = None;
-        for unit in &self.stem {
-            let next = unit.infer(cx, workspace, stem.as_ref().unwrap_or(x), None);
+        for (index, unit) in self.stem.iter().enumerate() {
+            let show = |y: &Tensor| {
+                if index == feature {
+                    see(Seen::Feature(0), y)
+                }
+            };
+            let next = unit.infer_seeing(cx, workspace, stem.as_ref().unwrap_or(x), None, show);
             stem.replace(next).into_iter().for_each(|old| workspace.give(old));
         }
         let mut y = stem.expect("a stem has units");
@@ -186,12 +259,28 @@ impl Network {
                 let next = block.infer(cx, workspace, &y);
                 workspace.give(std::mem::replace(&mut y, next));
             }
-            stage(index, &y);
+            see(Seen::Feature(index + 1), &y);
         }
-        let logits = self.head.infer(cx, workspace, &y);
+        if let Some(norm) = &self.norm {
+            let normed = norm.infer(cx, workspace, &y, None, true);
+            workspace.give(std::mem::replace(&mut y, normed));
+        }
+        let pooled = self.head.pool(cx, workspace, &y);
+        see(Seen::Embedding, &pooled);
+        let logits = self.head.linear.forward(cx, workspace, &pooled, false);
         workspace.give(y);
+        workspace.give(pooled);
         Ok(logits)
     }
+}
+
+/// What [`Network::infer_seeing`] shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// The feature map of this number: 0 is the stem's, before its pool, k that of stage k.
+    Feature(usize),
+    /// The means of the last feature map's channels, behind the last batch norm where there is one: what the head reads.
+    Embedding,
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ impl Network {
             let values = parameter.to_torch(value);
             state.insert(NamedTensor { name: name.clone(), shape: shape.clone(), values })?;
         }
-        for norm in self.units().map(|unit| &unit.norm) {
+        for norm in self.norms() {
             for (part, values) in [("running_mean", &norm.running_mean), ("running_var", &norm.running_var)] {
                 let name = format!("{}.{part}", norm.name);
                 state.insert(NamedTensor { name, shape: vec![values.len()], values: values.clone() })?;
@@ -55,7 +55,7 @@ impl Network {
                 parameter.value = parameter.from_torch(values);
             }
         });
-        for norm in self.units_mut().map(|unit| &mut unit.norm) {
+        for norm in self.norms_mut() {
             if let Some(values) = take(&format!("{}.running_mean", norm.name)) {
                 norm.running_mean = values;
             }
@@ -63,7 +63,7 @@ impl Network {
                 norm.running_var = values;
             }
         }
-        for norm in self.units_mut().map(|unit| &mut unit.norm) {
+        for norm in self.norms_mut() {
             let count =
                 state.get(&format!("{}.num_batches_tracked", norm.name)).and_then(TensorEntry::as_i64);
             norm.batches = count.and_then(|count| count.first().copied()).unwrap_or(0);

@@ -8,8 +8,9 @@ use crate::algorithm::{Choice, Chooser, Estimate, candidates};
 use crate::arch::{self, ArchError, BlockShortcut, PoolKind};
 use crate::kernels::Context;
 use crate::kernels::conv::ConvGeometry;
+use crate::kernels::gate::Extent;
 use crate::kernels::pool::{LinearPool, MaxPool};
-use crate::layer::Unit;
+use crate::layer::{BatchNorm, Block, Gate, GateKind, Linear, Shortcut, Unit};
 use crate::network::Network;
 
 /// Bytes of activations that a group of images may keep busy: what stays in a core's L2 cache.
@@ -27,9 +28,33 @@ struct Value(usize);
 struct Draft {
     operation: Operation,
     input: Value,
+    weights: Option<Value>,
     residual: Option<Value>,
     output: Value,
     index: usize,
+}
+
+impl Draft {
+    /// The activations that the step reads.
+    fn reads(&self) -> impl Iterator<Item = Value> {
+        [Some(self.input), self.weights, self.residual].into_iter().flatten()
+    }
+}
+
+/// What a step reads.
+#[derive(Debug, Clone, Copy)]
+struct Reads {
+    input: Value,
+    /// A gate's weights.
+    weights: Option<Value>,
+    /// What is added.
+    residual: Option<Value>,
+}
+
+impl From<Value> for Reads {
+    fn from(input: Value) -> Self {
+        Reads { input, weights: None, residual: None }
+    }
 }
 
 /// A convolution that is to be compiled.
@@ -72,23 +97,24 @@ impl<'a> Compiler<'a> {
     /// Compiles the whole network.
     pub(super) fn network(mut self, network: &Network) -> Result<(Vec<Segment>, Vec<StepInfo>), ArchError> {
         let (arch, structure) = (network.arch(), network.arch().structure()?);
-        let mut units = network.units();
-        let mut unit = || units.next().expect("the network has the structure's units");
         let mut size = network.input();
         let mut stage = Stage::new(size[0] * size[1] * arch.in_channels);
         let mut value = Value(0);
-        for description in &structure.stem {
-            value = self.unit(&mut stage, value, description, unit(), &mut size, None)?;
+        for (description, unit) in structure.stem.iter().zip(network.stem()) {
+            value = self.unit(&mut stage, value.into(), description, unit, &mut size)?;
         }
-        let mut blocks = structure.blocks.iter().peekable();
-        while let Some(block) = blocks.next() {
-            value = self.block(&mut stage, value, block, &mut unit, &mut size)?;
-            let ends = blocks.peek().is_none_or(|next| next.stage != block.stage);
+        let mut blocks = structure.blocks.iter().zip(network.blocks()).peekable();
+        while let Some((block, layer)) = blocks.next() {
+            value = self.block(&mut stage, value, block, layer, &mut size)?;
+            let ends = blocks.peek().is_none_or(|(next, _)| next.stage != block.stage);
             if ends && blocks.peek().is_some() {
                 let next = Stage::new(stage.values[value.0]);
                 self.finish(std::mem::replace(&mut stage, next), value);
                 value = Value(0);
             }
+        }
+        if let Some(norm) = network.norm() {
+            value = self.norm(&mut stage, value, norm, size);
         }
         let value = self.head(&mut stage, value, &structure.head, network, size)?;
         self.finish(stage, value);
@@ -100,14 +126,14 @@ impl<'a> Compiler<'a> {
         &mut self,
         stage: &mut Stage,
         operation: Operation,
-        [input, residual]: [Option<Value>; 2],
+        reads: impl Into<Reads>,
         len: usize,
         info: StepInfo,
     ) -> Value {
         let output = Value(stage.values.len());
         stage.values.push(len);
-        let input = input.unwrap_or(Value(0));
-        stage.drafts.push(Draft { operation, input, residual, output, index: self.infos.len() });
+        let Reads { input, weights, residual } = reads.into();
+        stage.drafts.push(Draft { operation, input, weights, residual, output, index: self.infos.len() });
         self.infos.push(info);
         output
     }
@@ -116,7 +142,7 @@ impl<'a> Compiler<'a> {
         &mut self,
         stage: &mut Stage,
         conv: Convolution,
-        [value, residual]: [Option<Value>; 2],
+        reads: impl Into<Reads>,
     ) -> Result<Value, ArchError> {
         let Convolution { name, geometry, input, folded, relu, pool } = conv;
         let at = || ArchError::at(name);
@@ -150,25 +176,24 @@ impl<'a> Compiler<'a> {
         };
         let operation = Operation::Conv { kernel: Box::new(kernel), bias: folded.bias, relu };
         let len = info.output.iter().product();
-        let value = self.push(stage, operation, [value, residual], len, info);
+        let value = self.push(stage, operation, reads, len, info);
         let Some(pool) = pool else { return Ok(value) };
         let channels = geometry.out_channels;
         let info = StepInfo::pool(format!("{name}.pool"), "max pool", output, after, channels);
         let operation = Operation::MaxPool { pool, channels };
-        Ok(self.push(stage, operation, [Some(value), None], after[0] * after[1] * channels, info))
+        Ok(self.push(stage, operation, value, after[0] * after[1] * channels, info))
     }
 
     fn unit(
         &mut self,
         stage: &mut Stage,
-        input: Value,
+        reads: Reads,
         description: &arch::Unit,
         unit: &Unit,
         size: &mut [usize; 2],
-        residual: Option<Value>,
     ) -> Result<Value, ArchError> {
         let geometry = description.geometry;
-        let relu = description.relu || residual.is_some();
+        let relu = description.relu || reads.residual.is_some() && description.norm.is_some();
         let name = &description.conv;
         let mut space = std::mem::take(&mut self.space);
         let folded = fold(self.cx, unit, &mut space);
@@ -182,7 +207,7 @@ impl<'a> Compiler<'a> {
         };
         let mut after = first.as_ref().map_or(before, MaxPool::output);
         let conv = Convolution { name, geometry, input: *size, folded, relu, pool: first };
-        let mut value = self.conv(stage, conv, [Some(input), residual])?;
+        let mut value = self.conv(stage, conv, reads)?;
         self.space = space;
         for &kind in pools {
             value = self.pool(stage, value, kind, name, &mut after, geometry.out_channels)?;
@@ -218,30 +243,41 @@ impl<'a> Compiler<'a> {
         let before = *size;
         *size = kind.output(before).map_err(ArchError::at(name))?;
         let info = StepInfo::pool(format!("{name}.pool"), algorithm, before, *size, channels);
-        Ok(self.push(stage, pool, [Some(input), None], size[0] * size[1] * channels, info))
+        Ok(self.push(stage, pool, input, size[0] * size[1] * channels, info))
     }
 
-    fn block<'n>(
+    /// A batch norm and a ReLU of their own.
+    fn norm(&mut self, stage: &mut Stage, input: Value, norm: &BatchNorm, size: [usize; 2]) -> Value {
+        let (scale, shift): (Vec<f32>, Vec<f32>) =
+            norm.affine().map(|(scale, shift)| (scale as f32, shift as f32)).unzip();
+        let channels = scale.len();
+        let info = StepInfo::pool(norm.name.clone(), "batch norm, ReLU", size, size, channels);
+        self.push(stage, Operation::Norm { scale, shift }, input, size[0] * size[1] * channels, info)
+    }
+
+    fn block(
         &mut self,
         stage: &mut Stage,
         input: Value,
         block: &arch::Block,
-        unit: &mut impl FnMut() -> &'n Unit,
+        layer: &Block,
         size: &mut [usize; 2],
     ) -> Result<Value, ArchError> {
         let before = *size;
-        let units: Vec<&Unit> = block.units.iter().map(|_| unit()).collect();
-        let residual = match &block.shortcut {
-            BlockShortcut::Identity => input,
-            BlockShortcut::Projection { pool, unit: description } => {
-                let (mut from, mut size) = (input, before);
+        let mut from = input;
+        if let Some(norm) = &layer.norm {
+            from = self.norm(stage, input, norm, before);
+        }
+        let beside = match (&block.shortcut, &layer.shortcut) {
+            (BlockShortcut::Projection { pool, unit: description }, Shortcut::Projection(_, unit)) => {
+                let (mut from, mut size) = (from, before);
                 if let Some(pool) = *pool {
                     let name = format!("{}.downsample", block.name);
                     from = self.pool(stage, from, pool, &name, &mut size, block.in_channels)?;
                 }
-                self.unit(stage, from, description, unit(), &mut size, None)?
+                self.unit(stage, from.into(), description, unit, &mut size)?
             }
-            &BlockShortcut::ZeroPad { stride, in_channels, out_channels } => {
+            (&BlockShortcut::ZeroPad { stride, in_channels, out_channels }, _) => {
                 let pool = LinearPool::subsample(before, [in_channels, out_channels], stride)
                     .map_err(ArchError::at(&block.name))?;
                 let after = pool.output();
@@ -253,16 +289,65 @@ impl<'a> Compiler<'a> {
                     out_channels,
                 );
                 let len = after[0] * after[1] * out_channels;
-                self.push(stage, Operation::LinearPool(pool), [Some(input), None], len, info)
+                self.push(stage, Operation::LinearPool(pool), from, len, info)
+            }
+            _ => input,
+        };
+        let last = layer.units.len() - 1;
+        let mut value = from;
+        for (index, (description, unit)) in block.units.iter().zip(&layer.units).enumerate() {
+            let residual = (index == last && block.gate.is_none()).then_some(beside);
+            value = self.unit(stage, Reads { residual, ..value.into() }, description, unit, size)?;
+        }
+        match (&block.gate, &layer.gate) {
+            (Some(description), Some(gate)) => self.gate(stage, [value, beside], description, gate, *size),
+            _ => Ok(value),
+        }
+    }
+
+    /// A gate's weights, their product with the first value, and the sum with the second one.
+    fn gate(
+        &mut self,
+        stage: &mut Stage,
+        [value, beside]: [Value; 2],
+        description: &arch::Gate,
+        gate: &Gate,
+        size: [usize; 2],
+    ) -> Result<Value, ArchError> {
+        let arch::Gate { name, channels, .. } = description;
+        let (channels, one) = (*channels, [1, 1]);
+        let pooled = gate.pool.clone();
+        let info = StepInfo::pool(format!("{name}.mean"), "global average pool", size, one, channels);
+        let mut weights = self.push(stage, Operation::LinearPool(pooled), value, channels, info);
+        let taps = match &gate.kind {
+            GateKind::Eca(taps) => taps.value.clone(),
+            GateKind::Se(layers) => {
+                for (layer, relu) in layers.iter().zip([true, false]) {
+                    weights = self.linear(stage, weights, layer, relu)?;
+                }
+                vec![1.0]
             }
         };
-        let last = units.len() - 1;
-        let mut value = input;
-        for (index, (description, unit)) in block.units.iter().zip(units).enumerate() {
-            let residual = (index == last).then_some(residual);
-            value = self.unit(stage, value, description, unit, size, residual)?;
-        }
-        Ok(value)
+        let info = StepInfo::pool(format!("{name}.sigmoid"), "sigmoid of channels", one, one, channels);
+        weights = self.push(stage, Operation::Sigmoid { taps, channels }, weights, channels, info);
+        let extent = Extent { pixels: size[0] * size[1], channels };
+        let reads = Reads { input: value, weights: Some(weights), residual: Some(beside) };
+        let info = StepInfo::pool(format!("{name}.gate"), "product, residual, ReLU", size, size, channels);
+        Ok(self.push(stage, Operation::Gate { extent }, reads, extent.pixels * channels, info))
+    }
+
+    /// A linear layer of one pixel.
+    fn linear(
+        &mut self,
+        stage: &mut Stage,
+        input: Value,
+        layer: &Linear,
+        relu: bool,
+    ) -> Result<Value, ArchError> {
+        let name = layer.weight.name.trim_end_matches(".weight");
+        let folded = Folded { weight: &layer.weight.value, bias: layer.bias.value.clone() };
+        let geometry = ConvGeometry::square(layer.weight.shape[1], layer.weight.shape[0], 1, 1);
+        self.conv(stage, Convolution { name, geometry, input: [1, 1], folded, relu, pool: None }, input)
     }
 
     fn head(
@@ -276,12 +361,8 @@ impl<'a> Compiler<'a> {
         let features = head.in_features;
         let pool = LinearPool::global_average(size, features).map_err(ArchError::at(&head.name))?;
         let info = StepInfo::pool("global_pool".to_owned(), "global average pool", size, [1, 1], features);
-        let pooled = self.push(stage, Operation::LinearPool(pool), [Some(input), None], features, info);
-        let [weight, bias] = network.head_weights();
-        let folded = Folded { weight, bias: bias.to_vec() };
-        let geometry = ConvGeometry::square(features, head.out_features, 1, 1);
-        let conv = Convolution { name: &head.name, geometry, input: [1, 1], folded, relu: false, pool: None };
-        self.conv(stage, conv, [Some(pooled), None])
+        let pooled = self.push(stage, Operation::LinearPool(pool), input, features, info);
+        self.linear(stage, pooled, network.linear(), false)
     }
 
     /// Gives a stage's activations buffers and closes it with `output` as its result.
@@ -291,17 +372,14 @@ impl<'a> Compiler<'a> {
         let mut cells: Vec<usize> = (0..values.len()).collect();
         for (step, draft) in drafts.iter().enumerate() {
             let Some(residual) = draft.residual else { continue };
-            let read_later = drafts[step + 1..]
-                .iter()
-                .any(|later| later.input == residual || later.residual == Some(residual));
+            let read_later =
+                drafts[step + 1..].iter().any(|later| later.reads().any(|read| read == residual));
             if cells[residual.0] != 0 && !read_later {
                 cells[draft.output.0] = cells[residual.0];
             }
         }
-        let last_use = |cell: usize| {
-            let reads = |value: Value| cells[value.0] == cell;
-            drafts.iter().rposition(|draft| reads(draft.input) || draft.residual.is_some_and(reads))
-        };
+        let last_use =
+            |cell: usize| drafts.iter().rposition(|draft| draft.reads().any(|value| cells[value.0] == cell));
         let mut slots: Vec<usize> = Vec::new();
         let mut free: Vec<usize> = Vec::new();
         let mut places: Vec<Option<Place>> = vec![None; values.len()];
@@ -324,7 +402,7 @@ impl<'a> Compiler<'a> {
                 }
                 places[cell] = Some(Place::Slot { slot, len: need });
             }
-            for value in [Some(draft.input), draft.residual].into_iter().flatten() {
+            for value in draft.reads() {
                 let cell = cells[value.0];
                 if let (Some(Place::Slot { slot, .. }), Some(last)) = (places[cell], last_use(cell))
                     && last == step
@@ -343,6 +421,7 @@ impl<'a> Compiler<'a> {
             .map(|draft| Step {
                 operation: draft.operation,
                 input: place(draft.input),
+                weights: draft.weights.map(place),
                 residual: draft.residual.map(place),
                 output: place(draft.output),
                 index: draft.index,

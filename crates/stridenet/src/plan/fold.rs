@@ -13,11 +13,14 @@ pub(super) struct Folded<'a> {
 const PIECE: usize = 1 << 15;
 
 /// `γ (conv(x) − μ) / √(σ² + ε) + β = conv'(x) + b'` (Jacob et al. 2017, arXiv 1712.05877, §3.2), computed in `f64` and
-/// rounded once. `space` holds the weights.
-pub(super) fn fold<'a>(cx: &Context, unit: &Unit, space: &'a mut Vec<f32>) -> Folded<'a> {
-    let (scale, bias): (Vec<f64>, Vec<f32>) =
-        unit.norm.affine().map(|(scale, shift)| (scale, shift as f32)).unzip();
+/// rounded once. `space` holds the weights. Without a batch norm the weights are the convolution's, and the bias is 0.
+pub(super) fn fold<'a>(cx: &Context, unit: &'a Unit, space: &'a mut Vec<f32>) -> Folded<'a> {
     let from = &unit.conv.weight.value;
+    let Some(norm) = &unit.norm else {
+        return Folded { weight: from, bias: vec![0.0; unit.conv.weight.shape[0]] };
+    };
+    let (scale, bias): (Vec<f64>, Vec<f32>) =
+        norm.affine().map(|(scale, shift)| (scale, shift as f32)).unzip();
     if space.len() < from.len() {
         *space = vec![0.0; from.len()];
     }

@@ -2,9 +2,10 @@
 
 use super::kernel::{Kernel, Scratch};
 use super::profile::Profile;
+use crate::kernels::gate::{self, Extent};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::pool::{LinearPool, MaxPool};
-use crate::kernels::{Aligned, Context};
+use crate::kernels::{Aligned, Context, norm};
 
 /// Where a step finds or leaves an activation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,20 @@ pub(super) enum Operation {
     },
     /// Average, blur, global average, or the pixels that a shortcut keeps.
     LinearPool(LinearPool),
+    /// A batch norm that follows no convolution, as a factor and a summand for each channel, and a ReLU.
+    Norm {
+        scale: Vec<f32>,
+        shift: Vec<f32>,
+    },
+    /// The sigmoid of a convolution along the channels.
+    Sigmoid {
+        taps: Vec<f32>,
+        channels: usize,
+    },
+    /// The product with weights for each channel, residual, ReLU.
+    Gate {
+        extent: Extent,
+    },
 }
 
 /// One operation of a plan.
@@ -39,7 +54,9 @@ pub(super) enum Operation {
 pub(super) struct Step {
     pub(super) operation: Operation,
     pub(super) input: Place,
-    /// What a convolution adds; where it is the output's place, the sum replaces it.
+    /// A gate's weights.
+    pub(super) weights: Option<Place>,
+    /// What a convolution or a gate adds; where it is the output's place, the sum replaces it.
     pub(super) residual: Option<Place>,
     pub(super) output: Place,
     /// The step's number in the plan.
@@ -117,17 +134,27 @@ impl Segment {
                 Place::Output => written,
             };
             let from = read(step.input);
+            let residual = step.residual.map(|place| match place == step.output {
+                true => Residual::InPlace,
+                false => Residual::Tensor(read(place)),
+            });
             match &step.operation {
                 Operation::Conv { kernel, bias, relu } => {
-                    let residual = step.residual.map(|place| match place == step.output {
-                        true => Residual::InPlace,
-                        false => Residual::Tensor(read(place)),
-                    });
                     let epilogue = Epilogue { bias: Some(bias), residual, relu: *relu };
                     kernel.run(cx, from, epilogue, scratch, to);
                 }
                 Operation::MaxPool { pool, channels } => pool.infer(cx, *channels, from, to),
                 Operation::LinearPool(pool) => pool.forward(cx, from, to),
+                Operation::Norm { scale, shift } => {
+                    norm::apply(cx, norm::Apply { x: from, scale, shift, residual: None, relu: true }, to);
+                }
+                Operation::Sigmoid { taps, channels } => {
+                    gate::sigmoid_of_channels(cx, *channels, taps, from, to);
+                }
+                Operation::Gate { extent } => {
+                    let weights = step.weights.map_or(&[][..], read);
+                    gate::apply(cx, *extent, gate::Gated { x: from, weights, residual, relu: true }, to);
+                }
             }
             if let Place::Slot { slot, .. } = step.output {
                 local.slots[slot] = taken;

@@ -46,7 +46,7 @@ impl Arch {
     pub fn structure(&self) -> Result<Structure, ArchError> {
         self.check_fields()?;
         let stem = self.stem_units();
-        let stem_feature = stem.len() - 1 - usize::from(self.stem_pool == StemPool::Conv);
+        let stem_feature = self.stem_feature();
         let mut params = Params(0);
         params.add(stem.iter().map(Unit::param_count).sum())?;
         let mut step = Step {
@@ -79,6 +79,14 @@ impl Arch {
         };
         params.add(head.param_count())?;
         Ok(Structure { stem, stem_feature, blocks, norm, head })
+    }
+
+    /// Which unit of the stem, before its pools, is the network's first feature map.
+    pub(crate) fn stem_feature(&self) -> usize {
+        match self.stem {
+            Stem::ImageNet | Stem::Cifar => 0,
+            Stem::Deep | Stem::DeepTiered => 2,
+        }
     }
 
     /// The product of the strides before the first block.

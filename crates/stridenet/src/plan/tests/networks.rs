@@ -1,7 +1,7 @@
 //! Networks to test plans with.
 
 use crate::Tensor;
-use crate::arch::{Arch, BlockKind, Downsample, Shortcut, Stage, Stem, StemPool, StrideOn};
+use crate::arch::{Arch, Attention, BlockKind, Downsample, Order, Shortcut, Stage, Stem, StemPool, StrideOn};
 use crate::bench::random_images;
 use crate::kernels::Context;
 use crate::layer::{BatchNorm, Workspace};
@@ -85,6 +85,29 @@ pub(super) fn architectures() -> Vec<Arch> {
         changed(base("bottleneck, narrow first, 3×3 projections, dilated", Bottleneck, [21, 24]), |arch| {
             (arch.reduce_first, arch.down_kernel, arch.output_stride) = (2, 3, Some(2));
         }),
+        changed(base("basic, squeeze and excitation", Basic, [19, 22]), |arch| {
+            arch.attention = Attention::Se
+        }),
+        changed(base("bottleneck, channel attention, zero-pad", Bottleneck, [17, 14]), |arch| {
+            (arch.attention, arch.shortcut) = (Attention::Eca, Shortcut::ZeroPad);
+        }),
+        changed(base("bottleneck, all of ResNet-RS", Bottleneck, [37, 40]), |arch| {
+            (arch.stem, arch.stem_pool, arch.shortcut) =
+                (Stem::Deep, StemPool::Conv, Shortcut::AvgProjection);
+            (arch.attention, arch.se_reduction) = (Attention::Se, 4);
+        }),
+        changed(base("basic, pre-activation", Basic, [21, 18]), |arch| arch.order = Order::Pre),
+        changed(base("basic, pre-activation, zero-pad, blur-pool", Basic, [13, 18]), |arch| {
+            (arch.order, arch.shortcut) = (Order::Pre, Shortcut::ZeroPad);
+            arch.downsample = Downsample::BlurPool;
+        }),
+        changed(base("bottleneck, pre-activation, deep stem, dilated", Bottleneck, [43, 38]), |arch| {
+            (arch.order, arch.stem, arch.shortcut) = (Order::Pre, Stem::Deep, Shortcut::AvgProjection);
+            arch.output_stride = Some(8);
+        }),
+        changed(base("bottleneck, pre-activation, imagenet stem", Bottleneck, [33, 32]), |arch| {
+            (arch.order, arch.stem) = (Order::Pre, Stem::ImageNet);
+        }),
         // The last stage's weights do not stay in a cache.
         changed(base("basic, heavy weights", Basic, [12, 12]), |arch| {
             arch.stages = vec![stage(1, 64, 1), stage(2, 256, 2)];
@@ -99,7 +122,7 @@ pub(super) fn network(arch: &Arch, cx: &Context, seed: u64) -> Network {
     let initialise = Initialise { seed, ..Initialise::default() };
     let mut network = Network::new(arch, arch.img_size, cx.level(), initialise).unwrap();
     let mut random = generator(seed, Use::Benchmark, [0, 0]);
-    for norm in network.units_mut().map(|unit| &mut unit.norm) {
+    for norm in network.norms_mut() {
         norm.gamma.value.fill_with(|| random.random_range(0.5..1.5));
         norm.beta.value.fill_with(|| random.random_range(-0.5..0.5));
     }
@@ -112,7 +135,7 @@ pub(super) fn network(arch: &Arch, cx: &Context, seed: u64) -> Network {
     }
     // Each pass moves the statistics by a tenth; what is left of the first values, 0 and 1, is taken out.
     let left = 0.9f32.powi(PASSES);
-    for BatchNorm { running_mean, running_var, .. } in network.units_mut().map(|unit| &mut unit.norm) {
+    for BatchNorm { running_mean, running_var, .. } in network.norms_mut() {
         running_mean.iter_mut().for_each(|mean| *mean /= 1.0 - left);
         running_var.iter_mut().for_each(|var| *var = ((*var - left) / (1.0 - left)).max(0.01));
     }

@@ -1,9 +1,9 @@
 //! A network's inference in plain loops and `f64`, sharing nothing with the layers but their parameters.
 
 use crate::Tensor;
-use crate::arch::{BlockShortcut, PoolKind, Unit as Description};
+use crate::arch::{Block as BlockDescription, BlockShortcut, PoolKind, Unit as Description};
 use crate::kernels::conv::{AverageWindow, ConvGeometry, Edge, Window};
-use crate::layer::Unit;
+use crate::layer::{BatchNorm, Block, GateKind, Linear, Shortcut, Unit};
 use crate::network::Network;
 
 /// Added to the variance, as in PyTorch.
@@ -53,53 +53,107 @@ impl Maps {
 /// The logits of `images`, `[N, classes]`.
 pub(super) fn logits(network: &Network, images: &Tensor) -> Vec<f64> {
     let structure = network.arch().structure().unwrap();
-    let mut units = network.units();
-    let mut next = || units.next().unwrap();
     let values = images.data().iter().map(|&value| f64::from(value)).collect();
     let maps = Maps { images: images.batch(), size: images.size(), channels: images.channels(), values };
-    let mut maps =
-        structure.stem.iter().fold(maps, |maps, description| unit(description, next(), &maps, None));
-    for block in &structure.blocks {
-        let units: Vec<&Unit> = block.units.iter().map(|_| next()).collect();
-        let shortcut = match &block.shortcut {
-            BlockShortcut::Identity => maps.clone(),
-            BlockShortcut::Projection { pool: kind, unit: description } => {
-                let maps = kind.map_or(maps.clone(), |kind| pool(kind, &maps));
-                unit(description, next(), &maps, None)
-            }
-            &BlockShortcut::ZeroPad { stride, out_channels, .. } => zero_pad(&maps, stride, out_channels),
-        };
-        let last = units.len() - 1;
-        for (index, (description, layer)) in block.units.iter().zip(units).enumerate() {
-            maps = unit(description, layer, &maps, (index == last).then_some(&shortcut));
-        }
+    let stem = structure.stem.iter().zip(network.stem());
+    let mut maps = stem.fold(maps, |maps, (description, layer)| unit(description, layer, &maps, None));
+    for (block, layer) in structure.blocks.iter().zip(network.blocks()) {
+        maps = self::block(block, layer, &maps);
     }
-    let [weight, bias] = network.head_weights();
-    let pixels = (maps.size[0] * maps.size[1]) as f64;
-    let head = Maps::filled(maps.images, [1, 1], bias.len(), |[image, ..], logits| {
-        logits.iter_mut().zip(bias).for_each(|(logit, &bias)| *logit = f64::from(bias));
-        for (channel, weights) in weight.chunks(bias.len()).enumerate() {
-            let from = image * maps.size[0] * maps.size[1] * maps.channels;
-            let values = maps.values[from..].iter().skip(channel).step_by(maps.channels);
-            let mean = values.take(maps.size[0] * maps.size[1]).sum::<f64>() / pixels;
-            logits.iter_mut().zip(weights).for_each(|(logit, &weight)| *logit += mean * f64::from(weight));
-        }
-    });
-    head.values
+    if let Some(norm) = network.norm() {
+        maps = relu(batch_norm(norm, maps));
+    }
+    linear(network.linear(), &means(&maps)).values
 }
 
-/// Convolution, batch norm, residual, ReLU, pool.
-fn unit(description: &Description, unit: &Unit, x: &Maps, residual: Option<&Maps>) -> Maps {
-    let mut y = conv(&description.geometry, &unit.conv.weight.value, x);
-    let (norm, relu) = (&unit.norm, description.relu || residual.is_some());
-    for (index, y) in y.values.iter_mut().enumerate() {
+fn block(description: &BlockDescription, block: &Block, x: &Maps) -> Maps {
+    let from = block.norm.as_ref().map_or_else(|| x.clone(), |norm| relu(batch_norm(norm, x.clone())));
+    let shortcut = match (&description.shortcut, &block.shortcut) {
+        (BlockShortcut::Projection { pool: kind, unit: description }, Shortcut::Projection(_, layer)) => {
+            let from = kind.map_or(from.clone(), |kind| pool(kind, &from));
+            unit(description, layer, &from, None)
+        }
+        (&BlockShortcut::ZeroPad { stride, out_channels, .. }, _) => zero_pad(&from, stride, out_channels),
+        _ => x.clone(),
+    };
+    let last = block.units.len() - 1;
+    let mut maps = from;
+    for (index, (description, layer)) in description.units.iter().zip(&block.units).enumerate() {
+        let residual = (index == last && block.gate.is_none()).then_some(&shortcut);
+        maps = unit(description, layer, &maps, residual);
+    }
+    let Some(gate) = &block.gate else { return maps };
+    let weights = match &gate.kind {
+        GateKind::Se(layers) => linear(&layers[1], &relu(linear(&layers[0], &means(&maps)))),
+        GateKind::Eca(taps) => {
+            let means = means(&maps);
+            Maps::filled(maps.images, [1, 1], maps.channels, |[image, ..], sums| {
+                let means = means.pixel(image, [0, 0]);
+                let half = taps.value.len() as isize / 2;
+                for (tap, &weight) in taps.value.iter().enumerate() {
+                    for (channel, sum) in sums.iter_mut().enumerate() {
+                        let from = usize::try_from(channel as isize + tap as isize - half).ok();
+                        *sum += from.and_then(|from| means.get(from)).map_or(0.0, |m| m * f64::from(weight));
+                    }
+                }
+            })
+        }
+    };
+    let pixels = maps.size[0] * maps.size[1];
+    for (index, (value, residual)) in maps.values.iter_mut().zip(&shortcut.values).enumerate() {
+        let weight = weights.values[index / (pixels * maps.channels) * maps.channels + index % maps.channels];
+        *value = (*value / (1.0 + (-weight).exp()) + residual).max(0.0);
+    }
+    maps
+}
+
+fn relu(mut x: Maps) -> Maps {
+    x.values.iter_mut().for_each(|value| *value = value.max(0.0));
+    x
+}
+
+fn batch_norm(norm: &BatchNorm, mut x: Maps) -> Maps {
+    for (index, value) in x.values.iter_mut().enumerate() {
         let channel = index % norm.running_mean.len();
         let [mean, var, gamma, beta] =
             [&norm.running_mean, &norm.running_var, &norm.gamma.value, &norm.beta.value]
                 .map(|values| f64::from(values[channel]));
-        *y = (*y - mean) / (var + EPSILON).sqrt() * gamma + beta;
-        *y += residual.map_or(0.0, |residual| residual.values[index]);
-        *y = if relu { y.max(0.0) } else { *y };
+        *value = (*value - mean) / (var + EPSILON).sqrt() * gamma + beta;
+    }
+    x
+}
+
+/// The mean of each channel.
+fn means(x: &Maps) -> Maps {
+    let pixels = x.size[0] * x.size[1];
+    Maps::filled(x.images, [1, 1], x.channels, |[image, ..], means| {
+        for pixel in x.values[image * pixels * x.channels..].chunks(x.channels).take(pixels) {
+            means.iter_mut().zip(pixel).for_each(|(mean, value)| *mean += value / pixels as f64);
+        }
+    })
+}
+
+fn linear(layer: &Linear, x: &Maps) -> Maps {
+    let (weight, bias) = (&layer.weight.value, &layer.bias.value);
+    Maps::filled(x.images, [1, 1], bias.len(), |[image, ..], sums| {
+        sums.iter_mut().zip(bias).for_each(|(sum, &bias)| *sum = f64::from(bias));
+        for (value, weights) in x.pixel(image, [0, 0]).iter().zip(weight.chunks(bias.len())) {
+            sums.iter_mut().zip(weights).for_each(|(sum, &weight)| *sum += value * f64::from(weight));
+        }
+    })
+}
+
+/// Convolution, batch norm, residual, ReLU, pools.
+fn unit(description: &Description, unit: &Unit, x: &Maps, residual: Option<&Maps>) -> Maps {
+    let mut y = conv(&description.geometry, &unit.conv.weight.value, x);
+    if let Some(norm) = &unit.norm {
+        y = batch_norm(norm, y);
+    }
+    if let Some(residual) = residual {
+        y.values.iter_mut().zip(&residual.values).for_each(|(y, residual)| *y += residual);
+    }
+    if description.relu || residual.is_some() && unit.norm.is_some() {
+        y = relu(y);
     }
     description.pools.iter().fold(y, |y, &kind| pool(kind, &y))
 }
