@@ -307,7 +307,8 @@ pub(crate) struct EvaluateFlags {
 #[command(after_help = "Examples:
   stridenet predict runs/first photo.jpg 'more/*.png'
   find . -name '*.jpg' | stridenet predict runs/first - --json
-  stridenet predict runs/first --tensor x.npy --logits y.npy")]
+  stridenet predict runs/first photos/ --embedding photos.safetensors
+  stridenet predict runs/first --tensor x.npy --logits y.npy --features maps --out-indices 0,3")]
 pub(crate) struct PredictFlags {
     /// A run folder, a model folder or a file of weights
     pub(crate) model: PathBuf,
@@ -328,9 +329,15 @@ pub(crate) struct PredictFlags {
     /// Where the logits [N, classes] of --tensor go
     #[arg(long, value_name = "FILE.npy", requires = "tensor")]
     pub(crate) logits: Option<PathBuf>,
-    /// Also write each stage's output for --tensor, as stageK.npy [N, C, H, W]
-    #[arg(long, value_name = "DIR", requires = "tensor")]
+    /// Also write feature maps of the images that are predicted, as stageK.npy [N, C, H, W]
+    #[arg(long, value_name = "DIR")]
     pub(crate) features: Option<PathBuf>,
+    /// Which feature maps: 0 is the stem's, before its pool, K that of stage K [default: all stages]
+    #[arg(long, value_delimiter = ',', value_name = "K,…", requires = "features")]
+    pub(crate) out_indices: Option<Vec<usize>>,
+    /// Also write what the classifier reads, [N, C], as .npy or .safetensors
+    #[arg(long, value_name = "FILE")]
+    pub(crate) embedding: Option<PathBuf>,
 }
 
 /// The examples of `inspect`, and the names that it knows.

@@ -187,6 +187,22 @@ fn tensors_become_logits_and_features() {
     assert_eq!(npy_shape(&folder.read("features/stage1.npy")), (vec![35, 4, 8, 8], 35 * 256));
     assert_eq!(npy_shape(&folder.read("features/stage2.npy")), (vec![35, 8, 4, 4], 35 * 128));
     assert_eq!(folder.files("features").len(), 2);
+    let [some, embedding] = ["some", "e.npy"].map(|name| folder.text(name));
+    let chosen = ["--features", &some, "--out-indices", "0,2", "--embedding", &embedding];
+    succeed(&[&["predict", &model, "--tensor", &x, "--logits", &y][..], &chosen].concat());
+    assert_eq!(folder.files("some").len(), 2);
+    assert_eq!(folder.read("some/stage2.npy"), folder.read("features/stage2.npy"));
+    assert_eq!(npy_shape(&folder.read("some/stage0.npy")).0[..2], [35, 4]);
+    assert_eq!(npy_shape(&folder.read("e.npy")), (vec![35, 8], 35 * 8));
+    // Images give one row each too, in the order of the predictions, which stay what they are.
+    let (images, rows) = (folder.text("data"), folder.text("rows.safetensors"));
+    let plain = succeed(&["predict", &model, &images, "--json"]);
+    let answer = succeed(&["predict", &model, &images, "--json", "--embedding", &rows]);
+    assert_eq!(files(&answer), files(&plain));
+    let header = String::from_utf8_lossy(&folder.read("rows.safetensors")).into_owned();
+    assert!(header.contains(&format!("\"shape\":[{},8]", files(&plain).len())), "{}", &header[..200]);
+    common::refuse(2, &["predict", &model, "--tensor", &x, "--logits", &y, "--features", &some, "--out-indices", "3"], &["--out-indices has 3", "0 (the stem) to 2"]);
+    common::refuse(2, &["predict", &model, "--tensor", &x, "--logits", &y, "--embedding", "e.txt"], &["e.txt", ".npy or .safetensors"]);
     common::refuse(
         1,
         &["predict", &model, "--tensor", &x, "--logits", &y, "--img-size", "16"],

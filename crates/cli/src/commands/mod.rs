@@ -4,6 +4,7 @@ pub(crate) mod bench;
 pub(crate) mod doctor;
 pub(crate) mod evaluate;
 pub(crate) mod export;
+mod features;
 pub(crate) mod hub;
 pub(crate) mod import;
 pub(crate) mod inspect;

@@ -1,5 +1,6 @@
 //! `stridenet predict`.
 
+use super::features::Keep;
 use super::{open_model, tuning};
 use crate::arguments::PredictFlags;
 use crate::console::Console;
@@ -13,9 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stridenet::data::list_images;
 use stridenet::kernels::Context;
-use stridenet::layer::Workspace;
 use stridenet::model::{Model, Prediction};
-use stridenet::network::Seen;
 use stridenet::weights::{read_npy, write_npy};
 use stridenet::{Tensor, image};
 
@@ -32,13 +31,22 @@ struct Outcome {
 /// Predicts the classes of images, or the logits of a tensor.
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &PredictFlags) -> Result<(), Failure> {
     let model = open_model(cx, console, &flags.model, flags.img_size)?;
+    let mut keep = Keep::new(flags, model.network().arch())?;
     if let (Some(tensor), Some(logits)) = (&flags.tensor, &flags.logits) {
-        return predict_tensor(console, &model, flags, tensor, logits);
+        return predict_tensor(console, &model, flags, keep, tensor, logits);
     }
     let mut failed = false;
     let mut predict = |file: &Path| -> Result<(), Failure> {
         let picture = image::open_with(file, flags.orientation.orientation());
-        let classified = picture.map_err(stridenet::Error::from).and_then(|picture| model.classify(&picture));
+        let classified = picture.map_err(stridenet::Error::from).and_then(|picture| match &mut keep {
+            Some(keep) => {
+                let ([height, width], channels) = (model.preprocess.input_size, model.preprocess.channels);
+                let mut x = Tensor::zeros([1, height, width, channels]);
+                model.preprocess.apply(&picture, x.data_mut())?;
+                Ok(model.rank(keep.infer(&model, &x)?.data()))
+            }
+            None => model.classify(&picture),
+        });
         let file = file.display().to_string();
         match classified {
             Ok(mut predictions) => {
@@ -61,6 +69,9 @@ pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &PredictFlags) ->
     };
     for input in &flags.inputs {
         for_each_file(input, &mut predict)?;
+    }
+    if let Some(keep) = keep {
+        keep.write(console)?;
     }
     if failed { Err(Failure::Partial) } else { Ok(()) }
 }
@@ -118,15 +129,15 @@ pub(super) fn for_each_file(
 /// Images of a tensor that are predicted at once.
 const BATCH: usize = 32;
 
-/// Logits, and on request each stage's output, of normalised images `[N, C, H, W]`.
+/// Logits, and what is to be kept on the way, of normalised images `[N, C, H, W]`.
 fn predict_tensor(
     console: &Console,
     model: &Model,
     flags: &PredictFlags,
+    keep: Option<Keep>,
     tensor: &Path,
     logits_path: &Path,
 ) -> Result<(), Failure> {
-    let features = flags.features.as_deref();
     let (shape, values) = read_npy(tensor).map_err(stridenet::Error::from)?;
     let ([height, width], channels) = (model.preprocess.input_size, model.preprocess.channels);
     let [images, found @ ..] = shape;
@@ -142,20 +153,11 @@ fn predict_tensor(
         Tensor::from_nchw([count, channels, height, width], images).map_err(stridenet::Error::from)
     });
     let mut logits = Vec::with_capacity(images * model.classes.len());
-    let mut stages: Vec<(Vec<usize>, Vec<f32>)> =
-        vec![(Vec::new(), Vec::new()); model.network().arch().stages.len()];
-    if features.is_some() {
-        let mut workspace = Workspace::default();
+    if let Some(mut keep) = keep {
         for x in batches {
-            let keep = |seen: Seen, output: &Tensor| {
-                let Seen::Feature(index @ 1..) = seen else { return };
-                let [_, height, width, channels] = output.shape();
-                stages[index - 1].0 = vec![channels, height, width];
-                stages[index - 1].1.extend(output.to_nchw());
-            };
-            let y = model.network().infer_seeing(model.context(), &mut workspace, &x?, keep)?;
-            logits.extend_from_slice(y.data());
+            logits.extend_from_slice(keep.infer(model, &x?)?.data());
         }
+        keep.write(console)?;
     } else {
         let plan = tuning::plan(console, model, &flags.model, BATCH.min(images))?;
         for x in batches {
@@ -165,18 +167,8 @@ fn predict_tensor(
             logits.extend_from_slice(y.data());
         }
     }
-    let write = |path: &Path, shape: &[usize], values: &[f32]| -> Result<(), Failure> {
-        write_npy(path, shape, values).map_err(stridenet::Error::from)?;
-        console.message(format_args!("wrote {} {shape:?}", path.display()));
-        Ok(())
-    };
-    write(logits_path, &[images, model.classes.len()], &logits)?;
-    if let Some(folder) = features {
-        std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        for (index, (shape, values)) in stages.iter().enumerate() {
-            let shape: Vec<usize> = std::iter::once(images).chain(shape.iter().copied()).collect();
-            write(&folder.join(format!("stage{}.npy", index + 1)), &shape, values)?;
-        }
-    }
+    let shape = [images, model.classes.len()];
+    write_npy(logits_path, &shape, &logits).map_err(stridenet::Error::from)?;
+    console.message(format_args!("wrote {} {shape:?}", logits_path.display()));
     Ok(())
 }
