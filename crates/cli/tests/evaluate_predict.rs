@@ -201,8 +201,16 @@ fn tensors_become_logits_and_features() {
     assert_eq!(files(&answer), files(&plain));
     let header = String::from_utf8_lossy(&folder.read("rows.safetensors")).into_owned();
     assert!(header.contains(&format!("\"shape\":[{},8]", files(&plain).len())), "{}", &header[..200]);
-    common::refuse(2, &["predict", &model, "--tensor", &x, "--logits", &y, "--features", &some, "--out-indices", "3"], &["--out-indices has 3", "0 (the stem) to 2"]);
-    common::refuse(2, &["predict", &model, "--tensor", &x, "--logits", &y, "--embedding", "e.txt"], &["e.txt", ".npy or .safetensors"]);
+    common::refuse(
+        2,
+        &["predict", &model, "--tensor", &x, "--logits", &y, "--features", &some, "--out-indices", "3"],
+        &["--out-indices has 3", "0 (the stem) to 2"],
+    );
+    common::refuse(
+        2,
+        &["predict", &model, "--tensor", &x, "--logits", &y, "--embedding", "e.txt"],
+        &["e.txt", ".npy or .safetensors"],
+    );
     common::refuse(
         1,
         &["predict", &model, "--tensor", &x, "--logits", &y, "--img-size", "16"],

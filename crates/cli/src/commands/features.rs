@@ -44,14 +44,18 @@ impl Keep {
             None => (1..=last).collect(),
         };
         if let Some(index) = wanted.iter().find(|&&index| index > last) {
-            let message = format!("--out-indices has {index}, expected 0 (the stem) to {last} (the last stage)");
+            let message =
+                format!("--out-indices has {index}, expected 0 (the stem) to {last} (the last stage)");
             return Err(Failure::usage(message));
         }
         let kinds = ["npy", "safetensors"];
         if let Some(path) = &flags.embedding
             && !kinds.iter().any(|kind| path.extension().is_some_and(|found| found == *kind))
         {
-            let message = format!("--embedding is {}, expected a name that ends in .npy or .safetensors", path.display());
+            let message = format!(
+                "--embedding is {}, expected a name that ends in .npy or .safetensors",
+                path.display()
+            );
             return Err(Failure::usage(message));
         }
         let maps = match &flags.features {
@@ -109,7 +113,9 @@ impl Keep {
         if path.extension().is_some_and(|kind| kind == "safetensors") {
             let mut state = StateDict::new();
             let (name, values) = ("embedding".to_owned(), rows.values.clone());
-            state.insert(NamedTensor { name, shape: shape.clone(), values }).map_err(stridenet::Error::from)?;
+            state
+                .insert(NamedTensor { name, shape: shape.clone(), values })
+                .map_err(stridenet::Error::from)?;
             write_safetensors(path, &state, &BTreeMap::new()).map_err(stridenet::Error::from)?;
         } else {
             write_npy(path, &shape, &rows.values).map_err(stridenet::Error::from)?;

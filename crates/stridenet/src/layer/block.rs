@@ -1,7 +1,9 @@
 //! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone. A gate weighs
 //! the channels of F; a pre-activation block has a batch norm and a ReLU before F instead of the ReLU behind the sum.
 
-use super::{After, BatchNorm, Gate, GateSaved, NormSaved, Parameter, Pooled, Pools, Unit, UnitSaved, Workspace};
+use super::{
+    After, BatchNorm, Gate, GateSaved, NormSaved, Parameter, Pooled, Pools, Unit, UnitSaved, Workspace,
+};
 use crate::Tensor;
 use crate::kernels::gate::{self, Extent, Gated};
 use crate::kernels::gemm::Residual;

@@ -8,8 +8,8 @@ pub use build::Initialise;
 use crate::arch::Arch;
 use crate::kernels::{Context, Level};
 use crate::layer::{
-    After, BatchNorm, Block, BlockSaved, Gate, Head, HeadSaved, Linear, NormSaved, Parameter, Unit, UnitSaved,
-    Workspace,
+    After, BatchNorm, Block, BlockSaved, Gate, Head, HeadSaved, Linear, NormSaved, Parameter, Unit,
+    UnitSaved, Workspace,
 };
 use crate::{Error, ShapeError, Tensor};
 
