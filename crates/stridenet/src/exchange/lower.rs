@@ -63,9 +63,24 @@ fn push_norm(dag: &mut Dag<String>, norm: &Norm, x: usize) -> usize {
     dag.push(format!("{}.relu", norm.name), Op::Relu, &[y])
 }
 
+/// Gives a norm that alone reads the step `x` to that, where it is a convolution without one: a file does not show whose it is.
+fn take_in(dag: &mut Dag<String>, norm: &Norm, x: usize) -> bool {
+    match &mut dag.steps[x].op {
+        Op::Conv { norm: free @ None, .. } => {
+            *free = Some(norm_parts(&norm.name));
+            true
+        }
+        _ => false,
+    }
+}
+
 fn push_block(dag: &mut Dag<String>, block: &Block, x: usize) -> usize {
     // With pre-activation the main path and a shortcut that changes shape begin behind the block's own norm and ReLU.
-    let active = block.norm.as_ref().map_or(x, |norm| push_norm(dag, norm, x));
+    let alone = block.shortcut != BlockShortcut::Identity;
+    let active = block.norm.as_ref().map_or(x, |norm| match alone && take_in(dag, norm, x) {
+        true => dag.push(format!("{}.relu", norm.name), Op::Relu, &[x]),
+        false => push_norm(dag, norm, x),
+    });
     let mut y = active;
     for unit in &block.units {
         y = push_unit(dag, unit, y);
