@@ -255,6 +255,12 @@ pub(crate) struct RecipeFlags {
     /// Epochs of linear warm-up; may be a fraction [default: 0.5]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) warmup_epochs: Option<f64>,
+    /// Stochastic depth: probability that an image goes around the last block, rising from 0 at the first [default: 0]
+    #[arg(long, value_name = "P")]
+    pub(crate) drop_path: Option<f64>,
+    /// DropBlock: share of the last two stages' feature maps that is left out in square blocks [default: 0]
+    #[arg(long, value_name = "P")]
+    pub(crate) drop_block: Option<f64>,
     /// Label smoothing [default: 0]
     #[arg(long, value_name = "E", allow_negative_numbers = true)]
     pub(crate) smoothing: Option<f64>,

@@ -131,9 +131,25 @@ fn an_interrupted_run_goes_on_to_the_same_bits() {
     let folder = Folder::new();
     folder.idx("data", 3000, 16);
     // An epoch takes about a second.
-    let flags = ["--epochs", "2", "--batch-size", "4", "--img-size", "16"];
+    let flags = [
+        "--epochs",
+        "2",
+        "--batch-size",
+        "4",
+        "--img-size",
+        "16",
+        "--drop-path",
+        "0.3",
+        "--drop-block",
+        "0.2",
+    ];
     let arguments = |out: &str| folder.train_arguments("data", out, &flags);
     succeed(&arguments("straight"));
+    let config: Value = serde_json::from_slice(&folder.read("straight/best/config.json")).unwrap();
+    assert_eq!(
+        (&config["model_args"]["drop_path_rate"], &config["model_args"]["drop_block_rate"]),
+        (&0.3.into(), &0.2.into())
+    );
     let out = folder.text("run");
 
     let child = start(&arguments("run"));
@@ -225,6 +241,10 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "blur-pool",
         "--workers",
         "2",
+        "--drop-path",
+        "0.3",
+        "--drop-block",
+        "0.2",
     ];
     for (name, shape) in [("basic", &[][..]), ("bottleneck", &bottleneck[..])] {
         let mut arguments = vec!["train".to_owned(), folder.text("data")];
@@ -248,6 +268,26 @@ fn the_seed_is_the_only_chance() {
         folder.read(&format!("{out}/{WEIGHTS}"))
     });
     assert!(weights[0] == weights[1] && weights[0] != weights[2]);
+}
+
+#[test]
+fn what_is_dropped_changes_training_and_must_be_possible() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    let none: [&str; 0] = [];
+    folder.train("data", "all", &none);
+    for flag in ["--drop-path", "--drop-block"] {
+        folder.train("data", flag, &[flag, "0.5"]);
+        assert_ne!(
+            folder.read(&format!("{flag}/{WEIGHTS}")),
+            folder.read(&format!("all/{WEIGHTS}")),
+            "{flag}"
+        );
+        refuse(2, &folder.train_arguments("data", "refused", &[flag, "1"]), &[flag, "1"]);
+    }
+    let pre = ["--order", "pre-activation", "--drop-block", "0.5"];
+    refuse(2, &folder.train_arguments("data", "refused", &pre), &["--drop-block", "pre-activation"]);
+    assert!(!folder.path("refused").exists());
 }
 
 #[test]

@@ -53,7 +53,7 @@ pub use import::{ImportOptions, Imported, import};
 use crate::exchange::{OnnxOptions, OnnxReport, write_onnx};
 use crate::image::{Picture, Preprocess};
 use crate::kernels::{Context, loss};
-use crate::network::Network;
+use crate::network::{DropRates, Network};
 use crate::plan::{Plan, PlanOptions};
 use crate::weights::{Account, ModelFolder};
 use crate::{Error, Tensor};
@@ -69,6 +69,8 @@ pub struct Model {
     pub preprocess: Preprocess,
     /// The classes' names, in the order of the logits.
     pub classes: Vec<String>,
+    /// What training leaves out at random; nothing is in use.
+    pub drop: DropRates,
     context: Arc<Context>,
     /// The network compiled for one image at a time, once that is wanted.
     single: Mutex<Option<Arc<Plan>>>,
@@ -127,7 +129,8 @@ impl Model {
     ) -> Self {
         assert_eq!(network.level(), context.level(), "the network's instruction-set level");
         assert_eq!(network.arch().num_classes, classes.len(), "a name for each class");
-        Model { network, preprocess, classes, context, single: Mutex::default() }
+        let drop = DropRates::default();
+        Model { network, preprocess, classes, drop, context, single: Mutex::default() }
     }
 
     /// Opens a run folder, a model folder or a file of weights, as [`import`] does, to compute with the best instructions of this
@@ -147,9 +150,9 @@ impl Model {
         let context = Arc::clone(&options.context);
         let imported = import(path.as_ref(), &options.import)?;
         let Imported { description, state, weights, account, assumptions, .. } = imported;
-        let Description { arch, preprocess, classes } = description;
+        let Description { arch, preprocess, classes, drop } = description;
         let (network, _) = Network::from_state(&context, &arch, preprocess.input_size, &weights, state)?;
-        let model = Model::new(context, network, preprocess, classes);
+        let model = Model { drop, ..Model::new(context, network, preprocess, classes) };
         Ok(Opened { model, account, assumptions, weights })
     }
 
@@ -194,7 +197,7 @@ impl Model {
     /// What the model is apart from its weights.
     pub fn description(&self) -> Description {
         let (arch, preprocess) = (self.network.arch().clone(), self.preprocess.clone());
-        Description { arch, preprocess, classes: self.classes.clone() }
+        Description { arch, preprocess, classes: self.classes.clone(), drop: self.drop }
     }
 
     /// Writes a model folder: `model.safetensors` with torch's names and `config.json` in timm's form.

@@ -18,6 +18,10 @@ pub enum Use {
     Split = 4,
     /// Images that benchmarks run on.
     Benchmark = 5,
+    /// Which blocks an image of a training pass goes around.
+    DropPath = 6,
+    /// Which regions of its feature maps are left out.
+    DropBlock = 7,
 }
 
 /// The generator for one use at one place, for example `[epoch, image]`.

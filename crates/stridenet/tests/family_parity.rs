@@ -7,11 +7,11 @@ use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stridenet::Tensor;
-use stridenet::arch::{Arch, Overrides};
+use stridenet::arch::{Arch, Block, Overrides};
 use stridenet::kernels::{Context, Level};
-use stridenet::layer::Workspace;
+use stridenet::layer::{BlockDrop, Workspace};
 use stridenet::model::Description;
-use stridenet::network::{Initialise, Network, Seen};
+use stridenet::network::{Initialise, Input, Network, Seen};
 use stridenet::plan::{Plan, PlanOptions};
 use stridenet::weights::{ModelConfig, NonFinite, StateDict, TensorValues, read_safetensors};
 
@@ -218,10 +218,28 @@ struct Gradients {
 
 #[derive(Deserialize)]
 struct GradientCase {
+    /// What the names of its tensors begin with.
+    key: String,
     network: String,
     arguments: Map<String, Value>,
     /// The number of the images, which are far from a point where a gradient jumps.
     images: usize,
+}
+
+/// The fixture's factors in the places of `drops`: a factor that is not drawn makes the arithmetic comparable.
+fn fixed_drops(drops: &[BlockDrop], arch: &Arch) -> Vec<BlockDrop> {
+    let structure = arch.structure().unwrap();
+    let fixed = |name: String, count: usize| uniform(&name, count).into_iter().map(|u| u + 1.0).collect();
+    let fix = |(drop, block): (&BlockDrop, &Block)| {
+        let images = drop.images.as_ref().map(|images| {
+            let mut factors: Vec<f32> = fixed(format!("{}.drop_path", block.name), images.len());
+            factors[0] = 0.0;
+            factors
+        });
+        let of_pixels = |pixels: &Vec<f32>| fixed(format!("{}.drop_block", block.name), pixels.len());
+        BlockDrop { images, pixels: drop.pixels.as_ref().map(of_pixels) }
+    };
+    drops.iter().zip(&structure.blocks).map(fix).collect()
 }
 
 #[test]
@@ -229,20 +247,22 @@ fn gradients_in_training_are_timms() {
     let (fixture, tensors): (Gradients, StateDict) = read("gradients");
     let cx = Context::new(Level::detect(), 2);
     let mut wrong = Vec::new();
-    for GradientCase { network: name, arguments, images: number } in &fixture.cases {
+    for GradientCase { key: case, network: name, arguments, images: number } in &fixture.cases {
         let config =
             json!({"architecture": name, "num_classes": 20, "model_args": arguments, "pretrained_cfg": {}});
         let path = Path::new(name);
         let config = ModelConfig::from_json(path, config.to_string().as_bytes()).unwrap();
-        let arch = Description::from_config(&config, path).unwrap().arch;
+        let Description { arch, drop, .. } = Description::from_config(&config, path).unwrap();
+        let rate = |key: &str| arguments.get(key).and_then(Value::as_f64).unwrap_or(0.0);
+        assert_eq!([drop.path, drop.block], [rate("drop_path_rate"), rate("drop_block_rate")], "{case}");
         let side = fixture.side;
         let mut network = network(&cx, &arch, [side, side]);
         let mut workspace = Workspace::default();
-        let (logits, saved) = network
-            .forward(&cx, &mut workspace, images(&format!("x 3 {number}"), [2, 3, side, side]))
-            .unwrap();
-        let error = distance(logits.data(), expected(&tensors, &format!("{name}.logits")));
-        assert!(error < TOLERANCE, "{name}: logits in training: {error:e}");
+        let drops = fixed_drops(&drop.drops(&network, 1, 1, &[0, 1]), &arch);
+        let input = Input { images: images(&format!("x 3 {number}"), [2, 3, side, side]), drops };
+        let (logits, saved) = network.forward(&cx, &mut workspace, input).unwrap();
+        let error = distance(logits.data(), expected(&tensors, &format!("{case}.logits")));
+        assert!(error < TOLERANCE, "{case}: logits in training: {error:e}");
         let dlogits = Tensor::new(logits.shape(), uniform("r", logits.data().len())).unwrap();
         network.backward(&cx, &mut workspace, saved, &dlogits);
         let mut count = 0;
@@ -250,14 +270,14 @@ fn gradients_in_training_are_timms() {
             let key = &parameter.name;
             let found =
                 sampled(&format!("{name} {key}"), &parameter.to_torch(&parameter.grad), fixture.samples);
-            let error = distance(&found, expected(&tensors, &format!("{name}.{key}")));
+            let error = distance(&found, expected(&tensors, &format!("{case}.{key}")));
             if error.is_nan() || error > GRADIENT {
-                wrong.push(format!("{name}.{key}: {error:.2e}"));
+                wrong.push(format!("{case}.{key}: {error:.2e}"));
             }
             count += 1;
         }
         let trainable = arch.structure().unwrap().tensors().iter().filter(|tensor| tensor.trainable).count();
-        assert_eq!(count, trainable, "{name}: parameters");
+        assert_eq!(count, trainable, "{case}: parameters");
     }
     assert!(wrong.is_empty(), "beyond {GRADIENT:e}: {wrong:#?}");
 }

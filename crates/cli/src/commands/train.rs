@@ -94,6 +94,7 @@ fn begin<'a>(
     let name = flags.arch.as_deref().unwrap_or("resnet20");
     // The architecture's flags are checked before the data is read.
     let arch = architecture(name, &flags.shape)?;
+    options.check_network(&arch).map_err(stridenet::Error::from)?;
     let [train, val] = open_data(cx, console, &options)?;
     let img_size = flags.shape.img_size.or(train.picture_size()).unwrap_or(arch.img_size);
     let changes = Overrides {
@@ -190,6 +191,8 @@ fn recipe(flags: &RecipeFlags, base: TrainOptions) -> TrainOptions {
         sched: sched.unwrap_or(base.sched),
         warmup_epochs: flags.warmup_epochs.unwrap_or(base.warmup_epochs),
         smoothing: flags.smoothing.unwrap_or(base.smoothing),
+        drop_path: flags.drop_path.unwrap_or(base.drop_path),
+        drop_block: flags.drop_block.unwrap_or(base.drop_block),
         zero_init_last: base.zero_init_last || flags.zero_init_last,
         workers: flags.workers.unwrap_or(base.workers),
         val_fraction: flags.val_fraction.unwrap_or(base.val_fraction),

@@ -23,6 +23,16 @@ pub struct Block {
     pub shortcut: Shortcut,
 }
 
+/// What a training pass multiplies a block's main path by; nothing leaves it as it is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BlockDrop {
+    /// A factor for each image, `[N]`, behind F and its gate: 0 leaves the shortcut alone (stochastic depth, Huang et al. 2016).
+    pub images: Option<Vec<f32>>,
+    /// A factor for each pixel, `[N, H, W]`, none below 0, behind the last unit but one of F and before its pool (DropBlock,
+    /// Ghiasi et al. 2018). Blocks without pre-activation have it.
+    pub pixels: Option<Vec<f32>>,
+}
+
 /// The path beside F.
 #[derive(Debug)]
 pub enum Shortcut {
@@ -46,7 +56,7 @@ pub struct BlockSaved {
     activated: Option<(Tensor, NormSaved)>,
     units: Vec<UnitSaved>,
     projection: Option<ProjectionSaved>,
-    gated: Option<GatedSaved>,
+    weighed: Option<WeighedSaved>,
 }
 
 /// What the backward pass needs of a projection.
@@ -57,10 +67,14 @@ struct ProjectionSaved {
     unit: UnitSaved,
 }
 
-/// What the backward pass needs of a gate.
+/// What the backward pass needs where F is weighed before it is added to the shortcut.
 #[derive(Debug)]
-struct GatedSaved {
-    gate: GateSaved,
+struct WeighedSaved {
+    gate: Option<GateSaved>,
+    /// A factor for each image.
+    images: Option<Vec<f32>>,
+    /// What each channel of each image was multiplied by, `[N, 1, 1, C]`.
+    weights: Tensor,
     /// The block's output.
     output: Tensor,
 }
@@ -68,7 +82,9 @@ struct GatedSaved {
 impl BlockSaved {
     /// The block's output.
     pub fn output(&self) -> &Tensor {
-        self.gated.as_ref().map_or_else(|| self.units[self.units.len() - 1].output(), |gated| &gated.output)
+        self.weighed
+            .as_ref()
+            .map_or_else(|| self.units[self.units.len() - 1].output(), |weighed| &weighed.output)
     }
 }
 
@@ -78,13 +94,80 @@ fn extent(x: &Tensor) -> Extent {
     Extent { pixels: height * width, channels: x.channels() }
 }
 
-/// `ReLU(x · weights + residual)`.
-fn gated(cx: &Context, workspace: &mut Workspace, x: &Tensor, weights: &Tensor, residual: &Tensor) -> Tensor {
+/// `relu?(x · weights + residual)`.
+fn weighed(
+    cx: &Context,
+    workspace: &mut Workspace,
+    [x, weights, residual]: [&Tensor; 3],
+    relu: bool,
+) -> Tensor {
     let mut y = workspace.tensor(x.shape());
     let residual = Some(Residual::Tensor(residual.data()));
-    let input = Gated { x: x.data(), weights: weights.data(), residual, relu: true };
+    let input = Gated { x: x.data(), weights: weights.data(), residual, relu };
     gate::apply(cx, extent(x), input, y.data_mut());
     y
+}
+
+/// Multiplies the values of each image, `[N, 1, 1, C]`, by one of `factors`, `[N]`.
+fn scale_images(factors: Option<&[f32]>, values: &mut Tensor) {
+    let channels = values.channels();
+    for (row, factor) in values.data_mut().chunks_exact_mut(channels).zip(factors.into_iter().flatten()) {
+        row.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
+impl WeighedSaved {
+    /// Weighs `x` by its gate and by a factor for each image, and adds the shortcut.
+    fn forward(
+        cx: &Context,
+        workspace: &mut Workspace,
+        [x, beside]: [&Tensor; 2],
+        gate: Option<&Gate>,
+        images: Option<Vec<f32>>,
+        relu: bool,
+    ) -> Self {
+        let gate = gate.map(|gate| gate.forward(cx, workspace, x));
+        let mut weights = workspace.tensor([x.batch(), 1, 1, x.channels()]);
+        match &gate {
+            Some(gate) => weights.data_mut().copy_from_slice(gate.weights().data()),
+            None => weights.data_mut().fill(1.0),
+        }
+        scale_images(images.as_deref(), &mut weights);
+        let output = weighed(cx, workspace, [x, &weights, beside], relu);
+        WeighedSaved { gate, images, weights, output }
+    }
+
+    /// The gate's gradients; returns those of what was weighed, `x`, and of the shortcut. `dy` is given up.
+    fn backward(
+        self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        gate: Option<&mut Gate>,
+        x: &Tensor,
+        dy: Tensor,
+        relu: bool,
+    ) -> (Tensor, Tensor) {
+        let WeighedSaved { gate: saved, images, weights, output } = self;
+        let mut dsum = workspace.tensor(x.shape());
+        let mut dweights = workspace.tensor(weights.shape());
+        let input = gate::Backward { x: x.data(), dy: dy.data(), y: relu.then_some(output.data()) };
+        gate::backward_weights(cx, extent(x), input, dsum.data_mut(), dweights.data_mut());
+        let dmeans = match (gate, saved) {
+            (Some(gate), Some(saved)) => {
+                scale_images(images.as_deref(), &mut dweights);
+                Some(gate.backward(cx, workspace, saved, dweights))
+            }
+            _ => {
+                workspace.give(dweights);
+                None
+            }
+        };
+        let mut dx = workspace.tensor(x.shape());
+        let means = dmeans.as_ref().map(Tensor::data);
+        gate::backward_input(cx, extent(x), dsum.data(), weights.data(), means, dx.data_mut());
+        [output, dy, weights].into_iter().chain(dmeans).for_each(|tensor| workspace.give(tensor));
+        (dx, dsum)
+    }
 }
 
 impl Block {
@@ -130,15 +213,25 @@ impl Block {
         (norm.as_mut(), units.iter_mut().chain(projection), gate.as_mut())
     }
 
-    /// Training.
-    pub fn forward(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> BlockSaved {
+    /// Training, with a main path as `drop` leaves it.
+    pub fn forward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        drop: BlockDrop,
+    ) -> BlockSaved {
+        let BlockDrop { images, mut pixels } = drop;
         let Block { norm, units, gate, shortcut } = self;
         let activated = norm.as_mut().map(|norm| norm.forward(cx, workspace, x, None, true));
         let from = activated.as_ref().map_or(x, |(activated, _)| activated);
         let (last, first) = units.split_last_mut().expect("a block has units");
         let mut saved: Vec<UnitSaved> = Vec::with_capacity(first.len() + 1);
-        for unit in first {
-            let next = unit.forward(cx, workspace, saved.last().map_or(from, UnitSaved::output), None);
+        let count = first.len();
+        for (index, unit) in first.iter_mut().enumerate() {
+            let factors = if index + 1 == count { pixels.take() } else { None };
+            let input = saved.last().map_or(from, UnitSaved::output);
+            let next = unit.forward_dropping(cx, workspace, input, None, factors);
             saved.last_mut().into_iter().for_each(|before| before.release(workspace));
             saved.push(next);
         }
@@ -146,18 +239,17 @@ impl Block {
         let beside = projection.as_ref().map(|projection| projection.unit.output());
         let beside = beside.or(padded.as_ref()).unwrap_or(x);
         let input = saved.last().map_or(from, UnitSaved::output);
-        let residual = gate.is_none().then_some(beside);
-        let end = last.forward(cx, workspace, input, residual);
-        let gated = gate.as_ref().map(|gate| {
-            let gate = gate.forward(cx, workspace, end.output());
-            let output = gated(cx, workspace, end.output(), gate.weights(), beside);
-            GatedSaved { gate, output }
+        let weighs = gate.is_some() || images.is_some();
+        let end = last.forward(cx, workspace, input, (!weighs).then_some(beside));
+        let weighed = weighs.then(|| {
+            let (tensors, relu) = ([end.output(), beside], norm.is_none());
+            WeighedSaved::forward(cx, workspace, tensors, gate.as_ref(), images, relu)
         });
         padded.into_iter().for_each(|padded| workspace.give(padded));
         let released = saved.last_mut().into_iter().chain(projection.as_mut().map(|kept| &mut kept.unit));
         released.for_each(|unit| unit.release(workspace));
         saved.push(end);
-        BlockSaved { activated, units: saved, projection, gated }
+        BlockSaved { activated, units: saved, projection, weighed }
     }
 
     /// The parameters' gradients; returns the input's.
@@ -169,23 +261,25 @@ impl Block {
         saved: BlockSaved,
         dy: Tensor,
     ) -> Tensor {
-        let BlockSaved { activated, mut units, projection, gated } = saved;
+        let BlockSaved { activated, mut units, projection, weighed } = saved;
         let Block { norm, units: layers, gate, shortcut } = self;
         let from = activated.as_ref().map_or(x, |(activated, _)| activated);
         let (last, first) = layers.split_last_mut().expect("a block has units");
         let pop = |units: &mut Vec<UnitSaved>| units.pop().expect("one for each unit");
         let saved = pop(&mut units);
-        let (dy, dgated) = match (gate, gated) {
-            (Some(gate), Some(gated)) => {
-                let (dx, dsum) = backward_gate(cx, workspace, gate, saved.output(), gated, dy);
+        let (dy, dweighed) = match weighed {
+            Some(weighed) => {
+                let relu = norm.is_none();
+                let (dx, dsum) = weighed.backward(cx, workspace, gate.as_mut(), saved.output(), dy, relu);
                 (dx, Some(dsum))
             }
-            _ => (dy, None),
+            None => (dy, None),
         };
         restore(cx, workspace, first, &mut units);
         let input = units.last().map_or(from, UnitSaved::output);
         let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
-        let dresidual = dgated.or(dresidual).expect("the shortcut is added to the last unit or the gate");
+        let dresidual =
+            dweighed.or(dresidual).expect("the shortcut is added to the last unit or to what is weighed");
         let dshortcut = shortcut.backward(cx, workspace, from, projection, dresidual);
         // The identity reads x, which is not what F reads where a batch norm stands before F.
         let apart = norm.is_some() && matches!(shortcut, Shortcut::Identity);
@@ -224,36 +318,13 @@ impl Block {
         let mut output = last.infer(cx, workspace, input, self.gate.is_none().then_some(beside));
         if let Some(gate) = &self.gate {
             let saved = gate.forward(cx, workspace, &output);
-            let sum = gated(cx, workspace, &output, saved.weights(), beside);
+            let sum = weighed(cx, workspace, [&output, saved.weights(), beside], true);
             saved.discard(workspace);
             workspace.give(std::mem::replace(&mut output, sum));
         }
         y.into_iter().chain(residual).chain(activated).for_each(|old| workspace.give(old));
         output
     }
-}
-
-/// The gate's gradients; returns those of what it weighs, `x`, and of the residual. `dy` is given up.
-fn backward_gate(
-    cx: &Context,
-    workspace: &mut Workspace,
-    gate: &mut Gate,
-    x: &Tensor,
-    saved: GatedSaved,
-    dy: Tensor,
-) -> (Tensor, Tensor) {
-    let GatedSaved { gate: saved, output } = saved;
-    let mut dsum = workspace.tensor(x.shape());
-    let mut dweights = workspace.tensor(saved.weights().shape());
-    let input = gate::Backward { x: x.data(), dy: dy.data(), y: Some(output.data()) };
-    gate::backward_weights(cx, extent(x), input, dsum.data_mut(), dweights.data_mut());
-    let mut weights = workspace.tensor(saved.weights().shape());
-    weights.data_mut().copy_from_slice(saved.weights().data());
-    let dmeans = gate.backward(cx, workspace, saved, dweights);
-    let mut dx = workspace.tensor(x.shape());
-    gate::backward_input(cx, extent(x), dsum.data(), weights.data(), Some(dmeans.data()), dx.data_mut());
-    [output, dy, weights, dmeans].into_iter().for_each(|tensor| workspace.give(tensor));
-    (dx, dsum)
 }
 
 /// Restores the output of the last of these units.

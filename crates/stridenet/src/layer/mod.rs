@@ -13,7 +13,7 @@ mod workspace;
 
 pub(crate) use batch_norm::EPSILON;
 pub use batch_norm::{After, BatchNorm, NormSaved};
-pub use block::{Block, BlockSaved, Shortcut};
+pub use block::{Block, BlockDrop, BlockSaved, Shortcut};
 pub use conv::Conv;
 pub use gate::{Gate, GateKind, GateSaved};
 pub use linear::{Head, HeadSaved, Linear, Stored};

@@ -5,7 +5,7 @@ use super::{After, BatchNorm, Conv, NormSaved, Parameter, Workspace};
 use crate::Tensor;
 use crate::arch;
 use crate::kernels::conv::GeometryError;
-use crate::kernels::{Context, Level};
+use crate::kernels::{Context, Level, pointwise};
 
 /// A convolution, its batch norm, and what follows them.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct UnitSaved {
     pooled: Option<Pooled>,
     /// Whether a residual was added.
     residual: bool,
+    /// What each pixel was multiplied by behind the ReLU and before the pool, `[N, H/s, W/s]`.
+    factors: Option<Vec<f32>>,
 }
 
 impl UnitSaved {
@@ -91,15 +93,31 @@ impl Unit {
         x: &Tensor,
         residual: Option<&Tensor>,
     ) -> UnitSaved {
+        self.forward_dropping(cx, workspace, x, residual, None)
+    }
+
+    /// As [`forward`](Self::forward); each pixel of the activation is multiplied by one of `factors`, `[N, H/s, W/s]`, none
+    /// below 0, before the pool. There must be a batch norm and no residual then.
+    pub fn forward_dropping(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        factors: Option<Vec<f32>>,
+    ) -> UnitSaved {
         let added = residual.filter(|_| self.norm.is_none());
         let raw = self.conv.forward(cx, workspace, x, added);
         let relu = self.relu || residual.is_some();
         let normed = self.norm.as_mut().map(|norm| norm.forward(cx, workspace, &raw, residual, relu));
-        let (activated, norm) = normed.unzip();
+        let (mut activated, norm) = normed.unzip();
+        if let (Some(activated), Some(factors)) = (&mut activated, &factors) {
+            pointwise::scale_pixels(cx, factors, activated.data_mut());
+        }
         let output = activated.as_ref().unwrap_or(&raw);
         let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, output));
         let residual = residual.is_some();
-        let mut saved = UnitSaved { raw, norm, activated, pooled, residual };
+        let mut saved = UnitSaved { raw, norm, activated, pooled, residual, factors };
         if self.pool.is_some() {
             saved.release(workspace);
         }
@@ -109,7 +127,11 @@ impl Unit {
     /// Computes the output again that [`UnitSaved::release`] has given up.
     pub fn restore(&self, cx: &Context, workspace: &mut Workspace, saved: &mut UnitSaved) {
         if let (None, None, Some(norm)) = (&saved.activated, &saved.pooled, &saved.norm) {
-            saved.activated = Some(norm.apply(cx, workspace, &saved.raw, self.relu));
+            let mut activated = norm.apply(cx, workspace, &saved.raw, self.relu);
+            if let Some(factors) = &saved.factors {
+                pointwise::scale_pixels(cx, factors, activated.data_mut());
+            }
+            saved.activated = Some(activated);
         }
     }
 
@@ -122,8 +144,8 @@ impl Unit {
         saved: UnitSaved,
         dy: Tensor,
     ) -> (Tensor, Option<Tensor>) {
-        let UnitSaved { raw, norm, activated, pooled, .. } = saved;
-        let dy = match (&self.pool, pooled) {
+        let UnitSaved { raw, norm, activated, pooled, factors, .. } = saved;
+        let mut dy = match (&self.pool, pooled) {
             (Some(pool), Some(pooled)) => {
                 let dactivated = pool.backward(cx, workspace, raw.shape(), pooled, &dy);
                 workspace.give(dy);
@@ -131,6 +153,9 @@ impl Unit {
             }
             _ => dy,
         };
+        if let Some(factors) = &factors {
+            pointwise::scale_pixels(cx, factors, dy.data_mut());
+        }
         let (Some(layer), Some(norm)) = (&mut self.norm, norm) else {
             workspace.give(raw);
             return (dy, None);

@@ -5,6 +5,7 @@ use super::timm;
 use crate::Error;
 use crate::arch::{Arch, LayerKind, Overrides, Stem, preset_names};
 use crate::image::{Normalisation, Preprocess};
+use crate::network::DropRates;
 use crate::weights::{ModelConfig, PretrainedConfig, WeightsError};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ pub struct Description {
     pub preprocess: Preprocess,
     /// The classes' names, in the order of the logits.
     pub classes: Vec<String>,
+    /// What training leaves out at random.
+    pub drop: DropRates,
 }
 
 /// What stridenet writes under its key of `config.json`.
@@ -57,7 +60,10 @@ impl Description {
         }
         let names = config.map(|(config, _)| config.label_names.clone());
         let classes = names.filter(|names| names.len() == arch.num_classes);
-        Ok(Description { preprocess, classes: classes.unwrap_or_else(|| numbered(arch.num_classes)), arch })
+        let classes = classes.unwrap_or_else(|| numbered(arch.num_classes));
+        let drop =
+            config.map_or(Ok(DropRates::default()), |(config, path)| timm::drop_rates(config, path))?;
+        Ok(Description { preprocess, classes, arch, drop })
     }
 
     /// The configuration, in timm's form; `path` is only for messages.
@@ -65,7 +71,7 @@ impl Description {
     /// # Errors
     /// When the network's description is invalid or does not fit the images.
     pub fn to_config(&self, path: &Path) -> Result<ModelConfig, Error> {
-        let Description { arch, preprocess, classes } = self;
+        let Description { arch, preprocess, classes, drop } = self;
         let structure = arch.structure()?;
         let [height, width] = preprocess.input_size;
         // A name that timm does not know is refused there; one that it knows would be another network in silence.
@@ -77,6 +83,7 @@ impl Description {
             None => (format!("stridenet_{}", arch.name), Map::new()),
         };
         model_args.insert("in_chans".into(), arch.in_channels.into());
+        model_args.extend(timm::drop_arguments(*drop));
         let summary = arch.summary(preprocess.input_size)?;
         let last = summary.layers.iter().find(|layer| layer.kind == LayerKind::GlobalAvgPool);
         let mut config = ModelConfig {

@@ -4,7 +4,10 @@ use crate::arch::{
     Arch, ArchError, Attention, BlockKind, Downsample, Order, Overrides, Shortcut, Stage, Stem, StemPool,
     StrideOn, preset_names,
 };
+use crate::network::DropRates;
+use crate::weights::{ModelConfig, WeightsError};
 use serde_json::{Map, Value, json};
+use std::path::Path;
 
 /// Arguments that change nothing about what a trained network computes.
 const TRAINING: [&str; 9] = [
@@ -39,6 +42,32 @@ pub(super) fn read(base: &Arch, arguments: &Map<String, Value>) -> Result<Result
         }
     }
     Ok(arch.with(&Overrides::default()))
+}
+
+/// timm's words for the rates of [`DropRates`].
+const DROPS: [&str; 2] = ["drop_path_rate", "drop_block_rate"];
+
+/// What a configuration says about leaving out at random; `path` is only for messages.
+///
+/// # Errors
+/// When a rate is no number from 0 up to 1.
+pub(super) fn drop_rates(config: &ModelConfig, path: &Path) -> Result<DropRates, WeightsError> {
+    let rate = |key: &str| match config.model_args.get(key) {
+        None | Some(Value::Null) => Ok(0.0),
+        Some(value) => value.as_f64().filter(|rate| (0.0..1.0).contains(rate)).ok_or_else(|| {
+            let problem = format!("model_args has {key:?} with {value}");
+            let remedy = "use a number from 0 up to, but not including, 1, or remove it".to_owned();
+            WeightsError::Config { path: path.to_path_buf(), problem, remedy }
+        }),
+    };
+    let [path, block] = DROPS;
+    Ok(DropRates { path: rate(path)?, block: rate(block)? })
+}
+
+/// The arguments by which timm leaves out as much.
+pub(super) fn drop_arguments(drop: DropRates) -> impl Iterator<Item = (String, Value)> {
+    let rates = DROPS.into_iter().zip([drop.path, drop.block]);
+    rates.filter(|(_, rate)| *rate > 0.0).map(|(key, rate)| (key.to_owned(), json!(rate)))
 }
 
 /// Changes the description by one argument; false where it has no counterpart.

@@ -1,15 +1,17 @@
 //! A trainable network, assembled from its description by one builder.
 
 mod build;
+mod drop;
 mod state;
 
 pub use build::Initialise;
+pub use drop::DropRates;
 
 use crate::arch::Arch;
 use crate::kernels::{Context, Level};
 use crate::layer::{
-    After, BatchNorm, Block, BlockSaved, Gate, Head, HeadSaved, Linear, NormSaved, Parameter, Unit,
-    UnitSaved, Workspace,
+    After, BatchNorm, Block, BlockDrop, BlockSaved, Gate, Head, HeadSaved, Linear, NormSaved, Parameter,
+    Unit, UnitSaved, Workspace,
 };
 use crate::{Error, ShapeError, Tensor};
 
@@ -41,6 +43,21 @@ pub struct Network {
     /// The batch norm and ReLU before the head of a pre-activation network.
     norm: Option<BatchNorm>,
     head: Head,
+}
+
+/// What a training pass takes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Input {
+    /// Images, `[N, H, W, C]`.
+    pub images: Tensor,
+    /// What happens to each block's main path; empty where nothing is dropped.
+    pub drops: Vec<BlockDrop>,
+}
+
+impl From<Tensor> for Input {
+    fn from(images: Tensor) -> Self {
+        Input { images, drops: Vec::new() }
+    }
 }
 
 /// What the backward pass needs: the input and what every layer has kept.
@@ -168,13 +185,19 @@ impl Network {
     ///
     /// # Errors
     /// When the images' size or channels are not the network's.
+    ///
+    /// # Panics
+    /// When there are drops, but not one for each block.
     pub fn forward(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
-        input: Tensor,
+        input: impl Into<Input>,
     ) -> Result<(Tensor, Saved), Error> {
+        let Input { images: input, drops } = input.into();
         self.check(&input)?;
+        assert!(drops.is_empty() || drops.len() == self.blocks.len(), "a drop for each block");
+        let mut drops = drops.into_iter();
         let mut stem: Vec<UnitSaved> = Vec::with_capacity(self.stem.len());
         for unit in &mut self.stem {
             let saved = unit.forward(cx, workspace, stem.last().map_or(&input, UnitSaved::output), None);
@@ -183,7 +206,8 @@ impl Network {
         let before = stem.last().map_or(&input, UnitSaved::output);
         let mut blocks: Vec<BlockSaved> = Vec::with_capacity(self.blocks.len());
         for block in &mut self.blocks {
-            let saved = block.forward(cx, workspace, blocks.last().map_or(before, BlockSaved::output));
+            let x = blocks.last().map_or(before, BlockSaved::output);
+            let saved = block.forward(cx, workspace, x, drops.next().unwrap_or_default());
             blocks.push(saved);
         }
         let features = blocks.last().map_or(before, BlockSaved::output);

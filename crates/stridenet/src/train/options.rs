@@ -1,8 +1,9 @@
 //! All options of a run, resolved.
 
 use super::{Decline, Schedule, SgdOptions, TrainError};
+use crate::arch::{Arch, Order};
 use crate::data::{Augment, Crop, OnError};
-use crate::network::Initialise;
+use crate::network::{DropRates, Initialise};
 use serde::{Deserialize, Serialize};
 
 /// How to train. The names are those of the flags, which are timm's where timm has one.
@@ -42,6 +43,12 @@ pub struct TrainOptions {
     pub smoothing: f64,
     /// Whether each block begins as its shortcut.
     pub zero_init_last: bool,
+    /// Probability that an image goes around the last block; it rises from 0 at the first one (timm's `drop_path_rate`).
+    #[serde(default)]
+    pub drop_path: f64,
+    /// Share of the last two stages' feature maps that is left out in blocks (timm's `drop_block_rate`).
+    #[serde(default)]
+    pub drop_block: f64,
     /// Seed of everything random.
     pub seed: u64,
     /// Threads that decode and augment images.
@@ -72,6 +79,8 @@ impl Default for TrainOptions {
             warmup_epochs: 0.5,
             smoothing: 0.0,
             zero_init_last: false,
+            drop_path: 0.0,
+            drop_block: 0.0,
             seed: 42,
             workers: 1,
         }
@@ -108,6 +117,11 @@ impl TrainOptions {
         if !(0.0..1.0).contains(&self.smoothing) {
             return refuse("--smoothing", &self.smoothing, "a number from 0 up to, but not including, 1");
         }
+        for (flag, rate) in [("--drop-path", self.drop_path), ("--drop-block", self.drop_block)] {
+            if !(0.0..1.0).contains(&rate) {
+                return refuse(flag, &rate, "a number from 0 up to, but not including, 1");
+            }
+        }
         if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
             return refuse("--val-fraction", &self.val_fraction, "a number between 0 and 1");
         }
@@ -115,6 +129,23 @@ impl TrainOptions {
             return refuse("--workers", &0, "1 or more");
         }
         Ok(())
+    }
+
+    /// Checks that a network can be trained in this way.
+    ///
+    /// # Errors
+    /// When blocks of a pre-activation network are to be dropped, which timm does not define.
+    pub fn check_network(&self, arch: &Arch) -> Result<(), TrainError> {
+        if self.drop_block > 0.0 && arch.order == Order::Pre {
+            let (option, found) = ("--drop-block", self.drop_block.to_string());
+            return Err(TrainError::Option { option, found, expected: "0 for a pre-activation network" });
+        }
+        Ok(())
+    }
+
+    /// What training leaves out at random.
+    pub fn drop_rates(&self) -> DropRates {
+        DropRates { path: self.drop_path, block: self.drop_block }
     }
 
     /// The optimizer's part.
@@ -154,6 +185,8 @@ mod tests {
             TrainOptions { weight_decay: -1.0, ..TrainOptions::default() },
             TrainOptions { warmup_epochs: f64::INFINITY, ..TrainOptions::default() },
             TrainOptions { smoothing: 1.0, ..TrainOptions::default() },
+            TrainOptions { drop_path: 1.0, ..TrainOptions::default() },
+            TrainOptions { drop_block: -0.1, ..TrainOptions::default() },
             TrainOptions { val_fraction: 1.0, ..TrainOptions::default() },
             TrainOptions { workers: 0, ..TrainOptions::default() },
         ];
@@ -169,6 +202,8 @@ mod tests {
             "--weight-decay",
             "--warmup-epochs",
             "--smoothing",
+            "--drop-path",
+            "--drop-block",
             "--val-fraction",
             "--workers",
         ];

@@ -1,10 +1,10 @@
 //! One step of gradient descent.
 
 use super::{Sgd, SgdOptions};
+use crate::Error;
 use crate::kernels::{Context, loss};
 use crate::layer::Workspace;
-use crate::network::Network;
-use crate::{Error, Tensor};
+use crate::network::{Input, Network};
 
 /// An optimizer and the memory that steps work in.
 ///
@@ -59,13 +59,13 @@ impl Descent {
         &mut self,
         cx: &Context,
         network: &mut Network,
-        images: Tensor,
+        input: impl Into<Input>,
         labels: &[usize],
         smoothing: f32,
         lr: f32,
     ) -> Result<Step, Error> {
         let Descent { optimizer, workspace } = self;
-        let (logits, saved) = network.forward(cx, workspace, images)?;
+        let (logits, saved) = network.forward(cx, workspace, input)?;
         let classes = network.arch().num_classes;
         let mut gradient = workspace.tensor(logits.shape());
         let to = gradient.data_mut();

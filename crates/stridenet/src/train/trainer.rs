@@ -7,6 +7,7 @@ use crate::data::{Batch, Dataset, Loader, LoaderOptions, TrainPass};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::kernels::Context;
 use crate::model::Model;
+use crate::network::Input;
 use crate::{Error, Tensor};
 use serde::Serialize;
 use std::sync::Arc;
@@ -96,12 +97,13 @@ impl<'a> Trainer<'a> {
     /// A run that has not begun.
     pub fn new(
         cx: &'a Context,
-        model: Model,
+        mut model: Model,
         options: TrainOptions,
         [train, val]: [Arc<Dataset>; 2],
         folder: RunFolder,
     ) -> Self {
         let descent = Descent::new(model.network(), options.sgd());
+        model.drop = options.drop_rates();
         Trainer { cx, model, options, train, val, folder, descent, progress: Progress::default() }
     }
 
@@ -144,9 +146,10 @@ impl<'a> Trainer<'a> {
     /// written; `best/` when the validation accuracy is the best so far.
     ///
     /// # Errors
-    /// When the loss is no longer a number, data cannot be had, or a file cannot be written. What was saved before
-    /// stays.
+    /// When the options cannot be followed, the loss is no longer a number, data cannot be had, or a file cannot be written.
+    /// What was saved before stays.
     pub fn run(&mut self, mut observe: impl FnMut(&Event) -> Control) -> Result<Finished, Error> {
+        self.options.check_network(self.model.network().arch())?;
         while self.progress.epoch < self.options.epochs {
             let lr = match self.train_epoch(&mut observe)? {
                 Some(lr) => lr,
@@ -244,9 +247,12 @@ impl<'a> Trainer<'a> {
     /// One step of gradient descent; returns the batch's mean loss.
     fn step(&mut self, batch: Batch, lr: f32) -> Result<f64, Error> {
         let Trainer { cx, model, options, descent, progress, .. } = self;
-        let Batch { images, labels, .. } = batch;
+        let Batch { images, labels, indices } = batch;
+        let drops =
+            options.drop_rates().drops(model.network(), options.seed, progress.epoch as u64, &indices);
+        let input = Input { images, drops };
         let smoothing = options.smoothing as f32;
-        let Step { loss, correct } = descent.step(cx, model.network_mut(), images, &labels, smoothing, lr)?;
+        let Step { loss, correct } = descent.step(cx, model.network_mut(), input, &labels, smoothing, lr)?;
         if !loss.is_finite() {
             return Err(TrainError::Diverged {
                 loss,
