@@ -1,6 +1,7 @@
 //! The command line.
 
-use crate::pixels::{AugmentFlags, DoctorFlags, OrientationFlag, PreprocessFlags};
+use crate::pixels::{DoctorFlags, OrientationFlag, PreprocessFlags};
+use crate::recipe::RecipeFlags;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -185,21 +186,13 @@ pub(crate) enum OnErrorChoice {
     Skip,
 }
 
-/// How the learning rate falls.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Sched {
-    /// Half a cosine down to 0
-    Cosine,
-    /// Not at all
-    Constant,
-}
-
 /// Flags of `train`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   stridenet train --epochs 5 --out runs/first
   stridenet train photos/ --arch resnet18 --img-size 128 --epochs 30 -b 32 --lr 0.05
   stridenet train fashion-mnist/ --downsample blur-pool --out runs/blur
+  stridenet train photos/ --opt lamb -b 64 --grad-accum-steps 8 --model-ema-decay 0.999
   stridenet train --resume --out runs/first")]
 pub(crate) struct TrainFlags {
     /// Data set: `sample` (embedded), a folder of class folders, or a folder of IDX files [default: sample]
@@ -222,64 +215,6 @@ pub(crate) struct TrainFlags {
     pub(crate) recipe: RecipeFlags,
     #[command(flatten)]
     pub(crate) preprocess: PreprocessFlags,
-}
-
-/// The part of `train`'s flags that is the recipe.
-#[derive(Debug, Clone, Args)]
-#[command(next_help_heading = "Recipe")]
-pub(crate) struct RecipeFlags {
-    /// Passes over the training images [default: 10]
-    #[arg(long, value_name = "N")]
-    pub(crate) epochs: Option<usize>,
-    /// Images a step [default: 128]
-    #[arg(short, long, value_name = "N")]
-    pub(crate) batch_size: Option<usize>,
-    /// Highest learning rate [default: 0.1]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
-    pub(crate) lr: Option<f64>,
-    /// Momentum of SGD [default: 0.9]
-    #[arg(long, value_name = "M", allow_negative_numbers = true)]
-    pub(crate) momentum: Option<f64>,
-    /// Use classical momentum instead of Nesterov's
-    #[arg(long)]
-    pub(crate) no_nesterov: bool,
-    /// L2 penalty [default: 5e-4]
-    #[arg(long, value_name = "W", allow_negative_numbers = true)]
-    pub(crate) weight_decay: Option<f64>,
-    /// Apply the L2 penalty to norms and biases too
-    #[arg(long)]
-    pub(crate) decay_norm_and_bias: bool,
-    /// How the learning rate falls [default: cosine]
-    #[arg(long, value_name = "KIND")]
-    pub(crate) sched: Option<Sched>,
-    /// Epochs of linear warm-up; may be a fraction [default: 0.5]
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
-    pub(crate) warmup_epochs: Option<f64>,
-    /// Stochastic depth: probability that an image goes around the last block, rising from 0 at the first [default: 0]
-    #[arg(long, value_name = "P")]
-    pub(crate) drop_path: Option<f64>,
-    /// DropBlock: share of the last two stages' feature maps that is left out in square blocks [default: 0]
-    #[arg(long, value_name = "P")]
-    pub(crate) drop_block: Option<f64>,
-    /// Label smoothing [default: 0]
-    #[arg(long, value_name = "E", allow_negative_numbers = true)]
-    pub(crate) smoothing: Option<f64>,
-    /// Begin the last batch norm of each block with gain 0, so that each block begins as its shortcut
-    #[arg(long)]
-    pub(crate) zero_init_last: bool,
-    #[command(flatten)]
-    pub(crate) augment: AugmentFlags,
-    #[command(flatten)]
-    pub(crate) orientation: OrientationFlag,
-    /// Threads that decode and augment images [default: 1]
-    #[arg(long, value_name = "N")]
-    pub(crate) workers: Option<usize>,
-    /// Share of the images held out for validation where the data set has no split of its own [default: 0.1]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
-    pub(crate) val_fraction: Option<f64>,
-    /// What happens to images that cannot be decoded [default: fail]
-    #[arg(long, value_name = "WHAT")]
-    pub(crate) on_error: Option<OnErrorChoice>,
 }
 
 /// Flags of `evaluate`.

@@ -7,6 +7,7 @@ mod console;
 mod failure;
 mod interrupt;
 mod pixels;
+mod recipe;
 
 use arguments::{Arguments, Command};
 use clap::Parser;

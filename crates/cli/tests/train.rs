@@ -125,24 +125,27 @@ fn last_event(folder: &Folder, run: &str) -> Value {
     serde_json::from_str(events.lines().last().unwrap()).unwrap()
 }
 
-/// Interrupts a run in its first epoch and in its second, goes on each time, and compares with a run in one go.
 #[test]
 fn an_interrupted_run_goes_on_to_the_same_bits() {
+    interrupt(&[]);
+}
+
+#[test]
+fn an_interrupted_run_keeps_moments_and_averages() {
+    interrupt(&EVERYTHING);
+}
+
+/// Each part of the optimizer that has something to remember.
+const EVERYTHING: [&str; 8] =
+    ["--opt", "lamb", "--accumulate", "2", "--clip-norm", "0.5", "--ema-decay", "0.9"];
+
+/// Interrupts a run in its first epoch and in its second, goes on each time, and compares with a run in one go.
+fn interrupt(recipe: &[&str]) {
     let folder = Folder::new();
     folder.idx("data", 3000, 16);
     // An epoch takes about a second.
-    let flags = [
-        "--epochs",
-        "2",
-        "--batch-size",
-        "4",
-        "--img-size",
-        "16",
-        "--drop-path",
-        "0.3",
-        "--drop-block",
-        "0.2",
-    ];
+    let drops = ["--drop-path", "0.3", "--drop-block", "0.2"];
+    let flags = [&["--epochs", "2", "--batch-size", "4", "--img-size", "16"], &drops[..], recipe].concat();
     let arguments = |out: &str| folder.train_arguments("data", out, &flags);
     succeed(&arguments("straight"));
     let config: Value = serde_json::from_slice(&folder.read("straight/best/config.json")).unwrap();
@@ -246,7 +249,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "--drop-block",
         "0.2",
     ];
-    for (name, shape) in [("basic", &[][..]), ("bottleneck", &bottleneck[..])] {
+    for (name, shape) in [("basic", &[][..]), ("bottleneck", &bottleneck[..]), ("averaged", &EVERYTHING[..])]
+    {
         let mut arguments = vec!["train".to_owned(), folder.text("data")];
         arguments.extend(tiny(shape));
         let weights = ["1", "2", "3", "8"].map(|threads| {
@@ -297,4 +301,76 @@ fn a_resumed_run_keeps_its_architecture() {
     folder.train("data", "run", &[]);
     let answer = run(&["train", "--resume", "--out", &folder.text("run"), "--widths", "8,8"]);
     check_refusal(&answer, 2, &["architecture", "resumed"]);
+}
+
+#[test]
+fn optimizers_are_chosen_and_recorded() {
+    let folder = Folder::new();
+    folder.images("data", 20);
+    let flags = ["--opt", "adamw", "--opt-betas", "0.8,0.99", "--opt-eps", "1e-6", "--clip-grad", "1e-3"];
+    folder.train("data", "adamw", &flags);
+    let options = String::from_utf8(folder.read("adamw/args.yaml")).unwrap();
+    for line in [
+        "opt: \"adamw\"",
+        "lr: 0.001",
+        "weight_decay: 0.05",
+        "opt_betas: [0.8,0.99]",
+        "opt_eps: 1e-6",
+        "clip_grad: 0.001",
+    ] {
+        assert!(options.lines().any(|found| found == line), "{line} is not in {options}");
+    }
+    let row = &last_event(&folder, "adamw")["row"];
+    assert_eq!(row["clipped"], 100.0, "{row}");
+    assert!(row["grad_norm"].as_f64().unwrap() > 1e-3, "{row}");
+    folder.train("data", "sgd", &[]);
+    assert!(last_event(&folder, "sgd")["row"]["grad_norm"].is_null());
+
+    let refused =
+        |flags: &[&str], parts: &[&str]| refuse(2, &folder.train_arguments("data", "no", flags), parts);
+    refused(&["--opt", "lamb", "--momentum", "0.8"], &["--momentum", "--opt sgd"]);
+    refused(&["--opt-eps", "1e-3"], &["--opt-eps", "--opt adamw and lamb"]);
+    refused(&["--model-ema-decay", "1.5"], &["--model-ema-decay is 1.5", "between 0 and 1"]);
+    refused(&["--clip-grad", "-1"], &["--clip-grad is -1", "above 0"]);
+    refused(&["--grad-accum-steps", "0"], &["--grad-accum-steps is 0", "1 or more"]);
+    refuse(
+        2,
+        &["train", "--resume", "--out", &folder.text("adamw"), "--opt", "lamb"],
+        &["opt of the run", "lamb"],
+    );
+}
+
+#[test]
+fn gradients_of_several_batches_make_a_step() {
+    let folder = Folder::new();
+    folder.images("data", 30);
+    // 54 images for training: six batches of 8, of which four make a step.
+    folder.train("data", "run", &["--accumulate", "4", "--sched", "constant"]);
+    let rates = |out: &str| last_event(&folder, out)["row"]["lr"].as_f64().unwrap();
+    let checkpoint = folder.read("run/state/checkpoint.safetensors");
+    let text = String::from_utf8_lossy(&checkpoint[..checkpoint.len().min(20_000)]).into_owned();
+    assert!(text.contains("\\\"updates\\\":1"), "{text}");
+    assert!(rates("run") > 0.0);
+    // More than there are batches: all of them.
+    folder.train("data", "all", &["--accumulate", "100"]);
+    assert_ne!(folder.read(&format!("run/{WEIGHTS}")), folder.read(&format!("all/{WEIGHTS}")));
+}
+
+#[test]
+fn the_average_of_the_weights_is_validated_and_kept() {
+    let folder = Folder::new();
+    folder.images("data/train", 40);
+    folder.images("data/val", 10);
+    folder.train("data", "own", &["--epochs", "2"]);
+    folder.train("data", "run", &["--epochs", "2", "--ema-decay", "0.95"]);
+    for model in ["last", "best"] {
+        let weights = |run: &str| folder.read(&format!("{run}/{model}/model.safetensors"));
+        assert_ne!(weights("own"), weights("run"));
+    }
+    let loss = |run: &str| last_event(&folder, run)["row"]["val_loss"].as_f64().unwrap();
+    let evaluation = succeed(&["evaluate", &folder.text("run/last"), &folder.text("data"), "--json"]).json();
+    let found = evaluation["loss"].as_f64().unwrap();
+    // A plan folds the norms: a few roundings more.
+    assert!((found - loss("run")).abs() < 1e-4 * found, "{evaluation} {}", loss("run"));
+    assert!((found - loss("own")).abs() > 1e-3 * found, "the average is not the last step's weights");
 }

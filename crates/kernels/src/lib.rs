@@ -16,6 +16,7 @@ pub mod gemm;
 pub mod jpeg;
 pub mod loss;
 pub mod norm;
+pub mod optimizer;
 mod parallel;
 pub mod pointwise;
 pub mod pool;

@@ -3,7 +3,7 @@
 use super::evaluate::measure;
 use super::report::write_report;
 use super::{architecture, open_model, verify};
-use crate::arguments::{Common, RecipeFlags, Sched, TrainFlags};
+use crate::arguments::{Common, TrainFlags};
 use crate::console::{Console, Progress};
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
@@ -18,7 +18,7 @@ use stridenet::kernels::Context;
 use stridenet::model::Model;
 use stridenet::network::Network;
 use stridenet::train::{
-    Checkpoint, Control, Decline, EpochRow, Event, Existing, Finished, RunFolder, TrainOptions, Trainer,
+    Checkpoint, Control, EpochRow, Event, Existing, Finished, Opt, RunFolder, TrainOptions, Trainer,
 };
 
 /// Trains a network and writes the run's folder.
@@ -87,7 +87,8 @@ fn begin<'a>(
     common: &Common,
     flags: &TrainFlags,
 ) -> Result<(Trainer<'a>, RunFolder), Failure> {
-    let mut options = recipe(&flags.recipe, TrainOptions::default());
+    let opt = flags.recipe.opt.map_or(Opt::default(), Opt::from);
+    let mut options = flags.recipe.over(TrainOptions::with(opt))?;
     options.data = flags.data.clone().unwrap_or(options.data);
     options.seed = common.seed.unwrap_or(options.seed);
     options.validate().map_err(stridenet::Error::from)?;
@@ -129,7 +130,7 @@ fn resume<'a>(
     let folder = RunFolder::open(&out, Existing::Resume)?;
     let checkpoint = Checkpoint::read(&folder.state_file())?;
     let stored = checkpoint.options.clone();
-    let mut options = recipe(&flags.recipe, stored.clone());
+    let mut options = flags.recipe.over(stored.clone())?;
     options.data = flags.data.clone().unwrap_or(options.data);
     options.seed = common.seed.unwrap_or(options.seed);
     if flags.recipe.augment.any() || flags.preprocess.any() {
@@ -171,34 +172,6 @@ fn refuse_changes(stored: &TrainOptions, wanted: &TrainOptions) -> Result<(), Fa
             "{key} of the run is {value}, {} was asked for; leave it out, or start a new run",
             kept[key]
         ))),
-    }
-}
-
-/// The recipe that flags describe, over `base`.
-fn recipe(flags: &RecipeFlags, base: TrainOptions) -> TrainOptions {
-    let sched = flags.sched.map(|sched| match sched {
-        Sched::Cosine => Decline::Cosine,
-        Sched::Constant => Decline::Constant,
-    });
-    TrainOptions {
-        epochs: flags.epochs.unwrap_or(base.epochs),
-        batch_size: flags.batch_size.unwrap_or(base.batch_size),
-        lr: flags.lr.unwrap_or(base.lr),
-        momentum: flags.momentum.unwrap_or(base.momentum),
-        nesterov: base.nesterov && !flags.no_nesterov,
-        weight_decay: flags.weight_decay.unwrap_or(base.weight_decay),
-        decay_norm_and_bias: base.decay_norm_and_bias || flags.decay_norm_and_bias,
-        sched: sched.unwrap_or(base.sched),
-        warmup_epochs: flags.warmup_epochs.unwrap_or(base.warmup_epochs),
-        smoothing: flags.smoothing.unwrap_or(base.smoothing),
-        drop_path: flags.drop_path.unwrap_or(base.drop_path),
-        drop_block: flags.drop_block.unwrap_or(base.drop_block),
-        zero_init_last: base.zero_init_last || flags.zero_init_last,
-        workers: flags.workers.unwrap_or(base.workers),
-        val_fraction: flags.val_fraction.unwrap_or(base.val_fraction),
-        on_error: flags.on_error.map_or(base.on_error, Into::into),
-        exif: base.exif && !flags.orientation.no_exif,
-        ..base
     }
 }
 
@@ -283,14 +256,17 @@ fn train(console: &Console, trainer: &mut Trainer) -> Result<Finished, Failure> 
     let mut progress: Option<(usize, Progress)> = None;
     let finished = trainer.run(|event| {
         match event {
-            Event::Step { epoch, step, steps, loss, lr, images_per_second, waiting } => {
+            Event::Step { epoch, step, steps, loss, lr, images_per_second, waiting, grad_norm } => {
                 if progress.as_ref().is_none_or(|(shown, _)| shown != epoch) {
                     progress = Some((*epoch, console.progress(*steps, &format!("epoch {epoch}/{epochs}"))));
                 }
                 if let Some((_, bar)) = &progress {
                     bar.update(*step, || {
                         let waiting = 100.0 * waiting;
-                        format!("loss {loss:.4} lr {lr:.4} {images_per_second:.0} img/s data {waiting:.0} %")
+                        let norm = grad_norm.map_or(String::new(), |norm| format!(" norm {norm:.2}"));
+                        format!(
+                            "loss {loss:.4}{norm} lr {lr:.4} {images_per_second:.0} img/s, waiting for data {waiting:.1} %"
+                        )
                     });
                 }
             }

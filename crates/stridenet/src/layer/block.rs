@@ -194,11 +194,25 @@ impl Block {
         self.norm.iter().chain(self.all_units().filter_map(|unit| unit.norm.as_ref()))
     }
 
+    /// All batch norms, in the same order.
+    pub fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
+        let (norm, units, _) = self.parts_mut();
+        norm.into_iter().chain(units.filter_map(|unit| unit.norm.as_mut()))
+    }
+
     /// All parameters.
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
         let norm = self.norm.iter().flat_map(BatchNorm::parameters);
         let gate = self.gate.iter().flat_map(Gate::parameters);
         norm.chain(self.all_units().flat_map(Unit::parameters)).chain(gate)
+    }
+
+    /// All parameters, in the same order.
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let (norm, units, gate) = self.parts_mut();
+        let norm = norm.into_iter().flat_map(BatchNorm::parameters_mut);
+        norm.chain(units.flat_map(Unit::parameters_mut))
+            .chain(gate.into_iter().flat_map(Gate::parameters_mut))
     }
 
     /// The batch norm before F, all units, and the gate.

@@ -63,11 +63,12 @@ impl Gate {
     }
 
     /// The parameters, in torch's order.
-    pub fn parameters_mut(&mut self) -> Vec<&mut Parameter> {
-        match &mut self.kind {
-            GateKind::Se(layers) => layers.iter_mut().flat_map(Linear::parameters_mut).collect(),
-            GateKind::Eca(weight) => vec![weight],
-        }
+    pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
+        let (layers, taps) = match &mut self.kind {
+            GateKind::Se(layers) => (Some(layers.iter_mut()), None),
+            GateKind::Eca(taps) => (None, Some(taps)),
+        };
+        layers.into_iter().flatten().flat_map(Linear::parameters_mut).chain(taps)
     }
 
     /// Packs the weights again after they have changed.

@@ -156,7 +156,16 @@ impl Builder {
         }
         let norm = structure.norm.as_ref().map(|norm| BatchNorm::new(&norm.name, norm.channels, 1.0));
         let head = self.head(&structure.head, size)?;
-        Ok(Network { arch: arch.clone(), input, level: self.level, stem, blocks, norm, head })
+        Ok(Network {
+            arch: arch.clone(),
+            input,
+            level: self.level,
+            stem,
+            blocks,
+            norm,
+            head,
+            spare: Vec::new(),
+        })
     }
 }
 

@@ -10,9 +10,10 @@ pub use drop::DropRates;
 use crate::arch::Arch;
 use crate::kernels::{Context, Level};
 use crate::layer::{
-    After, BatchNorm, Block, BlockDrop, BlockSaved, Gate, Head, HeadSaved, Linear, NormSaved, Parameter,
+    After, BatchNorm, Block, BlockDrop, BlockSaved, Conv, Head, HeadSaved, Linear, NormSaved, Parameter,
     Unit, UnitSaved, Workspace,
 };
+use crate::recycle::recycled;
 use crate::{Error, ShapeError, Tensor};
 
 /// A residual network for one input size and one instruction-set level.
@@ -43,6 +44,8 @@ pub struct Network {
     /// The batch norm and ReLU before the head of a pre-activation network.
     norm: Option<BatchNorm>,
     head: Head,
+    /// The memory of a list of the convolutions.
+    spare: Vec<&'static mut Conv>,
 }
 
 /// What a training pass takes.
@@ -69,15 +72,6 @@ pub struct Saved {
     /// What the head reads where a batch norm made it, and the batch's statistics.
     normed: Option<(Tensor, NormSaved)>,
     head: HeadSaved,
-}
-
-/// All that a network has in front of its head.
-#[derive(Default)]
-struct Parts<'a> {
-    units: Vec<&'a mut Unit>,
-    /// Batch norms without a convolution.
-    norms: Vec<&'a mut BatchNorm>,
-    gates: Vec<&'a mut Gate>,
 }
 
 impl Network {
@@ -122,52 +116,42 @@ impl Network {
         stem.chain(self.blocks.iter().flat_map(Block::norms)).chain(&self.norm)
     }
 
-    /// All units, batch norms without a unit, and gates.
-    fn parts_mut(&mut self) -> (Parts<'_>, &mut Head) {
-        let Network { stem, blocks, norm, head, .. } = self;
-        let mut parts = Parts { units: stem.iter_mut().collect(), ..Parts::default() };
-        for block in blocks {
-            let (norm, units, gate) = block.parts_mut();
-            parts.norms.extend(norm);
-            parts.units.extend(units);
-            parts.gates.extend(gate);
-        }
-        parts.norms.extend(norm);
-        (parts, head)
-    }
-
-    /// All batch norms, to be changed.
+    /// All batch norms, in the same order, to be changed.
     pub(crate) fn norms_mut(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
-        let Parts { units, norms, .. } = self.parts_mut().0;
-        units.into_iter().filter_map(|unit| unit.norm.as_mut()).chain(norms)
+        let Network { stem, blocks, norm, .. } = self;
+        let stem = stem.iter_mut().filter_map(|unit| unit.norm.as_mut());
+        stem.chain(blocks.iter_mut().flat_map(Block::norms_mut)).chain(norm)
     }
 
     /// All parameters in the order of [`parameters_mut`](Self::parameters_mut).
     pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
-        let blocks = || self.blocks.iter();
-        let units = self.stem.iter().chain(blocks().flat_map(Block::all_units)).flat_map(Unit::parameters);
-        let norms = blocks().filter_map(|block| block.norm.as_ref()).chain(&self.norm);
-        let gates = blocks().filter_map(|block| block.gate.as_ref()).flat_map(Gate::parameters);
-        let head = self.head.linear.parameters();
-        units.chain(norms.flat_map(BatchNorm::parameters)).chain(gates).chain(head)
+        let stem = self.stem.iter().flat_map(Unit::parameters);
+        let blocks = self.blocks.iter().flat_map(Block::parameters);
+        let norm = self.norm.iter().flat_map(BatchNorm::parameters);
+        stem.chain(blocks).chain(norm).chain(self.head.linear.parameters())
     }
 
-    /// All parameters, to be changed: of the units in execution order, of batch norms without a convolution, of gates, of the
-    /// head. Call [`refresh`](Self::refresh) afterwards.
+    /// All parameters in execution order, to be changed. Call [`refresh`](Self::refresh) afterwards.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
-        let (Parts { units, norms, gates }, head) = self.parts_mut();
-        let units = units.into_iter().flat_map(Unit::parameters_mut);
-        let gates = gates.into_iter().flat_map(Gate::parameters_mut);
-        let norms = norms.into_iter().flat_map(BatchNorm::parameters_mut);
-        units.chain(norms).chain(gates).chain(head.linear.parameters_mut())
+        let Network { stem, blocks, norm, head, .. } = self;
+        let stem = stem.iter_mut().flat_map(Unit::parameters_mut);
+        let blocks = blocks.iter_mut().flat_map(Block::parameters_mut);
+        let norm = norm.iter_mut().flat_map(BatchNorm::parameters_mut);
+        stem.chain(blocks).chain(norm).chain(head.linear.parameters_mut())
     }
 
     /// Packs the weights again after they have changed.
     pub fn refresh(&mut self, cx: &Context) {
-        let (Parts { units, gates, .. }, head) = self.parts_mut();
-        let mut convs: Vec<_> = units.into_iter().map(|unit| &mut unit.conv).collect();
+        let Network { stem, blocks, head, spare, .. } = self;
+        let mut convs: Vec<&mut Conv> = recycled(std::mem::take(spare));
+        convs.extend(stem.iter_mut().map(|unit| &mut unit.conv));
+        for block in blocks {
+            let (_, units, gate) = block.parts_mut();
+            convs.extend(units.map(|unit| &mut unit.conv));
+            gate.into_iter().for_each(|gate| gate.refresh(cx));
+        }
         cx.pool().pieces(&mut convs, 1, |_, conv| conv[0].refresh(cx));
-        gates.into_iter().for_each(|gate| gate.refresh(cx));
+        *spare = recycled(convs);
         head.linear.refresh(cx);
     }
 
@@ -217,9 +201,15 @@ impl Network {
         Ok((logits, Saved { input, stem, blocks, normed, head }))
     }
 
-    /// Every parameter's gradient, from the logits' gradient.
-    pub fn backward(&mut self, cx: &Context, workspace: &mut Workspace, saved: Saved, dlogits: &Tensor) {
-        // The input is the loader's: kept here, one more would pile up each step.
+    /// Every parameter's gradient, from the logits' gradient. Returns the images that the forward pass took: their memory is the
+    /// caller's.
+    pub fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        saved: Saved,
+        dlogits: &Tensor,
+    ) -> Tensor {
         let Saved { input, mut stem, mut blocks, normed, head } = saved;
         let mut dy = self.head.backward(cx, workspace, head, dlogits);
         if let (Some(norm), Some((normed, saved))) = (&mut self.norm, normed) {
@@ -242,6 +232,7 @@ impl Network {
             };
             dy = unit.backward(cx, workspace, before.output(), saved, dy, None).0;
         }
+        input
     }
 
     /// Inference with the running statistics: images `[N, H, W, C]` → logits `[N, 1, 1, classes]`.

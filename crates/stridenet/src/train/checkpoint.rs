@@ -1,10 +1,9 @@
-//! What an exact resume needs, in one file: weights, velocities, and how far the run is.
+//! What an exact resume needs, in one file: weights, the optimizer's states, averages, and how far the run is.
 
-use super::{TrainError, TrainOptions};
+use super::{Optimizer, TrainError, TrainOptions};
 use crate::Error;
 use crate::layer::Parameter;
 use crate::network::Network;
-use crate::train::Sgd;
 use crate::weights::{
     NamedTensor, NonFinite, StateDict, TensorValues, read_safetensors_with_metadata, write_safetensors,
 };
@@ -13,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 const MODEL: &str = "model.";
-const VELOCITY: &str = "velocity.";
+const AVERAGE: &str = "ema.";
 const PROGRESS: &str = "stridenet.progress";
 const OPTIONS: &str = "stridenet.options";
 
@@ -40,6 +39,12 @@ pub struct EpochRow {
     pub images_per_second: f64,
     /// Seconds that training waited for data.
     pub waited_seconds: f64,
+    /// Mean norm of the steps' gradients before they were clipped, where they are.
+    #[serde(default)]
+    pub grad_norm: Option<f64>,
+    /// Steps whose gradient was clipped, in percent, where gradients are.
+    #[serde(default)]
+    pub clipped: Option<f64>,
 }
 
 /// How far a run is.
@@ -55,6 +60,9 @@ pub struct Progress {
     pub rows: Vec<EpochRow>,
     /// The epoch with the best validation accuracy, counted from 1.
     pub best_epoch: Option<usize>,
+    /// Steps of the run.
+    #[serde(default)]
+    pub updates: u64,
 }
 
 /// Sums over the steps of an epoch that is not complete.
@@ -70,6 +78,12 @@ pub struct StepSums {
     pub seconds: f64,
     /// Seconds of them spent waiting for data.
     pub waited: f64,
+    /// Sum of the norms of the steps' gradients, where they are clipped.
+    #[serde(default)]
+    pub grad_norms: f64,
+    /// Steps whose gradient was clipped.
+    #[serde(default)]
+    pub clipped: usize,
 }
 
 /// A run as it was after some step.
@@ -81,8 +95,10 @@ pub struct Checkpoint {
     pub progress: Progress,
     /// The weights, under torch's names.
     pub state: StateDict,
-    /// The velocity of each parameter that has one, under the parameter's name, in torch's order.
-    pub velocities: BTreeMap<String, Vec<f32>>,
+    /// The moving average of the weights, where there is one, under torch's names.
+    pub average: Option<StateDict>,
+    /// The optimizer's states in torch's order, under names such as `velocity.PARAMETER`.
+    pub optimizer: BTreeMap<String, Vec<f32>>,
 }
 
 impl Checkpoint {
@@ -93,24 +109,22 @@ impl Checkpoint {
     pub fn write(
         path: &Path,
         network: &Network,
-        optimizer: &Sgd,
-        options: &TrainOptions,
-        progress: &Progress,
+        average: Option<&StateDict>,
+        optimizer: &Optimizer,
+        (options, progress): (&TrainOptions, &Progress),
     ) -> Result<(), Error> {
         let mut tensors = StateDict::new();
-        for (name, entry) in network.state()?.iter() {
-            tensors.insert_values(
-                format!("{MODEL}{name}"),
-                entry.shape().to_vec(),
-                entry.values().clone(),
-            )?;
+        let own = network.state()?;
+        for (prefix, state) in std::iter::once((MODEL, &own)).chain(average.map(|average| (AVERAGE, average)))
+        {
+            for (name, entry) in state.iter() {
+                let name = format!("{prefix}{name}");
+                tensors.insert_values(name, entry.shape().to_vec(), entry.values().clone())?;
+            }
         }
-        for (Parameter { name, shape, .. }, values) in optimizer.velocities(network).into_iter().flatten() {
-            tensors.insert(NamedTensor {
-                name: format!("{VELOCITY}{name}"),
-                shape: shape.clone(),
-                values,
-            })?;
+        for (state, Parameter { name, shape, .. }, values) in optimizer.states(network) {
+            let name = format!("{state}.{name}");
+            tensors.insert(NamedTensor { name, shape: shape.clone(), values })?;
         }
         let json = |value: serde_json::Result<String>| value.map_err(|error| resume(path, error.to_string()));
         let metadata = BTreeMap::from([
@@ -137,17 +151,20 @@ impl Checkpoint {
         };
         let progress: Progress = serde_json::from_str(part(PROGRESS)?).map_err(wrong)?;
         let options: TrainOptions = serde_json::from_str(part(OPTIONS)?).map_err(wrong)?;
-        let (mut state, mut velocities) = (StateDict::new(), BTreeMap::new());
+        let (mut state, mut average, mut optimizer) = (StateDict::new(), StateDict::new(), BTreeMap::new());
         for (name, entry) in tensors.iter() {
-            if let Some(name) = name.strip_prefix(MODEL) {
-                state.insert_values(name.to_owned(), entry.shape().to_vec(), entry.values().clone())?;
-            } else if let (Some(name), TensorValues::F32(values)) =
-                (name.strip_prefix(VELOCITY), entry.values())
-            {
-                velocities.insert(name.to_owned(), values.clone());
+            let copy = |name: &str| (name.to_owned(), entry.shape().to_vec(), entry.values().clone());
+            if let Some((name, shape, values)) = name.strip_prefix(MODEL).map(copy) {
+                state.insert_values(name, shape, values)?;
+            } else if let Some((name, shape, values)) = name.strip_prefix(AVERAGE).map(copy) {
+                average.insert_values(name, shape, values)?;
+            } else if let TensorValues::F32(values) = entry.values() {
+                optimizer.insert(name.to_owned(), values.clone());
             }
         }
-        Ok(Checkpoint { options, progress, state, velocities })
+        let has_average = average.iter().next().is_some();
+        let average = has_average.then_some(average);
+        Ok(Checkpoint { options, progress, state, average, optimizer })
     }
 }
 

@@ -9,7 +9,9 @@ mod step;
 mod trainer;
 
 pub use checkpoint::{Checkpoint, EpochRow, Progress};
-pub use optimizer::{Sgd, SgdOptions};
+pub use optimizer::{
+    AdamWOptions, LambOptions, Opt, Optimizer, OptimizerOptions, Rule, SgdOptions, Update, WeightAverage,
+};
 pub use options::TrainOptions;
 pub use run_folder::{Existing, RunFolder};
 pub use schedule::{Decline, Schedule};

@@ -1,6 +1,8 @@
 //! All options of a run, resolved.
 
-use super::{Decline, Schedule, SgdOptions, TrainError};
+use super::{
+    AdamWOptions, Decline, LambOptions, Opt, OptimizerOptions, Rule, Schedule, SgdOptions, TrainError,
+};
 use crate::arch::{Arch, Order};
 use crate::data::{Augment, Crop, OnError};
 use crate::network::{DropRates, Initialise};
@@ -23,18 +25,36 @@ pub struct TrainOptions {
     pub exif: bool,
     /// Passes over the training images.
     pub epochs: usize,
-    /// Images a step; the last, smaller batch of an epoch is left out.
+    /// Images of a batch; the last, smaller batch of an epoch is left out.
     pub batch_size: usize,
+    /// Batches whose gradients make a step; those at the end of an epoch that are fewer are left out.
+    #[serde(default = "one")]
+    pub grad_accum_steps: usize,
+    /// How parameters follow from gradients.
+    #[serde(default)]
+    pub opt: Opt,
     /// Highest learning rate.
     pub lr: f64,
     /// Share of the last step's velocity that is kept.
     pub momentum: f64,
     /// Whether the momentum is Nesterov's.
     pub nesterov: bool,
-    /// L2 penalty.
+    /// Shares of the running means of AdamW and LAMB that a step keeps: of the gradient, and of its square.
+    #[serde(default = "betas")]
+    pub opt_betas: [f64; 2],
+    /// What AdamW and LAMB add to the root of the mean square; PyTorch's and timm's value where there is none.
+    #[serde(default)]
+    pub opt_eps: Option<f64>,
+    /// SGD's L2 penalty; AdamW's and LAMB's weight decay.
     pub weight_decay: f64,
-    /// Whether the penalty applies to norms and biases too.
+    /// Whether it applies to norms and biases too.
     pub decay_norm_and_bias: bool,
+    /// Largest norm of the gradient of all parameters together; a larger one is scaled down.
+    #[serde(default)]
+    pub clip_grad: Option<f64>,
+    /// Decay of the moving average of the weights; without one, there is no average.
+    #[serde(default)]
+    pub model_ema_decay: Option<f64>,
     /// How the learning rate falls.
     pub sched: Decline,
     /// Epochs of linear warm-up; may be a fraction.
@@ -60,6 +80,15 @@ fn turned() -> bool {
     true
 }
 
+/// What runs did before there was a choice.
+fn one() -> usize {
+    1
+}
+
+fn betas() -> [f64; 2] {
+    [0.9, 0.999]
+}
+
 impl Default for TrainOptions {
     fn default() -> Self {
         TrainOptions {
@@ -70,11 +99,17 @@ impl Default for TrainOptions {
             exif: true,
             epochs: 10,
             batch_size: 128,
+            grad_accum_steps: 1,
+            opt: Opt::Sgd,
             lr: 0.1,
             momentum: 0.9,
             nesterov: true,
+            opt_betas: betas(),
+            opt_eps: None,
             weight_decay: 5e-4,
             decay_norm_and_bias: false,
+            clip_grad: None,
+            model_ema_decay: None,
             sched: Decline::Cosine,
             warmup_epochs: 0.5,
             smoothing: 0.0,
@@ -88,6 +123,17 @@ impl Default for TrainOptions {
 }
 
 impl TrainOptions {
+    /// The usual options with an optimizer's usual learning rate and weight decay: for AdamW those of the ViT and ConvNeXt
+    /// recipes, for LAMB those of "ResNet strikes back" (Wightman et al. 2021).
+    pub fn with(opt: Opt) -> Self {
+        let usual = TrainOptions { opt, ..TrainOptions::default() };
+        match opt {
+            Opt::Sgd => usual,
+            Opt::AdamW => TrainOptions { lr: 1e-3, weight_decay: 0.05, ..usual },
+            Opt::Lamb => TrainOptions { lr: 5e-3, weight_decay: 0.02, ..usual },
+        }
+    }
+
     /// Checks each value.
     ///
     /// # Errors
@@ -102,8 +148,24 @@ impl TrainOptions {
         if self.batch_size == 0 {
             return refuse("--batch-size", &0, "1 or more");
         }
-        if !(self.lr.is_finite() && self.lr > 0.0) {
+        if self.grad_accum_steps == 0 {
+            return refuse("--grad-accum-steps", &0, "1 or more");
+        }
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if !positive(self.lr) {
             return refuse("--lr", &self.lr, "a number above 0");
+        }
+        if let Some(beta) = self.opt_betas.iter().find(|beta| !(0.0..1.0).contains(*beta)) {
+            return refuse("--opt-betas", beta, "two numbers from 0 up to, but not including, 1");
+        }
+        if let Some(epsilon) = self.opt_eps.filter(|&epsilon| !positive(epsilon)) {
+            return refuse("--opt-eps", &epsilon, "a number above 0");
+        }
+        if let Some(norm) = self.clip_grad.filter(|&norm| !positive(norm)) {
+            return refuse("--clip-grad", &norm, "a number above 0");
+        }
+        if let Some(decay) = self.model_ema_decay.filter(|decay| !(*decay > 0.0 && *decay < 1.0)) {
+            return refuse("--model-ema-decay", &decay, "a number between 0 and 1");
         }
         if !(0.0..1.0).contains(&self.momentum) {
             return refuse("--momentum", &self.momentum, "a number from 0 up to, but not including, 1");
@@ -149,13 +211,29 @@ impl TrainOptions {
     }
 
     /// The optimizer's part.
-    pub fn sgd(&self) -> SgdOptions {
-        SgdOptions {
-            momentum: self.momentum as f32,
-            nesterov: self.nesterov && self.momentum > 0.0,
-            weight_decay: self.weight_decay as f32,
-            decay_norm_and_bias: self.decay_norm_and_bias,
-        }
+    pub fn optimizer(&self) -> OptimizerOptions {
+        let &TrainOptions { momentum, opt_betas: betas, opt_eps, decay_norm_and_bias, .. } = self;
+        let weight_decay = self.weight_decay as f32;
+        let rule = match self.opt {
+            Opt::Sgd => Rule::Sgd(SgdOptions {
+                momentum: momentum as f32,
+                nesterov: self.nesterov && momentum > 0.0,
+                weight_decay,
+                decay_norm_and_bias,
+            }),
+            Opt::AdamW => {
+                let epsilon = opt_eps.unwrap_or(AdamWOptions::EPSILON);
+                Rule::AdamW(AdamWOptions { betas, epsilon, weight_decay, decay_norm_and_bias })
+            }
+            Opt::Lamb => Rule::Lamb(LambOptions {
+                betas,
+                epsilon: opt_eps.unwrap_or(LambOptions::EPSILON),
+                weight_decay,
+                decay_norm_and_bias,
+                max_grad_norm: Some(LambOptions::MAX_GRAD_NORM),
+            }),
+        };
+        OptimizerOptions { rule, clip_norm: self.clip_grad, ema_decay: self.model_ema_decay }
     }
 
     /// The learning rate over epochs of `steps` steps.
@@ -180,7 +258,12 @@ mod tests {
         let refusals = [
             TrainOptions { epochs: 0, ..TrainOptions::default() },
             TrainOptions { batch_size: 0, ..TrainOptions::default() },
+            TrainOptions { grad_accum_steps: 0, ..TrainOptions::default() },
             TrainOptions { lr: f64::NAN, ..TrainOptions::default() },
+            TrainOptions { opt_betas: [0.9, 1.0], ..TrainOptions::default() },
+            TrainOptions { opt_eps: Some(0.0), ..TrainOptions::default() },
+            TrainOptions { clip_grad: Some(-1.0), ..TrainOptions::default() },
+            TrainOptions { model_ema_decay: Some(1.0), ..TrainOptions::default() },
             TrainOptions { momentum: 1.0, ..TrainOptions::default() },
             TrainOptions { weight_decay: -1.0, ..TrainOptions::default() },
             TrainOptions { warmup_epochs: f64::INFINITY, ..TrainOptions::default() },
@@ -197,7 +280,12 @@ mod tests {
         let expected = [
             "--epochs",
             "--batch-size",
+            "--grad-accum-steps",
             "--lr",
+            "--opt-betas",
+            "--opt-eps",
+            "--clip-grad",
+            "--model-ema-decay",
             "--momentum",
             "--weight-decay",
             "--warmup-epochs",

@@ -2,12 +2,14 @@
 
 use super::checkpoint::{Checkpoint, EpochRow, Progress};
 use super::step::{Descent, Step};
-use super::{RunFolder, Sgd, TrainError, TrainOptions};
+use super::{Optimizer, RunFolder, TrainError, TrainOptions, Update, WeightAverage};
 use crate::data::{Batch, Dataset, Loader, LoaderOptions, TrainPass};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::kernels::Context;
+use crate::layer::Parameter;
 use crate::model::Model;
 use crate::network::Input;
+use crate::weights::StateDict;
 use crate::{Error, Tensor};
 use serde::Serialize;
 use std::sync::Arc;
@@ -42,6 +44,8 @@ pub enum Event {
         images_per_second: f64,
         /// Share of the epoch's time spent waiting for data.
         waiting: f64,
+        /// Norm of the step's gradient before it was clipped, where gradients are.
+        grad_norm: Option<f64>,
     },
     /// Some of the validation images are done.
     Validated {
@@ -79,6 +83,13 @@ pub struct Finished {
     pub complete: bool,
 }
 
+/// What a step came to.
+struct Taken {
+    /// Mean loss of its images.
+    loss: f64,
+    grad_norm: Option<f64>,
+}
+
 /// A run: a model, its data, its options and its folder.
 #[derive(Debug)]
 pub struct Trainer<'a> {
@@ -102,7 +113,7 @@ impl<'a> Trainer<'a> {
         [train, val]: [Arc<Dataset>; 2],
         folder: RunFolder,
     ) -> Self {
-        let descent = Descent::new(model.network(), options.sgd());
+        let descent = Descent::new(model.network(), options.optimizer());
         model.drop = options.drop_rates();
         Trainer { cx, model, options, train, val, folder, descent, progress: Progress::default() }
     }
@@ -112,23 +123,26 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// When the checkpoint's tensors are not the network's.
     pub fn resume(&mut self, checkpoint: Checkpoint) -> Result<(), Error> {
-        let path = self.folder.state_file();
-        self.model.network_mut().load(self.cx, &path, checkpoint.state)?;
-        let mut velocities = checkpoint.velocities;
-        let parameters = self.model.network().parameters();
-        let own: Option<Vec<Vec<f32>>> =
-            parameters.map(|parameter| velocities.remove(&parameter.name)).collect();
-        match own {
-            Some(own) => {
-                self.descent.optimizer = Sgd::resume(self.model.network(), self.options.sgd(), own);
-            }
-            None if checkpoint.progress == Progress::default() => {}
-            None => {
-                let reason = "a velocity is missing; start a new run".to_owned();
-                return Err(TrainError::Resume { path, reason }.into());
-            }
+        let Checkpoint { state, average, mut optimizer, progress, .. } = checkpoint;
+        let (path, options, cx) = (self.folder.state_file(), self.options.optimizer(), self.cx);
+        let missing = |what: &str| {
+            let reason = format!("{what} is missing or has another shape; start a new run");
+            Error::from(TrainError::Resume { path: path.clone(), reason })
+        };
+        let network = self.model.network_mut();
+        if let Some(decay) = options.ema_decay {
+            network.load(cx, &path, average.ok_or_else(|| missing("the average of the weights"))?)?;
+            self.descent.average = Some(WeightAverage::of(network, decay, progress.updates));
         }
-        self.progress = checkpoint.progress;
+        network.load(cx, &path, state)?;
+        // A run that was stopped before its first step has nothing to remember.
+        if progress != Progress::default() {
+            let take =
+                |state: &str, parameter: &Parameter| optimizer.remove(&format!("{state}.{}", parameter.name));
+            let resumed = Optimizer::resume(network, options, progress.updates, take);
+            self.descent.optimizer = resumed.map_err(|state| missing(&state))?;
+        }
+        self.progress = progress;
         Ok(())
     }
 
@@ -143,7 +157,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Trains to the end, or until the observer says stop. After each epoch, and when stopped, `last/` and `state/` are
-    /// written; `best/` when the validation accuracy is the best so far.
+    /// written; `best/` when the validation accuracy is the best so far. Where a moving average of the weights is kept, it is
+    /// what is validated and written to `last/` and `best/`.
     ///
     /// # Errors
     /// When the options cannot be followed, the loss is no longer a number, data cannot be had, or a file cannot be written.
@@ -155,7 +170,9 @@ impl<'a> Trainer<'a> {
                 Some(lr) => lr,
                 None => return self.stop(&mut observe),
             };
-            let Some(evaluation) = self.validate(&mut observe)? else { return self.stop(&mut observe) };
+            let Some(evaluation) = self.averaged(|run| run.validate(&mut observe))? else {
+                return self.stop(&mut observe);
+            };
             let event = self.complete_epoch(lr, &evaluation)?;
             self.folder.append_event(&event)?;
             if observe(&event) == Control::Stop && self.progress.epoch < self.options.epochs {
@@ -197,33 +214,50 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn save(&self) -> Result<(), Error> {
-        self.model.save(&self.folder.last())?;
+    /// Gives the network the average of its weights where there is one, or takes it away again.
+    fn exchange(&mut self) {
+        if let Some(average) = &mut self.descent.average {
+            average.exchange(self.cx, self.model.network_mut());
+        }
+    }
+
+    /// Runs `work` while the network has the average of its weights.
+    fn averaged<R>(&mut self, work: impl FnOnce(&mut Self) -> Result<R, Error>) -> Result<R, Error> {
+        self.exchange();
+        let result = work(self);
+        self.exchange();
+        result
+    }
+
+    fn save(&mut self) -> Result<(), Error> {
+        let average: Option<StateDict> = self.averaged(|run| {
+            run.model.save(&run.folder.last())?;
+            run.descent.average.is_some().then(|| run.model.network().state()).transpose()
+        })?;
         let path = self.folder.state_file();
-        Checkpoint::write(&path, self.model.network(), &self.descent.optimizer, &self.options, &self.progress)
+        let Trainer { model, descent, options, progress, .. } = self;
+        Checkpoint::write(&path, model.network(), average.as_ref(), &descent.optimizer, (options, progress))
     }
 
     /// The rest of the epoch's steps; returns the last learning rate, or nothing when the observer stopped it.
     fn train_epoch(&mut self, observe: &mut impl FnMut(&Event) -> Control) -> Result<Option<f32>, Error> {
         let epoch = self.progress.epoch;
         let first = self.progress.step;
-        let pass = TrainPass {
-            seed: self.options.seed,
-            epoch: epoch as u64,
-            augment: self.options.augment,
-            // The last batch would have another size and other statistics; a data set of less than one batch has no other.
-            drop_last: self.train.len() >= self.options.batch_size,
-            first_batch: first,
-        };
+        let TrainOptions { seed, augment, batch_size, .. } = self.options;
+        // The last batch would have another size and other statistics; a data set of less than one batch has no other.
+        let drop_last = self.train.len() >= batch_size;
+        let batches = if drop_last { self.train.len() / batch_size } else { 1 };
+        let group = self.options.grad_accum_steps.min(batches);
+        let steps = batches / group;
+        let pass = TrainPass { seed, epoch: epoch as u64, augment, drop_last, first_batch: first * group };
         let (dataset, preprocess) = (Arc::clone(&self.train), self.model.preprocess.clone());
         let mut loader = Loader::train(dataset, preprocess, self.loading(), pass)?;
-        let steps = first + loader.remaining();
         let schedule = self.options.schedule(steps);
         let mut lr = schedule.at((epoch * steps + first).saturating_sub(1));
         let (start, before) = (Instant::now(), self.progress.sums.clone());
-        while let Some(batch) = loader.next() {
-            lr = schedule.at(epoch * steps + self.progress.step);
-            let loss = self.step(batch?, lr)?;
+        for step in first..steps {
+            lr = schedule.at(epoch * steps + step);
+            let Taken { loss, grad_norm } = self.step(&mut loader, group, lr)?;
             self.progress.step += 1;
             let sums = &mut self.progress.sums;
             sums.seconds = before.seconds + start.elapsed().as_secs_f64();
@@ -236,6 +270,7 @@ impl<'a> Trainer<'a> {
                 lr,
                 images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
                 waiting: sums.waited / sums.seconds.max(1e-9),
+                grad_norm,
             };
             if observe(&event) == Control::Stop {
                 return Ok(None);
@@ -244,30 +279,40 @@ impl<'a> Trainer<'a> {
         Ok(Some(lr))
     }
 
-    /// One step of gradient descent; returns the batch's mean loss.
-    fn step(&mut self, batch: Batch, lr: f32) -> Result<f64, Error> {
+    /// One step of gradient descent over `group` batches.
+    fn step(&mut self, loader: &mut Loader, group: usize, lr: f32) -> Result<Taken, Error> {
         let Trainer { cx, model, options, descent, progress, .. } = self;
-        let Batch { images, labels, indices } = batch;
-        let drops =
-            options.drop_rates().drops(model.network(), options.seed, progress.epoch as u64, &indices);
-        let input = Input { images, drops };
-        let smoothing = options.smoothing as f32;
-        let Step { loss, correct } = descent.step(cx, model.network_mut(), input, &labels, smoothing, lr)?;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged {
-                loss,
-                epoch: progress.epoch + 1,
-                step: progress.step + 1,
-                lr,
-                kept: self.folder.kept(),
+        let (smoothing, rates) = (options.smoothing as f32, options.drop_rates());
+        let mut losses = 0.0;
+        for batch in loader.take(group) {
+            let Batch { images, labels, indices } = batch?;
+            let drops = rates.drops(model.network(), options.seed, progress.epoch as u64, &indices);
+            let input = Input { images, drops };
+            let Step { loss, correct } =
+                descent.accumulate(cx, model.network_mut(), input, &labels, smoothing)?;
+            if !loss.is_finite() {
+                return Err(TrainError::Diverged {
+                    loss,
+                    epoch: progress.epoch + 1,
+                    step: progress.step + 1,
+                    lr,
+                    kept: self.folder.kept(),
+                }
+                .into());
             }
-            .into());
+            losses += loss;
+            let sums = &mut progress.sums;
+            sums.images += labels.len();
+            sums.loss += loss * labels.len() as f64;
+            sums.correct += correct;
         }
-        let sums = &mut progress.sums;
-        sums.images += labels.len();
-        sums.loss += loss * labels.len() as f64;
-        sums.correct += correct;
-        Ok(loss)
+        let Update { grad_norm } = descent.update(cx, model.network_mut(), lr);
+        progress.updates = descent.optimizer.steps();
+        if let (Some(norm), Some(clip)) = (grad_norm, options.clip_grad) {
+            progress.sums.grad_norms += norm;
+            progress.sums.clipped += usize::from(norm > clip);
+        }
+        Ok(Taken { loss: losses / group as f64, grad_norm })
     }
 
     /// Validation with the running statistics; nothing when the observer stopped it.
@@ -294,7 +339,7 @@ impl<'a> Trainer<'a> {
     /// Records the epoch and saves it.
     fn complete_epoch(&mut self, lr: f32, evaluation: &Evaluation) -> Result<Event, Error> {
         let sums = std::mem::take(&mut self.progress.sums);
-        let images = sums.images.max(1) as f64;
+        let (images, steps) = (sums.images.max(1) as f64, self.progress.step.max(1) as f64);
         let row = EpochRow {
             epoch: self.progress.epoch + 1,
             train_loss: sums.loss / images,
@@ -306,6 +351,8 @@ impl<'a> Trainer<'a> {
             seconds: sums.seconds,
             images_per_second: sums.images as f64 / sums.seconds.max(1e-9),
             waited_seconds: sums.waited,
+            grad_norm: self.options.clip_grad.map(|_| sums.grad_norms / steps),
+            clipped: self.options.clip_grad.map(|_| 100.0 * sums.clipped as f64 / steps),
         };
         if !evaluation.loss.is_finite() {
             return Err(TrainError::Diverged {
@@ -327,7 +374,7 @@ impl<'a> Trainer<'a> {
         (self.progress.epoch, self.progress.step) = (row.epoch, 0);
         // `best/` first: if the disk fills up in between, the state still says that the epoch is to be done again.
         if best {
-            self.model.save(&self.folder.best())?;
+            self.averaged(|run| run.model.save(&run.folder.best()))?;
         }
         self.save()?;
         self.folder.write_summary(&self.progress.rows)?;
