@@ -124,8 +124,11 @@ const MACS_PER_WEIGHTS_TILE_VALUE: f64 = 12.0;
 /// The algorithm for a pass of training over images of `[height, width]`. The direct sum, where nothing else is faster.
 pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize; 2], pass: Pass) -> Choice {
     let Ok(output) = geometry.output_size(input) else { return Choice::Direct };
-    let tilings =
-        || Tiling::ALL.into_iter().filter_map(|tiling| Some((tiling, tiling.cost(level, geometry, input)?)));
+    // What the products of pairs save is less than transforming the weights takes, once for each step.
+    let tilings = || {
+        let all = Tiling::ALL.into_iter().filter(|&tiling| tiling != Tiling::Strassen);
+        all.filter_map(|tiling| Some((tiling, tiling.cost(level, geometry, input)?)))
+    };
     let fastest = |direct: f64, costs: &mut dyn Iterator<Item = (Tiling, f64)>| {
         let fast = costs.min_by(|(_, a), (_, b)| a.total_cmp(b));
         fast.filter(|&(_, cost)| cost < direct).map_or(Choice::Direct, |(tiling, _)| Choice::Fast(tiling))
@@ -145,7 +148,7 @@ pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize;
         Pass::Weights => {
             let products = output[0] * output[1] * geometry.weight_len();
             let direct = (products * TRAINING_BATCH) as f64 / DIRECT_WEIGHTS_SHARE;
-            let fast = tilings().filter(|&(tiling, _)| geometry.groups == 1 && tiling != Tiling::Strassen);
+            let fast = tilings().filter(|_| geometry.groups == 1);
             let mut costs = fast.map(|(tiling, TilingCost { products, moved, weights })| {
                 let image = products as f64 / WEIGHTS_SHARE + moved as f64 * MACS_PER_WEIGHTS_TILE_VALUE;
                 (tiling, TRAINING_BATCH as f64 * image + weights as f64 * MACS_PER_SUM)

@@ -9,7 +9,7 @@ pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCos
 pub use geometry::{AverageWindow, ConvGeometry, Edge, GeometryError, Window};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
-use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct};
+use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct, TransposedScratch};
 use crate::{Context, Level};
 
 /// Input channels below which the taps of a kernel row are read as one run of values.
@@ -57,7 +57,7 @@ pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
 #[derive(Debug, Default)]
 pub struct ConvScratch {
     widened: Vec<f32>,
-    parts: Vec<f32>,
+    transposed: TransposedScratch,
 }
 
 impl Conv {
@@ -79,6 +79,7 @@ impl Conv {
             let vertical = window_axis(&geometry.window(0), input[0], output[0], input[1] * channels);
             let horizontal = window_axis(&geometry.window(1), input[1], output[1], channels);
             Gather::new(vertical, horizontal, input[0] * input[1] * channels, geometry.group_in())
+                .of_pixels(channels)
         };
         let scatter = Scatter::dense(output[0], output[1], geometry.out_channels);
         let mut phases = Vec::new();
@@ -232,10 +233,10 @@ impl Conv {
         dw: &mut [f32],
     ) {
         let images = self.images(x.len(), dy.len());
-        let ConvScratch { widened, parts } = scratch;
+        let ConvScratch { widened, transposed } = scratch;
         let input = self.widen(cx, x, widened);
         let (gather, groups, columns) = (&self.gather, self.geometry.groups, self.geometry.out_channels);
-        TransposedProduct { images, input, gather, groups, b: dy, columns }.run(cx, parts, dw);
+        TransposedProduct { images, input, gather, groups, b: dy, columns }.run(cx, transposed, dw);
     }
 
     /// Number of images in activations of these lengths.

@@ -1,7 +1,7 @@
 //! Blocking and threads: cuts products into tasks and tasks into micro-kernel blocks.
 
 use super::gather::{Gather, Scatter};
-use super::micro::{Gathered, MAX_ROWS, Transposed};
+use super::micro::{Gathered, MAX_ROWS};
 use super::pack::{PackedMatrix, Panel, panels};
 use crate::Context;
 use crate::parallel::SharedMut;
@@ -13,7 +13,7 @@ const DEPTH_BLOCK: usize = 1024;
 const TAP_BLOCK: usize = 64;
 
 /// Parts into which a product is cut at least, where its size allows.
-const TASKS: usize = 16;
+pub(super) const TASKS: usize = 16;
 
 /// Tasks that a product is cut into at least, even if B is read for few rows then.
 const LEAST_TASKS: usize = 4;
@@ -181,6 +181,8 @@ impl Product<'_> {
         let residual = self.epilogue.other().filter(|_| last);
         let added = residual.map_or(std::ptr::null(), <[f32]>::as_ptr);
         let even = self.gather.even_step().zip(self.scatter.even_step());
+        // The first panel brings the rows of A near for the others.
+        let ahead = even.filter(|_| panel.column == 0).map_or(0, |(from, _)| tallest * from);
         for start in rows.clone().step_by(tallest) {
             let height = tallest.min(rows.end - start);
             match even {
@@ -209,6 +211,7 @@ impl Product<'_> {
                 taps: block.taps,
                 skip: block.skip,
                 depth: block.depth,
+                ahead,
                 b: self.b.panel_row(panel, block.tap * self.gather.depth() + block.skip),
                 c: targets.as_ptr(),
                 columns: panel.columns,
@@ -221,156 +224,6 @@ impl Product<'_> {
             // within the pixel), targets stay in C, the panel has `taps · depth` rows from the first one used, bias
             // and residual are long enough. Tasks own disjoint rows and columns of C, because `scatter` is injective.
             unsafe { kernels.gathered(panel.vectors, height, &arguments) };
-        }
-    }
-}
-
-/// `C = gather(A)ᵀ·B`, where C is `[taps][depth][columns]` and B is `[rows of the gather][columns]`; with groups, the
-/// channels of A and the columns of B and C are cut into as many pieces that do not see each other.
-pub(crate) struct TransposedProduct<'a> {
-    /// Images of the batch.
-    pub(crate) images: usize,
-    /// A's values.
-    pub(crate) input: &'a [f32],
-    /// How A's rows are made; its depth is that of one group.
-    pub(crate) gather: &'a Gather,
-    /// Number of groups.
-    pub(crate) groups: usize,
-    /// B's values.
-    pub(crate) b: &'a [f32],
-    /// Columns of B and C, over all groups.
-    pub(crate) columns: usize,
-}
-
-/// Rows of A and B that are read again and again before the next ones: they stay in L2.
-const LENGTH_BLOCK: usize = 256;
-
-/// Values that partial sums may take at most.
-const PARTS_LIMIT: usize = 1 << 22;
-
-/// How a transposed product is cut: all by its shape.
-struct Cut {
-    /// Parts of the sum's length, each with a copy of C.
-    parts: usize,
-    /// Rows of A and B in a part.
-    length: usize,
-    /// Pieces of the taps.
-    taps: usize,
-    /// Panels of a group's columns in a piece.
-    panels: usize,
-    /// Tasks a part.
-    pieces: usize,
-}
-
-impl TransposedProduct<'_> {
-    fn cut(&self, cx: &Context) -> Cut {
-        let rows = self.images * self.gather.rows_per_image();
-        let size = self.gather.taps() * self.gather.depth() * self.columns;
-        let parts = (PARTS_LIMIT / size.max(1)).min(rows / LENGTH_BLOCK).clamp(1, TASKS);
-        let length = rows.div_ceil(parts).next_multiple_of(LENGTH_BLOCK);
-        let parts = rows.div_ceil(length).max(1);
-        let missing = TASKS.div_ceil(parts * self.groups);
-        let taps_at_once = self.gather.taps().div_ceil(missing).max(1);
-        let taps = self.gather.taps().div_ceil(taps_at_once);
-        let count = panels(cx.level(), self.columns / self.groups).len();
-        let panels_at_once = count.div_ceil(missing.div_ceil(taps.max(1))).max(1);
-        let pieces = self.groups * taps * count.div_ceil(panels_at_once);
-        Cut { parts, length, taps: taps_at_once, panels: panels_at_once, pieces }
-    }
-
-    /// Computes C; `parts` is scratch memory that grows as needed and is reused.
-    pub(crate) fn run(&self, cx: &Context, parts: &mut Vec<f32>, c: &mut [f32]) {
-        let rows = self.images * self.gather.rows_per_image();
-        let size = self.gather.taps() * self.gather.depth() * self.columns;
-        assert_eq!(c.len(), size, "values of the transposed product");
-        assert!(self.input.len() >= self.images * self.gather.image_step(), "the left matrix is too short");
-        assert!(self.b.len() >= rows * self.columns, "the right matrix is too short");
-        let last_group = (self.groups - 1) * self.gather.depth();
-        assert!(self.gather.reach() + last_group <= self.gather.image_step(), "a row leaves its image");
-        let cut = self.cut(cx);
-        if cut.parts == 1 {
-            c.fill(0.0);
-            let out = SharedMut(c.as_mut_ptr());
-            cx.pool().run(cut.pieces, |piece| self.piece(cx, &cut, piece, 0, &out));
-            return;
-        }
-        parts.clear();
-        parts.resize(cut.parts * size, 0.0);
-        let out = SharedMut(parts.as_mut_ptr());
-        cx.pool().run(cut.parts * cut.pieces, |task| {
-            let part = task / cut.pieces;
-            self.piece(cx, &cut, task % cut.pieces, part, &SharedMut(out.get().wrapping_add(part * size)));
-        });
-        let parts = &*parts;
-        cx.pool().pieces(c, size.div_ceil(TASKS).max(1024), |index, piece| {
-            let from = index * size.div_ceil(TASKS).max(1024);
-            piece.copy_from_slice(&parts[from..from + piece.len()]);
-            for part in parts.chunks_exact(size).skip(1) {
-                for (sum, value) in piece.iter_mut().zip(&part[from..]) {
-                    *sum += value;
-                }
-            }
-        });
-    }
-
-    /// One task: some taps and panels of one group, summed over one part of the length.
-    fn piece(&self, cx: &Context, cut: &Cut, piece: usize, part: usize, out: &SharedMut<f32>) {
-        let panels = panels(cx.level(), self.columns / self.groups);
-        let panel_pieces = panels.len().div_ceil(cut.panels);
-        let (group, rest) = (piece % self.groups, piece / self.groups);
-        let (panel_piece, tap_piece) = (rest % panel_pieces, rest / panel_pieces);
-        let panels = panels.skip(panel_piece * cut.panels).take(cut.panels);
-        let taps = tap_piece * cut.taps..self.gather.taps().min((tap_piece + 1) * cut.taps);
-        let rows = self.images * self.gather.rows_per_image();
-        let rows = part * cut.length..rows.min((part + 1) * cut.length);
-        let input = self.input.as_ptr().wrapping_add(group * self.gather.depth());
-        let mut pointers = [std::ptr::null(); LENGTH_BLOCK];
-        for start in rows.clone().step_by(LENGTH_BLOCK) {
-            let length = LENGTH_BLOCK.min(rows.end - start);
-            for tap in taps.clone() {
-                let mut position = self.gather.position(start);
-                for pointer in &mut pointers[..length] {
-                    self.gather.pointers(input, &position, tap, 1, |_, source| *pointer = source);
-                    self.gather.advance(&mut position);
-                }
-                for panel in panels.clone() {
-                    self.tile(cx, &pointers[..length], start, [tap, group], &panel, out);
-                }
-            }
-        }
-    }
-
-    /// All channels of one tap for one panel of columns.
-    fn tile(
-        &self,
-        cx: &Context,
-        pointers: &[*const f32],
-        start: usize,
-        [tap, group]: [usize; 2],
-        panel: &Panel,
-        out: &SharedMut<f32>,
-    ) {
-        let kernels = cx.level().micro_kernels();
-        let depth = self.gather.depth();
-        let blocks = depth.div_ceil(kernels.max_rows(panel.vectors));
-        let column = group * (self.columns / self.groups) + panel.column;
-        for block in 0..blocks {
-            // Heights as equal as can be: a short last block would waste the registers.
-            let (from, to) = (depth * block / blocks, depth * (block + 1) / blocks);
-            let arguments = Transposed {
-                a: pointers.as_ptr(),
-                skip: from,
-                length: pointers.len(),
-                b: self.b[start * self.columns + column..].as_ptr(),
-                b_step: self.columns,
-                c: out.get().wrapping_add((tap * depth + from) * self.columns + column),
-                c_step: self.columns,
-                columns: panel.columns,
-                accumulate: true,
-            };
-            // SAFETY: `run` has checked that A, B and C are long enough; gathered pointers are valid for `depth`
-            // values. Tasks own disjoint taps, groups, panels or parts of C.
-            unsafe { kernels.transposed(panel.vectors, to - from, &arguments) };
         }
     }
 }

@@ -56,6 +56,11 @@ impl Gather {
         Gather { vertical, horizontal, positions, image_step, depth, zeros: vec![0.0; depth], even }
     }
 
+    /// The same gather for rows that are a part of pixels with `channels` values: rows of the padding have as many zeros.
+    pub(crate) fn of_pixels(self, channels: usize) -> Self {
+        Gather { zeros: vec![0.0; channels], ..self }
+    }
+
     /// A gather without taps, all of whose `positions` rows are empty.
     pub(crate) fn empty(positions: [usize; 2], image_step: usize) -> Self {
         let axis = || Axis { taps: 0, offsets: Vec::new() };

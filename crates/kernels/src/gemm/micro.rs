@@ -21,6 +21,8 @@ pub(crate) struct Gathered {
     pub(crate) skip: usize,
     /// Values of a row that are used by each tap.
     pub(crate) depth: usize,
+    /// How many values further on the next block's rows of A begin, which are asked for; 0 if they are near or unknown.
+    pub(crate) ahead: usize,
     /// The panel's values, `[tap][depth][vectors · lanes]`.
     pub(crate) b: *const f32,
     /// Pointers to the rows of C; each is valid for reads and writes of `columns` values.
@@ -38,11 +40,11 @@ pub(crate) struct Gathered {
 }
 
 /// `C = Aᵀ·B` for a block: C is `rows × columns`; both A and B are read row by row.
-pub(crate) struct Transposed {
-    /// Pointers to the rows of A; each is valid for reads of the block's `rows` values at `skip`.
-    pub(crate) a: *const *const f32,
-    /// First value of a row of A that is used.
-    pub(crate) skip: usize,
+pub(crate) struct Transposed<'a> {
+    /// First row of A; each row is valid for reads of the block's `rows` values.
+    pub(crate) a: *const f32,
+    /// Values between two rows of A.
+    pub(crate) a_step: usize,
     /// Number of rows of A and B.
     pub(crate) length: usize,
     /// First row of B; each row is valid for reads of `columns` values.
@@ -57,6 +59,8 @@ pub(crate) struct Transposed {
     pub(crate) columns: usize,
     /// Whether to add to C instead of overwriting it.
     pub(crate) accumulate: bool,
+    /// Addresses whose lines will be needed soon.
+    pub(crate) soon: &'a [*const f32],
 }
 
 /// `C = A·B` for a block whose A stands in vectors of its columns: `[depth / lanes][rows][lanes]`.
@@ -84,7 +88,7 @@ pub(crate) struct MicroKernels {
     /// Lanes of a vector.
     pub(crate) lanes: usize,
     gathered: &'static [&'static [unsafe fn(&Gathered)]],
-    transposed: &'static [&'static [unsafe fn(&Transposed)]],
+    transposed: &'static [&'static [unsafe fn(&Transposed<'_>)]],
     blocked: &'static [&'static [unsafe fn(&Blocked)]],
 }
 
@@ -212,17 +216,6 @@ impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VE
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let block = self.0;
-        if block.accumulate || !block.residual.is_null() {
-            // What will be added is on its way while the products are made.
-            let added = if block.accumulate { block.c.cast() } else { block.residual };
-            for row in 0..ROWS {
-                // SAFETY: `c`, and `residual` where it is not null, hold ROWS pointers.
-                let row: *const f32 = unsafe { *added.add(row) };
-                for v in 0..VECTORS {
-                    simd.prefetch(row.wrapping_add(v * S::LANES));
-                }
-            }
-        }
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
         let mut b = block.b;
         for tap in 0..block.taps {
@@ -231,15 +224,20 @@ impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VE
             unsafe {
                 let rows: [*const f32; ROWS] =
                     std::array::from_fn(|row| (*block.a.add(tap * ROWS + row)).add(block.skip));
-                for k in 0..block.depth {
-                    let columns: [S::V; VECTORS] = std::array::from_fn(|v| simd.load(b.add(v * S::LANES)));
-                    for row in 0..ROWS {
-                        let value = simd.splat(*rows[row].add(k));
-                        for v in 0..VECTORS {
-                            sums[row][v] = simd.mul_add(value, columns[v], sums[row][v]);
+                let last = tap + 1 == block.taps;
+                for start in (0..block.depth).step_by(LINE) {
+                    if last {
+                        self.ask(simd, start);
+                    }
+                    if block.ahead > 0 {
+                        for row in rows {
+                            simd.prefetch(row.wrapping_add(start + block.ahead));
                         }
                     }
-                    b = b.add(VECTORS * S::LANES);
+                    for k in start..block.depth.min(start + LINE) {
+                        Self::step(simd, &rows, k, b, &mut sums);
+                        b = b.add(VECTORS * S::LANES);
+                    }
                 }
             }
         }
@@ -255,6 +253,52 @@ impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VE
 }
 
 impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
+    /// Adds the products of column `k` of A and one row of B.
+    ///
+    /// # Safety
+    /// Each of `rows` must be valid for reads at `k`, `b` for `VECTORS · LANES` values.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(
+        simd: S,
+        rows: &[*const f32; ROWS],
+        k: usize,
+        b: *const f32,
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let columns: [S::V; VECTORS] = std::array::from_fn(|v| simd.load(b.add(v * S::LANES)));
+            for (row, sums) in rows.iter().zip(sums) {
+                let value = simd.splat(*row.add(k));
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = simd.mul_add(value, column, *sum);
+                }
+            }
+        }
+    }
+
+    /// Asks for a part of what will be added and of the lines that will be written, while the products of the last tap from
+    /// `start` on are made: all at once they would hold up the loads.
+    ///
+    /// # Safety
+    /// `c`, and `residual` where it is not null, must hold ROWS pointers.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&self, simd: S, start: usize) {
+        let block = self.0;
+        let pieces = block.depth.div_ceil(LINE);
+        let (vectors, piece) = (ROWS * VECTORS, start / LINE);
+        for index in vectors * piece / pieces..vectors * (piece + 1) / pieces {
+            let (row, at) = (index / VECTORS, index % VECTORS * S::LANES);
+            // SAFETY: promised by the caller.
+            unsafe {
+                simd.prefetch_to_write((*block.c.add(row)).wrapping_add(at));
+                if !block.residual.is_null() {
+                    simd.prefetch((*block.residual.add(row)).wrapping_add(at));
+                }
+            }
+        }
+    }
+
     /// Applies the epilogue and stores the sums.
     ///
     /// # Safety
@@ -326,7 +370,7 @@ impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
     }
 }
 
-struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Transposed);
+struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Transposed<'a>);
 
 impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> {
     /// # Safety
@@ -344,19 +388,36 @@ impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> 
             }
         };
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
-        let mut b = block.b;
-        for k in 0..block.length {
+        let mut step = |a: *const f32, b: *const f32| {
             let columns: [S::V; VECTORS] = std::array::from_fn(|v| load(b, v));
-            // SAFETY: `a` holds `length` pointers, each valid for ROWS values at `skip`.
-            let a = unsafe { (*block.a.add(k)).add(block.skip) };
             for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: as above.
+                // SAFETY: each row of A is valid for ROWS values.
                 let value = simd.splat(unsafe { *a.add(row) });
                 for (sum, &column) in sums.iter_mut().zip(&columns) {
                     *sum = simd.mul_add(value, column, *sum);
                 }
             }
-            b = b.wrapping_add(block.b_step);
+        };
+        let (mut a, mut b) = (block.a, block.b);
+        let pieces = block.length.div_ceil(LINE);
+        for start in (0..block.length).step_by(LINE) {
+            // What is asked for all at once would hold up the loads.
+            let piece = start / LINE;
+            for row in ROWS * piece / pieces..ROWS * (piece + 1) / pieces {
+                let c = block.c.wrapping_add(row * block.c_step);
+                for v in 0..VECTORS {
+                    simd.prefetch_to_write(c.wrapping_add(v * S::LANES));
+                }
+            }
+            let soon = block.soon.len();
+            for &at in &block.soon[soon * piece / pieces..soon * (piece + 1) / pieces] {
+                simd.prefetch(at);
+            }
+            for _ in start..block.length.min(start + LINE) {
+                step(a, b);
+                a = a.wrapping_add(block.a_step);
+                b = b.wrapping_add(block.b_step);
+            }
         }
         for (row, sums) in sums.iter().enumerate() {
             let c = block.c.wrapping_add(row * block.c_step);

@@ -10,10 +10,13 @@ pub(crate) mod micro;
 pub(crate) mod pack;
 #[cfg(test)]
 mod tests;
+mod transposed;
 
+pub(crate) use driver::Product;
 pub use driver::{Epilogue, Residual};
-pub(crate) use driver::{Product, TransposedProduct};
 pub use pack::PackedMatrix;
+pub use transposed::TransposedScratch;
+pub(crate) use transposed::{TransposedProduct, row_step};
 
 use crate::Context;
 use gather::{Gather, Scatter};
@@ -31,8 +34,8 @@ pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue
 
 /// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`, all row-major.
 ///
-/// Long products are summed in parts whose number depends on the shape alone; `parts` holds them and is reused from call to
-/// call.
+/// Long products are summed in parts whose number depends on the shape alone; `scratch` holds them and is reused from
+/// call to call.
 ///
 /// # Panics
 /// When a slice's length does not fit.
@@ -41,9 +44,9 @@ pub fn multiply_transposed(
     [length, rows, columns]: [usize; 3],
     a: &[f32],
     b: &[f32],
-    parts: &mut Vec<f32>,
+    scratch: &mut TransposedScratch,
     c: &mut [f32],
 ) {
     let gather = Gather::matrix(length, rows);
-    TransposedProduct { images: 1, input: a, gather: &gather, groups: 1, b, columns }.run(cx, parts, c);
+    TransposedProduct { images: 1, input: a, gather: &gather, groups: 1, b, columns }.run(cx, scratch, c);
 }

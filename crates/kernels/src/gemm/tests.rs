@@ -48,7 +48,7 @@ fn transposed_products_agree_with_the_sums() {
         let length = if case % 20 == 0 { 600 + random.below(900) } else { size(&mut random) };
         let (a, b) = (random.values(length * m), random.values(length * n));
         for cx in &contexts {
-            let (mut c, mut parts) = (vec![f32::NAN; m * n], Vec::new());
+            let (mut c, mut parts) = (vec![f32::NAN; m * n], TransposedScratch::default());
             multiply_transposed(cx, [length, m, n], &a, &b, &mut parts, &mut c);
             for (index, &found) in c.iter().enumerate() {
                 let (i, j) = (index / n, index % n);
@@ -64,7 +64,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(53);
     let (a, b) = (random.values(700 * 90), random.values(700 * 70));
     assert_same_bits_for_all_threads(|cx| {
-        let (mut transposed, mut parts) = (vec![0.0; 90 * 70], Vec::new());
+        let (mut transposed, mut parts) = (vec![0.0; 90 * 70], TransposedScratch::default());
         multiply_transposed(cx, [700, 90, 70], &a, &b, &mut parts, &mut transposed);
         let packed = PackedMatrix::new(cx.level(), 90, 70, |row, column| b[row * 70 + column]);
         let mut plain = vec![0.0; 700 * 70];

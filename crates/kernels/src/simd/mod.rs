@@ -117,6 +117,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}
 
+    /// As [`prefetch`](Self::prefetch), for a line that will be written.
+    #[inline(always)]
+    fn prefetch_to_write(self, _at: *mut f32) {}
+
     /// Runs `task` inside a function that has this instruction set's target features.
     fn run<T: Task>(self, task: T) -> T::Output;
 

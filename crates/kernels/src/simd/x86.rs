@@ -96,6 +96,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_to_write(self, at: *mut f32) {
+        trusted!(_mm_prefetch::<_MM_HINT_ET0>(at.cast_const().cast()))
+    }
+
+    #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         trusted!(run_avx2(task, self))
     }
@@ -190,6 +195,11 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
         trusted!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+
+    #[inline(always)]
+    fn prefetch_to_write(self, at: *mut f32) {
+        trusted!(_mm_prefetch::<_MM_HINT_ET0>(at.cast_const().cast()))
     }
 
     #[inline(always)]

@@ -12,6 +12,7 @@ use crate::Context;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Transposed;
 use crate::gemm::pack::panels;
+use crate::gemm::row_step;
 use crate::parallel::{SharedMut, with_free};
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
@@ -136,7 +137,10 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
 
     /// The steps of V and D for a block of `slots` tiles. A line more between two points: they do not share cache sets.
     fn steps(&self, slots: usize) -> [Steps; 2] {
-        self.conv.rows().map(|row| Steps { point: row * slots + LINE, vector: self.conv.lanes(), slot: row })
+        self.conv.rows().map(|row| {
+            let slot = row_step(row);
+            Steps { point: slot * slots + LINE, vector: self.conv.lanes(), slot }
+        })
     }
 
     /// Values of the sums of a part.
@@ -233,12 +237,9 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let [v_steps, d_steps] = self.steps(block.tiles().len());
         let [row, column] = T::last(point);
         let slots = block.slots(row, column);
-        let mut pointers = [std::ptr::null(); MAX_TILES];
-        for (pointer, slot) in pointers.iter_mut().zip(slots.clone()) {
-            *pointer = v.cast_const().wrapping_add(point * v_steps.point + slot * v_steps.slot);
-        }
-        let (depth, width) = (conv.view.depth, d_steps.slot);
-        let d = d.cast_const().wrapping_add(point * d_steps.point + slots.start * width);
+        let v = v.cast_const().wrapping_add(point * v_steps.point + slots.start * v_steps.slot);
+        let (depth, width) = (conv.view.depth, conv.rows()[1]);
+        let d = d.cast_const().wrapping_add(point * d_steps.point + slots.start * d_steps.slot);
         let sums = sums.wrapping_add(point * depth * width);
         for panel in panels(conv.level, width) {
             let blocks = depth.div_ceil(kernels.max_rows(panel.vectors));
@@ -246,15 +247,16 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
                 // Heights as equal as can be: a short last block would waste the registers.
                 let (from, to) = (depth * index / blocks, depth * (index + 1) / blocks);
                 let arguments = Transposed {
-                    a: pointers.as_ptr(),
-                    skip: from,
+                    a: v.wrapping_add(from),
+                    a_step: v_steps.slot,
                     length: slots.len(),
                     b: d.wrapping_add(panel.column),
-                    b_step: width,
+                    b_step: d_steps.slot,
                     c: sums.wrapping_add(from * width + panel.column),
                     c_step: width,
                     columns: panel.columns,
                     accumulate,
+                    soon: &[],
                 };
                 // SAFETY: V and D hold `depth` and `width` values for each of the point's slots, and the sums `depth` rows
                 // of `width` for each point; nobody else works on this point of these sums.

@@ -1,0 +1,368 @@
+//! Transposed products, which are gradients of weights: blocks of rows of both sides are copied to where they meet again and
+//! again without leaving the L2 cache.
+
+use super::driver::TASKS;
+use super::gather::Gather;
+use super::micro::Transposed;
+use super::pack::{Panel, panels};
+use crate::Context;
+use crate::buffer::{Aligned, LINE};
+use crate::parallel::{SharedMut, with_free};
+use crate::simd::{Simd, Task};
+use std::ops::Range;
+use std::sync::Mutex;
+
+/// `C = gather(A)ᵀ·B`, where C is `[taps][depth][columns]` and B is `[rows of the gather][columns]`; with groups, the
+/// channels of A and the columns of B and C are cut into as many pieces that do not see each other.
+pub(crate) struct TransposedProduct<'a> {
+    /// Images of the batch.
+    pub(crate) images: usize,
+    /// A's values.
+    pub(crate) input: &'a [f32],
+    /// How A's rows are made; its depth is that of one group.
+    pub(crate) gather: &'a Gather,
+    /// Number of groups.
+    pub(crate) groups: usize,
+    /// B's values.
+    pub(crate) b: &'a [f32],
+    /// Columns of B and C, over all groups.
+    pub(crate) columns: usize,
+}
+
+/// Memory that transposed products use while they run, reused from one to the next.
+#[derive(Debug, Default)]
+pub struct TransposedScratch {
+    /// Sums of all parts but the first.
+    parts: Aligned,
+    /// Rows of A and of B for each thread.
+    rows: Vec<Mutex<[Aligned; 2]>>,
+}
+
+/// Rows of A and B that are read again and again before the next ones: they stay in L2.
+const LENGTH: usize = 192;
+
+/// Channels of A, and columns of B, of a task at most: its part of C stays in L2 as well.
+const WIDTH: usize = 256;
+
+/// Values of a row from which on a column of rows would fall into few of a cache's sets.
+const WIDE: usize = 128;
+
+/// Values that partial sums may take at most.
+const PARTS_LIMIT: usize = 1 << 22;
+
+/// How a transposed product is cut: all by its shape. A task is a piece of C, summed over a part of the rows.
+struct Cut {
+    /// Parts of the rows, each with a copy of C.
+    parts: usize,
+    /// Groups of a piece.
+    groups: usize,
+    /// Taps of a piece.
+    taps: usize,
+    /// Channels of a group of A in a piece.
+    depth: usize,
+    /// Columns of a group of B in a piece.
+    columns: usize,
+}
+
+/// A piece of C.
+struct Piece {
+    groups: Range<usize>,
+    taps: Range<usize>,
+    /// Of each group.
+    depth: Range<usize>,
+    /// Of each group.
+    columns: Range<usize>,
+}
+
+/// `index` of as many equal ranges as there are in `whole`, and the rest of the index.
+fn range(index: usize, whole: usize, length: usize) -> (Range<usize>, usize) {
+    let count = whole.div_ceil(length);
+    let from = index % count * length;
+    (from..whole.min(from + length), index / count)
+}
+
+impl Cut {
+    fn new(cx: &Context, product: &TransposedProduct) -> Self {
+        let (taps, depth, columns) =
+            (product.gather.taps(), product.gather.depth(), product.columns / product.groups);
+        let panel = panels(cx.level(), columns).next().map_or(1, |panel| panel.vectors);
+        let panel = panel * cx.level().micro_kernels().lanes;
+        let cut_depth = depth.div_ceil(depth.div_ceil(WIDTH));
+        let cut_columns = columns.min((WIDTH / panel).max(1) * panel);
+        let groups = (WIDTH / depth.max(columns)).clamp(1, product.groups);
+        let mut cut = Cut {
+            parts: 1,
+            groups,
+            taps: (WIDTH * WIDTH / (groups * cut_depth * cut_columns)).clamp(1, taps),
+            depth: cut_depth,
+            columns: cut_columns,
+        };
+        let rows = product.rows();
+        let limit = (PARTS_LIMIT / product.size().max(1)).min(rows / LENGTH).max(1);
+        cut.parts = TASKS.div_ceil(cut.pieces(product)).min(limit);
+        let missing = TASKS.div_ceil(cut.parts * cut.pieces(product));
+        cut.taps = cut.taps.div_ceil(missing);
+        cut
+    }
+
+    fn pieces(&self, product: &TransposedProduct) -> usize {
+        product.groups.div_ceil(self.groups)
+            * product.gather.taps().div_ceil(self.taps)
+            * product.gather.depth().div_ceil(self.depth)
+            * (product.columns / product.groups).div_ceil(self.columns)
+    }
+
+    fn piece(&self, product: &TransposedProduct, index: usize) -> Piece {
+        let (columns, index) = range(index, product.columns / product.groups, self.columns);
+        let (depth, index) = range(index, product.gather.depth(), self.depth);
+        let (taps, index) = range(index, product.gather.taps(), self.taps);
+        let (groups, _) = range(index, product.groups, self.groups);
+        Piece { groups, taps, depth, columns }
+    }
+}
+
+/// Rows that have been copied.
+#[derive(Clone, Copy)]
+struct Copied {
+    first: *const f32,
+    step: usize,
+}
+
+/// Rows that will be copied next, of A and of B.
+#[derive(Clone, Copy)]
+struct Next {
+    rows: usize,
+    sides: [Side; 2],
+}
+
+/// Rows of `width` values, `step` values apart.
+#[derive(Clone, Copy)]
+struct Side {
+    first: *const f32,
+    step: usize,
+    width: usize,
+}
+
+/// Lines that are asked for in one call of a micro-kernel at most.
+const SOON: usize = 256;
+
+impl Next {
+    /// Writes where the lines of the rows begin that call `call` of `calls` asks for; returns their number.
+    fn lines(&self, call: usize, calls: usize, lines: &mut [*const f32; SOON]) -> usize {
+        let mut count = 0;
+        for row in self.rows * call / calls..self.rows * (call + 1) / calls {
+            for Side { first, step, width } in self.sides {
+                let row = first.wrapping_add(row * step);
+                let asked = width.div_ceil(LINE).min(SOON - count);
+                for (index, line) in lines[count..][..asked].iter_mut().enumerate() {
+                    *line = row.wrapping_add(index * LINE);
+                }
+                count += asked;
+            }
+        }
+        count
+    }
+}
+
+/// Copied rows that meet.
+struct Block<'a> {
+    piece: &'a Piece,
+    length: usize,
+    /// Whether C holds the sums of blocks before.
+    accumulate: bool,
+    next: Option<Next>,
+}
+
+/// Values between two copied rows of `width`: with wide ones an odd number of lines, so that a column does not meet itself in a
+/// cache's sets.
+pub(crate) fn row_step(width: usize) -> usize {
+    let whole = width.next_multiple_of(2 * LINE);
+    if whole < WIDE { width.next_multiple_of(LINE) } else { whole + LINE }
+}
+
+impl TransposedProduct<'_> {
+    fn rows(&self) -> usize {
+        self.images * self.gather.rows_per_image()
+    }
+
+    /// Values of C.
+    fn size(&self) -> usize {
+        self.gather.taps() * self.gather.depth() * self.columns
+    }
+
+    /// Computes C.
+    pub(crate) fn run(&self, cx: &Context, scratch: &mut TransposedScratch, c: &mut [f32]) {
+        let (rows, size) = (self.rows(), self.size());
+        assert_eq!(c.len(), size, "values of the transposed product");
+        assert!(self.input.len() >= self.images * self.gather.image_step(), "the left matrix is too short");
+        assert!(self.b.len() >= rows * self.columns, "the right matrix is too short");
+        let last_group = (self.groups - 1) * self.gather.depth();
+        assert!(self.gather.reach() + last_group <= self.gather.image_step(), "a row leaves its image");
+        if rows == 0 {
+            c.fill(0.0);
+            return;
+        }
+        let cut = Cut::new(cx, self);
+        let TransposedScratch { parts, rows: own } = scratch;
+        parts.grow((cut.parts - 1) * size);
+        if own.len() < cx.pool().available() {
+            own.resize_with(cx.pool().available(), Mutex::default);
+        }
+        let (first, others) = (SharedMut(c.as_mut_ptr()), SharedMut(parts.as_mut_ptr()));
+        let pieces = cut.pieces(self);
+        cx.pool().run(cut.parts * pieces, |task| {
+            let part = task / pieces;
+            let rows = rows * part / cut.parts..rows * (part + 1) / cut.parts;
+            let c = match part.checked_sub(1) {
+                None => first.get(),
+                Some(other) => others.get().wrapping_add(other * size),
+            };
+            with_free(own, |own| self.piece(cx, &cut.piece(self, task % pieces), rows, own, c));
+        });
+        let parts = &parts.values()[..(cut.parts - 1) * size];
+        let length = size.div_ceil(TASKS).max(1024);
+        cx.pool().pieces(c, if parts.is_empty() { size } else { length }, |index, piece| {
+            for part in parts.chunks_exact(size) {
+                let part = &part[index * length..][..piece.len()];
+                piece.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+            }
+        });
+    }
+
+    /// One task: a piece of C, summed over some rows.
+    fn piece(&self, cx: &Context, piece: &Piece, rows: Range<usize>, own: &mut [Aligned; 2], c: *mut f32) {
+        let (group_depth, group_columns) = (self.gather.depth(), self.columns / self.groups);
+        // With several groups their whole width is copied.
+        let width = |range: &Range<usize>, group| (piece.groups.len() - 1) * group + range.len();
+        let (a_width, b_width) = (width(&piece.depth, group_depth), width(&piece.columns, group_columns));
+        let a_first = piece.groups.start * group_depth + piece.depth.start;
+        let b_first = piece.groups.start * group_columns + piece.columns.start;
+        let [a_rows, b_rows] = own;
+        let length = rows.len().min(LENGTH);
+        a_rows.grow(length * row_step(a_width));
+        b_rows.grow(length * row_step(b_width));
+        let (a, b) = (
+            Copied { first: a_rows.as_ptr(), step: row_step(a_width) },
+            Copied { first: b_rows.as_ptr(), step: row_step(b_width) },
+        );
+        // Blocks of equal length: a short one would read and write C for a few rows.
+        let count = rows.len().div_ceil(LENGTH);
+        let at = |index: usize| rows.start + rows.len() * index.min(count) / count;
+        let [input, dy] = [self.input.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
+        for index in 0..count {
+            let rows = at(index)..at(index + 1);
+            let sources = |row: usize| dy.wrapping_add((rows.start + row) * self.columns);
+            // SAFETY: `run` has checked that B is long enough; the buffers were grown to hold the rows.
+            unsafe { copy(cx, rows.len(), b_width, sources, b_rows.as_mut_ptr(), b.step) };
+            let side = |first: *const f32, step, width| Side {
+                first: first.wrapping_add(rows.end * step),
+                step,
+                width,
+            };
+            let next = self.gather.even_step().filter(|_| piece.groups.len() == 1).map(|step| Next {
+                rows: at(index + 2) - rows.end,
+                sides: [side(input, step, a_width), side(dy, self.columns, b_width)],
+            });
+            let block = Block { piece, length: rows.len(), accumulate: index > 0, next };
+            for tap in piece.taps.clone() {
+                let mut position = self.gather.position(rows.start);
+                let sources = |_| {
+                    let mut source = std::ptr::null();
+                    self.gather.pointers(input, &position, tap, 1, |_, pointer| source = pointer);
+                    self.gather.advance(&mut position);
+                    source
+                };
+                // SAFETY: `run` has checked that A is long enough, and there are zeros for as many channels as a pixel has.
+                unsafe { copy(cx, rows.len(), a_width, sources, a_rows.as_mut_ptr(), a.step) };
+                for group in piece.groups.clone() {
+                    let inside = group - piece.groups.start;
+                    let a = Copied { first: a.first.wrapping_add(inside * group_depth), ..a };
+                    let b = Copied { first: b.first.wrapping_add(inside * group_columns), ..b };
+                    let row = tap * group_depth + piece.depth.start;
+                    let c = c.wrapping_add(row * self.columns + group * group_columns + piece.columns.start);
+                    self.tiles(cx, &block, [a, b], c);
+                }
+            }
+        }
+    }
+
+    /// The products of a block for one tap and one group, added to the piece's part of C or taking its place.
+    fn tiles(&self, cx: &Context, block: &Block, [a, b]: [Copied; 2], c: *mut f32) {
+        let kernels = cx.level().micro_kernels();
+        let depth = block.piece.depth.len();
+        let panels = panels(cx.level(), block.piece.columns.len());
+        let heights = |panel: &Panel| depth.div_ceil(kernels.max_rows(panel.vectors));
+        let calls = panels.clone().map(|panel| heights(&panel)).sum();
+        let mut lines = [std::ptr::null(); SOON];
+        let mut call = 0;
+        for panel in panels {
+            let count = heights(&panel);
+            for index in 0..count {
+                // Heights as equal as can be: a short last block would waste the registers.
+                let (from, to) = (depth * index / count, depth * (index + 1) / count);
+                let soon = block.next.map_or(0, |next| next.lines(call, calls, &mut lines));
+                let arguments = Transposed {
+                    a: a.first.wrapping_add(from),
+                    a_step: a.step,
+                    length: block.length,
+                    b: b.first.wrapping_add(panel.column),
+                    b_step: b.step,
+                    c: c.wrapping_add(from * self.columns + panel.column),
+                    c_step: self.columns,
+                    columns: panel.columns,
+                    accumulate: block.accumulate,
+                    soon: &lines[..soon],
+                };
+                // SAFETY: A and B hold `length` rows of the piece's channels and columns, C has been checked to be long
+                // enough, and tasks own disjoint groups, taps, channels, columns or parts of it.
+                unsafe { kernels.transposed(panel.vectors, to - from, &arguments) };
+                call += 1;
+            }
+        }
+    }
+}
+
+/// Copies rows of `width` values to rows that are `step` values apart.
+///
+/// # Safety
+/// Each of `source`'s `rows` pointers must be valid for reads of `width` values, `to` for writes of that many in each row.
+unsafe fn copy(
+    cx: &Context,
+    rows: usize,
+    width: usize,
+    source: impl FnMut(usize) -> *const f32,
+    to: *mut f32,
+    step: usize,
+) {
+    cx.level().run(Copy { rows, width, source, to, step });
+}
+
+struct Copy<F> {
+    rows: usize,
+    width: usize,
+    source: F,
+    to: *mut f32,
+    step: usize,
+}
+
+impl<F: FnMut(usize) -> *const f32> Task for Copy<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, simd: S) {
+        let whole = self.width / S::LANES * S::LANES;
+        for row in 0..self.rows {
+            let (from, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
+            // SAFETY: promised by the caller of `copy`.
+            unsafe {
+                for at in (0..whole).step_by(S::LANES) {
+                    simd.store(to.add(at), simd.load(from.add(at)));
+                }
+                if whole < self.width {
+                    let rest = self.width - whole;
+                    simd.store_partial(to.add(whole), simd.load_partial(from.add(whole), rest), rest);
+                }
+            }
+        }
+    }
+}
