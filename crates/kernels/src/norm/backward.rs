@@ -3,6 +3,7 @@
 use super::partition::{Partition, WIDTH};
 use super::{task_rows, tile_rows};
 use crate::Context;
+use crate::parallel::SharedMut;
 use crate::simd::{Simd, Task};
 use crate::vector::{Columns, columns, read, write};
 use std::ops::Range;
@@ -10,11 +11,9 @@ use std::ops::Range;
 /// Rows whose sums are taken in `f32`.
 const TILE: usize = 32;
 
-/// What [`backward`] reads, beside the gradient of the output.
+/// What [`backward`] reads, beside the input and the gradient of the output.
 #[derive(Debug, Clone, Copy)]
 pub struct Backward<'a> {
-    /// The normalisation's input, `[N, H, W, C]`.
-    pub x: &'a [f32],
     /// Where the gradient passes.
     pub relu: Relu<'a>,
     /// Mean of each channel over the batch, `[C]`.
@@ -23,6 +22,25 @@ pub struct Backward<'a> {
     pub inv_std: &'a [f32],
     /// Learned factor of each channel, `[C]`.
     pub gamma: &'a [f32],
+}
+
+/// The normalisation's input, `[N, H, W, C]`, and where the gradient of the input is left.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The input is kept: its gradient takes the place of the output's.
+    Kept(&'a [f32]),
+    /// The gradient takes the place of the input; that of the output becomes the part of it that passes the ReLU, which is
+    /// the gradient of a residual that was added before it.
+    Replaced(&'a mut [f32]),
+}
+
+impl Input<'_> {
+    fn values(&self) -> &[f32] {
+        match self {
+            Input::Kept(x) => x,
+            Input::Replaced(x) => x,
+        }
+    }
 }
 
 /// The ReLU after a normalisation: the gradient passes where its output is positive.
@@ -44,11 +62,10 @@ pub enum Relu<'a> {
 /// What [`backward`] changes and writes.
 #[derive(Debug)]
 pub struct Gradients<'a> {
-    /// Gradient of the output, `[N, H, W, C]`. It is overwritten: where there is a `dx`, with the part that passes the ReLU,
-    /// which is the gradient of a residual that was added before it; else with the gradient of the input.
+    /// The input.
+    pub x: Input<'a>,
+    /// Gradient of the output, `[N, H, W, C]`.
     pub dy: &'a mut [f32],
-    /// Gradient of the input, `[N, H, W, C]`, where it does not take the place of `dy`.
-    pub dx: Option<&'a mut [f32]>,
     /// Gradient of gamma, `[C]`.
     pub dgamma: &'a mut [f32],
     /// Gradient of beta, `[C]`.
@@ -63,8 +80,9 @@ pub struct Gradients<'a> {
 /// # Panics
 /// When the lengths do not fit each other.
 pub fn backward(context: &Context, input: Backward, out: Gradients) {
+    let Gradients { x, dy, dgamma, dbeta } = out;
     let channels = input.gamma.len();
-    let rows = super::rows("x", input.x, channels);
+    let rows = super::rows("x", x.values(), channels);
     let (scale, shift) = match input.relu {
         Relu::Recomputed { scale, shift } => (scale.len(), shift.len()),
         Relu::None | Relu::Output(_) => (channels, channels),
@@ -74,22 +92,23 @@ pub fn backward(context: &Context, input: Backward, out: Gradients) {
         ("inv_std", input.inv_std.len()),
         ("scale", scale),
         ("shift", shift),
-        ("dgamma", out.dgamma.len()),
-        ("dbeta", out.dbeta.len()),
+        ("dgamma", dgamma.len()),
+        ("dbeta", dbeta.len()),
     ];
     for (what, length) in vectors {
         assert_eq!(length, channels, "{what} and gamma differ in length");
     }
-    let tensors = [
-        ("y", input.relu.output().map(<[f32]>::len)),
-        ("dy", Some(out.dy.len())),
-        ("dx", out.dx.as_deref().map(<[f32]>::len)),
-    ];
-    for (what, length) in tensors {
-        assert_eq!(length.unwrap_or(input.x.len()), input.x.len(), "{what} and x differ in length");
+    let length = x.values().len();
+    assert_eq!(dy.len(), length, "dy and x differ in length");
+    assert_eq!(input.relu.output().map_or(length, <[f32]>::len), length, "y and x differ in length");
+    // Where it is wanted, or cheaper than reading the output again, the first pass leaves what passes the ReLU in dy.
+    let keep = matches!(x, Input::Replaced(_)) || matches!(input.relu, Relu::Output(_));
+    let coefficients = sums(context, input, x.values(), (dy, keep), [dgamma, dbeta], rows);
+    let passed = Backward { relu: if keep { Relu::None } else { input.relu }, ..input };
+    match x {
+        Input::Kept(x) => second_pass::<false>(context, passed, &coefficients, dy, x),
+        Input::Replaced(x) => second_pass::<true>(context, passed, &coefficients, x, dy),
     }
-    let coefficients = sums(context, input, out.dy, rows, [out.dgamma, out.dbeta]);
-    input_gradient(context, input, &coefficients, out.dy, out.dx);
 }
 
 /// `dx = gradient · g + distance · (x − mean) + constant`, each `[C]`.
@@ -99,21 +118,23 @@ struct Coefficients {
     constant: Vec<f32>,
 }
 
-/// Sets `dgamma` and `dbeta`; returns what follows for `dx`.
+/// Sets `dgamma` and `dbeta`; returns what follows for `dx`. With `keep`, dy becomes the part that passes the ReLU.
 fn sums(
     context: &Context,
     input: Backward,
-    dy: &[f32],
-    rows: usize,
+    x: &[f32],
+    (dy, keep): (&mut [f32], bool),
     [dgamma, dbeta]: [&mut [f32]; 2],
+    rows: usize,
 ) -> Coefficients {
     let channels = input.gamma.len();
     let mut totals = vec![[0.0; 2]; channels];
+    let dy = SharedMut(dy.as_mut_ptr());
     Partition::new(rows, channels).reduce(
         context,
         |part, gradient, product| {
             let (rows, channels) = (part.rows.clone(), part.channels.clone());
-            context.level().run(SumChunk { input, dy, rows, channels, gradient, product });
+            context.level().run(SumChunk { input, x, dy: dy.get(), keep, rows, channels, gradient, product });
         },
         |part, gradient, product| {
             let totals = totals[part.channels.clone()].iter_mut();
@@ -139,7 +160,10 @@ fn sums(
 /// One task of the first pass: `Σg` and `Σ g·(x − mean)` of some channels over a chunk of rows.
 struct SumChunk<'a> {
     input: Backward<'a>,
-    dy: &'a [f32],
+    x: &'a [f32],
+    /// As long as x; nobody else works on these rows and channels.
+    dy: *mut f32,
+    keep: bool,
     rows: Range<usize>,
     channels: Range<usize>,
     gradient: &'a mut [f64],
@@ -158,12 +182,9 @@ impl Task for SumChunk<'_> {
             sums.iter_mut().for_each(|sums| sums[..width].fill(0.0));
             for start in (start..end).step_by(tile_rows(width)) {
                 let rows = start..(start + tile_rows(width)).min(end);
+                let SumChunk { input, x, dy, keep, .. } = self;
                 let first = self.channels.start;
-                columns(
-                    simd,
-                    width,
-                    &mut SumTile { input: self.input, dy: self.dy, rows, first, sums: &mut sums },
-                );
+                columns(simd, width, &mut SumTile { input, x, dy, keep, rows, first, sums: &mut sums });
             }
             for (sums, totals) in sums.iter().zip([&mut *self.gradient, &mut *self.product]) {
                 totals.iter_mut().zip(sums).for_each(|(total, &sum)| *total += f64::from(sum));
@@ -175,7 +196,9 @@ impl Task for SumChunk<'_> {
 /// A few rows, added to the sums.
 struct SumTile<'a> {
     input: Backward<'a>,
-    dy: &'a [f32],
+    x: &'a [f32],
+    dy: *mut f32,
+    keep: bool,
     rows: Range<usize>,
     first: usize,
     sums: &'a mut [[f32; WIDTH]; 2],
@@ -184,7 +207,7 @@ struct SumTile<'a> {
 impl Columns for SumTile<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { x, relu, mean, .. } = self.input;
+        let Backward { relu, mean, .. } = self.input;
         let width = (V - 1) * S::LANES + count;
         let means = parameters::<S, V>(simd, mean, self.first + from, count);
         let passes = Passes::<S, V>::new(simd, relu, self.first + from, count);
@@ -192,12 +215,17 @@ impl Columns for SumTile<'_> {
         let mut products = parameters::<S, V>(simd, &self.sums[1], from, count);
         for row in self.rows.clone() {
             let start = row * mean.len() + self.first + from;
-            let (x, dy) = (&x[start..][..width], &self.dy[start..][..width]);
+            let x = &self.x[start..][..width];
+            // SAFETY: dy is as long as x, and these channels of this row belong to this task.
+            let dy = unsafe { std::slice::from_raw_parts_mut(self.dy.wrapping_add(start), width) };
             let y = relu.output().map_or(x, |y| &y[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
                 let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
                 let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
+                if self.keep {
+                    write(simd, dy, at, count, gradient);
+                }
                 let distance = simd.sub(x, means[v]);
                 gradients[v] = simd.add(gradients[v], gradient);
                 products[v] = simd.mul_add(gradient, distance, products[v]);
@@ -264,92 +292,63 @@ impl<S: Simd, const V: usize> Passes<S, V> {
     }
 }
 
-/// The second pass.
-fn input_gradient(
+/// The second pass: leaves dx in `place`, which is x where `IN_X` is set and dy otherwise; `beside` is the other one.
+fn second_pass<const IN_X: bool>(
     context: &Context,
     input: Backward,
     coefficients: &Coefficients,
-    dy: &mut [f32],
-    dx: Option<&mut [f32]>,
+    place: &mut [f32],
+    beside: &[f32],
 ) {
     let length = task_rows(input.mean.len()) * input.mean.len();
-    let mut dx = dx.map(|dx| dx.chunks_mut(length));
-    let mut pieces: Vec<_> =
-        dy.chunks_mut(length).map(|dy| (dy, dx.as_mut().and_then(Iterator::next))).collect();
-    context.pool().pieces(&mut pieces, 1, |index, piece| {
-        for (dy, dx) in piece {
-            let input = part(input, index * length, dy.len());
-            context.level().run(InputPiece { input, coefficients, dy, dx: dx.as_deref_mut() });
-        }
+    context.pool().pieces(place, length, |index, place| {
+        let beside = &beside[index * length..][..place.len()];
+        context.level().run(InputPiece::<IN_X> { input, coefficients, place, beside });
     });
 }
 
-/// The rows of `input` from value `start` on.
-#[inline(always)]
-fn part(input: Backward, start: usize, length: usize) -> Backward {
-    let range = start..start + length;
-    Backward {
-        x: &input.x[range.clone()],
-        relu: match input.relu {
-            Relu::Output(y) => Relu::Output(&y[range]),
-            other => other,
-        },
-        ..input
-    }
-}
-
 /// Some rows of the second pass.
-struct InputPiece<'a> {
+struct InputPiece<'a, const IN_X: bool> {
     input: Backward<'a>,
     coefficients: &'a Coefficients,
-    dy: &'a mut [f32],
-    dx: Option<&'a mut [f32]>,
+    place: &'a mut [f32],
+    beside: &'a [f32],
 }
 
-impl Task for InputPiece<'_> {
+impl<const IN_X: bool> Task for InputPiece<'_, IN_X> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
-        let channels = self.input.mean.len();
+    fn run<S: Simd>(self, simd: S) {
+        let InputPiece { input, coefficients, place, beside } = self;
+        let channels = input.mean.len();
         let length = tile_rows(channels) * channels;
-        for (index, dy) in self.dy.chunks_mut(length).enumerate() {
-            let start = index * length;
-            let dx = self.dx.as_mut().map(|dx| &mut dx[start..][..dy.len()]);
-            let input = part(self.input, start, dy.len());
-            columns(simd, channels, &mut InputPiece { input, coefficients: self.coefficients, dy, dx });
+        for (place, beside) in place.chunks_mut(length).zip(beside.chunks(length)) {
+            columns(simd, channels, &mut InputPiece::<IN_X> { input, coefficients, place, beside });
         }
     }
 }
 
-impl Columns for InputPiece<'_> {
+impl<const IN_X: bool> Columns for InputPiece<'_, IN_X> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { x, relu, mean, .. } = self.input;
+        let Backward { relu, mean, .. } = self.input;
         let width = (V - 1) * S::LANES + count;
         let means = parameters::<S, V>(simd, mean, from, count);
         let gradients = parameters::<S, V>(simd, &self.coefficients.gradient, from, count);
         let distances = parameters::<S, V>(simd, &self.coefficients.distance, from, count);
         let constants = parameters::<S, V>(simd, &self.coefficients.constant, from, count);
         let passes = Passes::<S, V>::new(simd, relu, from, count);
-        for start in (from..self.dy.len()).step_by(mean.len()) {
-            let (x, dy) = (&x[start..][..width], &mut self.dy[start..][..width]);
-            let y = relu.output().map_or(x, |y| &y[start..][..width]);
-            let mut dx = self.dx.as_mut().map(|dx| &mut dx[start..][..width]);
+        for start in (from..self.place.len()).step_by(mean.len()) {
+            let (place, beside) = (&mut self.place[start..][..width], &self.beside[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
-                let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
-                let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
+                let (place_value, beside) = (read(simd, place, at, count), read(simd, beside, at, count));
+                let (x, gradient) = if IN_X { (place_value, beside) } else { (beside, place_value) };
+                let gradient = passes.of(simd, v, gradient, x, x);
                 let distance = simd.sub(x, means[v]);
                 let value = simd.mul_add(distance, distances[v], constants[v]);
-                let value = simd.mul_add(gradient, gradients[v], value);
-                match &mut dx {
-                    None => write(simd, dy, at, count, value),
-                    Some(dx) => {
-                        write(simd, dx, at, count, value);
-                        write(simd, dy, at, count, gradient);
-                    }
-                }
+                write(simd, place, at, count, simd.mul_add(gradient, gradients[v], value));
             }
         }
     }

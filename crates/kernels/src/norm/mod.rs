@@ -11,7 +11,7 @@ mod statistics;
 mod tests;
 
 pub use apply::{Apply, apply};
-pub use backward::{Backward, Gradients, Relu, backward};
+pub use backward::{Backward, Gradients, Input, Relu, backward};
 pub use statistics::statistics;
 
 /// Number of rows of `values` with `channels` each.

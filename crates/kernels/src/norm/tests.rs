@@ -168,20 +168,16 @@ fn gradients_agree_with_the_oracle() {
         let shift = |c: usize| UNIT * mean[c].abs() * inv_std[c];
         let dgamma_bound = |c: usize| 38.0 * UNIT * sizes[c][1] + 2.0 * shift(c) * sizes[c][0] + 1e-30;
         for context in &contexts {
-            let (mut changed, mut dx) = (dy.clone(), vec![f32::NAN; x.len()]);
+            let (mut changed, mut replaced) = (dy.clone(), x.clone());
             let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
             let (mean, inv_std) = (narrow(&mean), narrow(&inv_std));
             let (relu, wanted) = (layer.relu, layer.residual.is_some());
-            let out = Gradients {
-                dy: &mut changed,
-                dx: wanted.then_some(&mut dx),
-                dgamma: &mut dgamma,
-                dbeta: &mut dbeta,
-            };
+            let place = if wanted { Input::Replaced(&mut replaced) } else { Input::Kept(&x) };
+            let out = Gradients { x: place, dy: &mut changed, dgamma: &mut dgamma, dbeta: &mut dbeta };
             let relu = if relu { Relu::Output(&y) } else { Relu::None };
-            let input = Backward { x: &x, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+            let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
             backward(context, input, out);
-            let (dx, residual) = if wanted { (dx, changed) } else { (changed, Vec::new()) };
+            let (dx, residual) = if wanted { (replaced, changed) } else { (changed, Vec::new()) };
             let what = format!("{rows} rows of {channels}, {}", context.level().name());
             assert_within(format!("dbeta, {what}"), &dbeta, &expected.dbeta, |c| 34.0 * UNIT * sizes[c][0]);
             assert_within(format!("dgamma, {what}"), &dgamma, &expected.dgamma, dgamma_bound);
@@ -210,15 +206,14 @@ fn a_relu_computed_again_passes_what_its_output_passes() {
             let mut y = vec![f32::NAN; x.len()];
             apply(context, Apply { x: &x, scale: &scale, shift: &shift, residual: None, relu: true }, &mut y);
             let gradients = |relu: Relu| {
-                let (mut dx, mut residual) = (vec![f32::NAN; x.len()], dy.clone());
+                let (mut dx, mut residual, mut instead) = (x.clone(), dy.clone(), dy.clone());
                 let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-                let input = Backward { x: &x, relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
-                let mut in_place = dy.clone();
-                for (dy, dx) in [(&mut in_place, None), (&mut residual, Some(&mut dx[..]))] {
-                    let out = Gradients { dy, dx, dgamma: &mut dgamma, dbeta: &mut dbeta };
+                let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+                for (x, dy) in [(Input::Kept(&x), &mut instead), (Input::Replaced(&mut dx), &mut residual)] {
+                    let out = Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
                     backward(context, input, out);
                 }
-                assert!(in_place == dx, "{rows} rows of {channels}, in place");
+                assert!(instead == dx, "{rows} rows of {channels}, in the other's place");
                 [dx, residual, dgamma, dbeta]
             };
             let recomputed = gradients(Relu::Recomputed { scale: &scale, shift: &shift });
@@ -279,13 +274,11 @@ fn bits_do_not_depend_on_threads() {
             let mut applied = zeros(x.len());
             let input = Apply { x: &x, scale: &gamma, shift: &mean, residual: Some(&dy), relu: true };
             apply(context, input, &mut applied);
-            let (mut dx, mut residual) = (zeros(x.len()), dy.clone());
+            let (mut dx, mut residual) = (x.clone(), dy.clone());
             let (mut dgamma, mut dbeta) = (zeros(channels), zeros(channels));
-            let relu = Relu::Output(&y);
-            let input = Backward { x: &x, relu, mean: &mean, inv_std: &var, gamma: &gamma };
-            let dy = &mut residual;
-            let out = Gradients { dy, dx: Some(&mut dx), dgamma: &mut dgamma, dbeta: &mut dbeta };
-            backward(context, input, out);
+            let input = Backward { relu: Relu::Output(&y), mean: &mean, inv_std: &var, gamma: &gamma };
+            let (x, dy) = (Input::Replaced(&mut dx), &mut residual);
+            backward(context, input, Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta });
             vec![mean, var, applied, dx, residual, dgamma, dbeta]
         });
     }

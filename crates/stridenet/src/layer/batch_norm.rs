@@ -2,7 +2,7 @@
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
-use crate::kernels::norm::Relu;
+use crate::kernels::norm::{Input, Relu};
 use crate::kernels::{Context, norm};
 
 /// Added to the variance, as in PyTorch.
@@ -37,17 +37,6 @@ pub struct NormSaved {
     inv_std: Vec<f32>,
     /// What the layer did to each channel.
     affine: Affine,
-}
-
-/// What came after a batch norm.
-#[derive(Debug, Clone, Copy)]
-pub enum After<'a> {
-    /// Nothing.
-    Nothing,
-    /// A ReLU.
-    Relu,
-    /// The addition of a residual and a ReLU, with this output.
-    Residual(&'a Tensor),
 }
 
 /// `x · scale + shift` for each channel.
@@ -140,37 +129,32 @@ impl BatchNorm {
         (y, NormSaved { mean, inv_std, affine })
     }
 
-    /// Gradients of γ and β, of the input, and, where there was one, of the residual. `dy` is given up.
-    pub fn backward(
+    /// Gradients of γ and β; that of the input takes the place of `dy`. There was no residual.
+    pub fn backward(&mut self, cx: &Context, x: &Tensor, saved: &NormSaved, dy: &mut Tensor, relu: bool) {
+        let Affine { scale, shift } = &saved.affine;
+        let relu = if relu { Relu::Recomputed { scale, shift } } else { Relu::None };
+        self.gradients(cx, saved, Input::Kept(x.data()), relu, dy);
+    }
+
+    /// Gradients of γ and β, where a residual and a ReLU followed, whose output was `y`: the gradient of the input takes the
+    /// place of x, that of the residual the place of `dy`.
+    pub fn backward_residual(
         &mut self,
         cx: &Context,
-        workspace: &mut Workspace,
-        x: &Tensor,
+        x: &mut Tensor,
         saved: &NormSaved,
-        mut dy: Tensor,
-        after: After,
-    ) -> (Tensor, Option<Tensor>) {
-        let mut dx = matches!(after, After::Residual(_)).then(|| workspace.tensor(x.shape()));
-        let Affine { scale, shift } = &saved.affine;
-        let relu = match after {
-            After::Nothing => Relu::None,
-            After::Relu => Relu::Recomputed { scale, shift },
-            After::Residual(y) => Relu::Output(y.data()),
-        };
+        dy: &mut Tensor,
+        y: &Tensor,
+    ) {
+        self.gradients(cx, saved, Input::Replaced(x.data_mut()), Relu::Output(y.data()), dy);
+    }
+
+    fn gradients(&mut self, cx: &Context, saved: &NormSaved, x: Input, relu: Relu, dy: &mut Tensor) {
         let (gamma, dgamma) = self.gamma.value_and_grad();
         let NormSaved { mean, inv_std, .. } = saved;
-        let inputs = norm::Backward { x: x.data(), relu, mean, inv_std, gamma };
-        let outputs = norm::Gradients {
-            dy: dy.data_mut(),
-            dx: dx.as_mut().map(Tensor::data_mut),
-            dgamma,
-            dbeta: self.beta.grad_mut(),
-        };
-        norm::backward(cx, inputs, outputs);
-        match dx {
-            Some(dx) => (dx, Some(dy)),
-            None => (dy, None),
-        }
+        let input = norm::Backward { relu, mean, inv_std, gamma };
+        let out = norm::Gradients { x, dy: dy.data_mut(), dgamma, dbeta: self.beta.grad_mut() };
+        norm::backward(cx, input, out);
     }
 
     /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.

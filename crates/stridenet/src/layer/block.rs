@@ -1,9 +1,7 @@
 //! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone. A gate weighs
 //! the channels of F; a pre-activation block has a batch norm and a ReLU before F instead of the ReLU behind the sum.
 
-use super::{
-    After, BatchNorm, Gate, GateSaved, NormSaved, Parameter, Pooled, Pools, Unit, UnitSaved, Workspace,
-};
+use super::{BatchNorm, Gate, GateSaved, NormSaved, Parameter, Pooled, Pools, Unit, UnitSaved, Workspace};
 use crate::Tensor;
 use crate::kernels::gate::{self, Extent, Gated};
 use crate::kernels::gemm::Residual;
@@ -306,7 +304,7 @@ impl Block {
             dy = unit.backward(cx, workspace, input, saved, dy, also).0;
         }
         if let (Some(norm), Some((activated, saved))) = (norm, activated) {
-            dy = norm.backward(cx, workspace, x, &saved, dy, After::Relu).0;
+            norm.backward(cx, x, &saved, &mut dy, true);
             if apart {
                 pointwise::add(cx, dshortcut.data(), dy.data_mut());
             }

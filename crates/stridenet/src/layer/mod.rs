@@ -12,7 +12,7 @@ mod unit;
 mod workspace;
 
 pub(crate) use batch_norm::EPSILON;
-pub use batch_norm::{After, BatchNorm, NormSaved};
+pub use batch_norm::{BatchNorm, NormSaved};
 pub use block::{Block, BlockDrop, BlockSaved, Shortcut};
 pub use conv::Conv;
 pub use gate::{Gate, GateKind, GateSaved};

@@ -1,7 +1,7 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
 use super::pool::{Pooled, Pools};
-use super::{After, BatchNorm, Conv, NormSaved, Parameter, Workspace};
+use super::{BatchNorm, Conv, NormSaved, Parameter, Workspace};
 use crate::Tensor;
 use crate::arch;
 use crate::kernels::conv::GeometryError;
@@ -144,7 +144,7 @@ impl Unit {
         saved: UnitSaved,
         dy: Tensor,
     ) -> (Tensor, Option<Tensor>) {
-        let UnitSaved { raw, norm, activated, pooled, factors, .. } = saved;
+        let UnitSaved { mut raw, norm, activated, pooled, factors, residual } = saved;
         let mut dy = match (&self.pool, pooled) {
             (Some(pool), Some(pooled)) => {
                 let dactivated = pool.backward(cx, workspace, raw.shape(), pooled, &dy);
@@ -160,16 +160,19 @@ impl Unit {
             workspace.give(raw);
             return (dy, None);
         };
-        let after = match &activated {
-            Some(activated) if saved.residual => After::Residual(activated),
-            _ if self.relu => After::Relu,
-            _ => After::Nothing,
+        let gradients = match &activated {
+            Some(output) if residual => {
+                layer.backward_residual(cx, &mut raw, &norm, &mut dy, output);
+                (raw, Some(dy))
+            }
+            _ => {
+                layer.backward(cx, &raw, &norm, &mut dy, self.relu);
+                workspace.give(raw);
+                (dy, None)
+            }
         };
-        let (draw, dresidual) = layer.backward(cx, workspace, &raw, &norm, dy, after);
-        for tensor in [raw].into_iter().chain(activated) {
-            workspace.give(tensor);
-        }
-        (draw, dresidual)
+        activated.into_iter().for_each(|activated| workspace.give(activated));
+        gradients
     }
 
     /// The parameters' gradients, the input's, and the residual's where there was one. `also` is another gradient of

@@ -10,8 +10,8 @@ pub use drop::DropRates;
 use crate::arch::Arch;
 use crate::kernels::{Context, Level};
 use crate::layer::{
-    After, BatchNorm, Block, BlockDrop, BlockSaved, Conv, Head, HeadSaved, Linear, NormSaved, Parameter,
-    Unit, UnitSaved, Workspace,
+    BatchNorm, Block, BlockDrop, BlockSaved, Conv, Head, HeadSaved, Linear, NormSaved, Parameter, Unit,
+    UnitSaved, Workspace,
 };
 use crate::recycle::recycled;
 use crate::{Error, ShapeError, Tensor};
@@ -215,7 +215,7 @@ impl Network {
         if let (Some(norm), Some((normed, saved))) = (&mut self.norm, normed) {
             let before = stem.last().map_or(&input, UnitSaved::output);
             let x = blocks.last().map_or(before, BlockSaved::output);
-            dy = norm.backward(cx, workspace, x, &saved, dy, After::Relu).0;
+            norm.backward(cx, x, &saved, &mut dy, true);
             workspace.give(normed);
         }
         for block in self.blocks.iter_mut().rev() {
