@@ -409,6 +409,7 @@ mod tests {
                 "unknown variant `magic`",
             ),
             (refusal(&|config| config.pretrained_cfg.crop_mode = "round".into()), "unknown variant `round`"),
+            (refusal(&|config| config.pretrained_cfg.crop_mode = "r\no".into()), "unknown variant `r o`"),
             (refusal(&|config| config.stridenet = Some(Value::Bool(true))), "the key stridenet"),
         ];
         for (message, part) in cases {
