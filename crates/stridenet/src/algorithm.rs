@@ -79,10 +79,12 @@ const MACS_PER_BYTE: f64 = 5.0;
 /// Share of the peak that products reach.
 const SHARE: f64 = 0.93;
 
-/// Multiply-accumulates that a core does while it takes a value into or out of the domain of products: of square tiles,
-/// and of pairs of pixels.
+/// Multiply-accumulates that a core does while it takes a value into or out of the domain of products: of square tiles.
 const MACS_PER_TILE_VALUE: f64 = 7.5;
-const MACS_PER_PAIR_VALUE: f64 = 12.0;
+
+/// The same for pairs of pixels, into it and out of it: their input arrives while products are made.
+const MACS_PER_PAIR_INPUT: f64 = 0.5;
+const MACS_PER_PAIR_OUTPUT: f64 = 10.0;
 
 /// Multiply-accumulates that a core does while the direct sum goes to the next tap for an output pixel and a panel.
 const MACS_PER_TAP: f64 = 190.0;
@@ -149,8 +151,9 @@ pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize;
             let products = output[0] * output[1] * geometry.weight_len();
             let direct = (products * TRAINING_BATCH) as f64 / DIRECT_WEIGHTS_SHARE;
             let fast = tilings().filter(|_| geometry.groups == 1);
-            let mut costs = fast.map(|(tiling, TilingCost { products, moved, weights })| {
-                let image = products as f64 / WEIGHTS_SHARE + moved as f64 * MACS_PER_WEIGHTS_TILE_VALUE;
+            let mut costs = fast.map(|(tiling, TilingCost { products, inputs, outputs, weights })| {
+                let moved = (inputs + outputs) as f64;
+                let image = products as f64 / WEIGHTS_SHARE + moved * MACS_PER_WEIGHTS_TILE_VALUE;
                 (tiling, TRAINING_BATCH as f64 * image + weights as f64 * MACS_PER_SUM)
             });
             fastest(direct, &mut costs)
@@ -185,11 +188,12 @@ pub(crate) fn candidates(
     let mut all = vec![estimate(Choice::Direct, products, weights, work)];
     for tiling in Tiling::ALL {
         if let Some(cost) = tiling.cost(level, geometry, input) {
-            let each = match tiling {
-                Tiling::Strassen => MACS_PER_PAIR_VALUE,
-                Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => MACS_PER_TILE_VALUE,
+            let (into, back) = match tiling {
+                Tiling::Strassen => (MACS_PER_PAIR_INPUT, MACS_PER_PAIR_OUTPUT),
+                Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => (MACS_PER_TILE_VALUE, MACS_PER_TILE_VALUE),
             };
-            let work = cost.products as f64 / SHARE + cost.moved as f64 * each;
+            let moved = cost.inputs as f64 * into + cost.outputs as f64 * back;
+            let work = cost.products as f64 / SHARE + moved;
             all.push(estimate(Choice::Fast(tiling), cost.products, cost.weights, work));
         }
     }

@@ -76,7 +76,8 @@ impl Tiling {
         let pairs = view.depth * geometry.out_channels / parts;
         Some(TilingCost {
             products: needed * pairs,
-            moved: needed * (channels(view.channels) + channels(geometry.out_channels)),
+            inputs: needed * channels(view.channels),
+            outputs: needed * channels(geometry.out_channels),
             weights: points * pairs,
         })
     }
@@ -176,8 +177,10 @@ impl Tiling {
 pub struct TilingCost {
     /// Multiply-accumulates for an image.
     pub products: usize,
-    /// Values that go into the domain of products and come back from it, for an image.
-    pub moved: usize,
+    /// Values that go into the domain of products, for an image.
+    pub inputs: usize,
+    /// Values that come back from it, for an image.
+    pub outputs: usize,
     /// Values of the packed weights.
     pub weights: usize,
 }

@@ -1,7 +1,7 @@
 //! A convolution and the max pool after it, strip by strip: what the pool reads never leaves the cache.
 
 use super::algorithm::{F2, F3Of4, F4, S3};
-use super::run::{Cut, Own, Run};
+use super::run::{Ahead, Cut, Own, Run};
 use super::square::Square;
 use super::{FastConv, FastScratch, FastWeights, Tiling, Transform};
 use crate::Context;
@@ -141,7 +141,7 @@ impl PooledConv {
                 let blocks = tiles.div_ceil(Cut::new(conv).most);
                 let at = |index: usize| start + tiles * index / blocks;
                 for index in 0..blocks {
-                    run.alone::<T>(&run.block(at(index)..at(index + 1)), 0..1, false, own);
+                    run.alone::<T>(&run.block(at(index)..at(index + 1)), 0..1, &mut Ahead::Nothing, own);
                 }
                 own.strip = strip;
                 let span = conv.rows[last - 1];

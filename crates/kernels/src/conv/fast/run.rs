@@ -1,6 +1,6 @@
 //! One forward pass: blocks of tiles through the transforms and the products, on all threads.
 
-use super::tiles::{Block, MAX_TILES};
+use super::tiles::{Block, MAX_TILES, Tile};
 use super::transform::{self, Steps, Transform};
 use super::{FastConv, FastWeights, PANEL, Panel};
 use crate::Context;
@@ -8,6 +8,7 @@ use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
 use crate::gemm::{Epilogue, Residual};
 use crate::parallel::{SharedMut, with_free};
+use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
@@ -150,6 +151,12 @@ impl Schedule {
 }
 
 impl FastConv {
+    /// The first pixel of a tile, counted through the batch, where tiles are pixels in a row.
+    fn first_pixel(&self, tile: usize) -> usize {
+        let (image, column) = (tile / self.columns.len(), tile % self.columns.len());
+        image * self.output[0] * self.output[1] + self.columns[column].start
+    }
+
     /// Values of a point of V for a section and a block of `tiles` tiles.
     fn section_len(&self, tiles: usize) -> usize {
         self.view.depth.next_multiple_of(self.lanes()) * tiles
@@ -170,6 +177,59 @@ impl FastConv {
     fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
         let points = self.tiling.points();
         [points * self.v_step(tiles, sections), tiles * self.m_step(PANEL * self.lanes())]
+    }
+}
+
+/// Cache lines that come while a block's products are made.
+pub(super) enum Ahead {
+    /// None are asked for.
+    Nothing,
+    /// Those of the next point's weights, which come from memory.
+    Weights,
+    /// Those of the input that the thread's next block reads.
+    Input {
+        next: *const f32,
+        /// Lines that have not been asked for, and how many go with each vector of this block's input channels.
+        left: usize,
+        each: usize,
+    },
+}
+
+impl Ahead {
+    /// The first of the input's lines that go with each of `vectors` vectors, and how many go with one.
+    fn take(&mut self, vectors: usize) -> Option<(*const f32, usize)> {
+        match self {
+            Ahead::Input { next, left, each } if *left > 0 => {
+                let (from, lines) = (*next, *each * vectors);
+                *next = next.wrapping_add(lines * LINE);
+                *left = left.saturating_sub(lines);
+                Some((from, *each))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Outputs that will be written, in evenly spaced rows.
+struct Outputs {
+    first: *const f32,
+    /// Values between two rows.
+    step: usize,
+    rows: Range<usize>,
+    /// Cache lines of a row.
+    lines: usize,
+}
+
+impl Task for Outputs {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for row in self.rows {
+            for line in 0..self.lines {
+                simd.prefetch(self.first.wrapping_add(row * self.step + line * LINE));
+            }
+        }
     }
 }
 
@@ -223,7 +283,14 @@ impl Run<'_> {
                 let block = self.block(range(task / chunks));
                 let first = task % chunks * together;
                 let chunk = first..sections.min(first + together);
-                with_free(own, |own| self.alone::<T>(&block, chunk, schedule.streamed, own));
+                // Threads take blocks in turn.
+                let next = task / chunks + threads;
+                let mut ahead = match schedule.streamed {
+                    true => Ahead::Weights,
+                    false if next < blocks => self.ahead(range(next)),
+                    false => Ahead::Nothing,
+                };
+                with_free(own, |own| self.alone::<T>(&block, chunk, &mut ahead, own));
             });
             return;
         }
@@ -244,7 +311,8 @@ impl Run<'_> {
                 let Some(panel) = panels.clone().nth(panel) else { return };
                 with_free(own, |Own { m, .. }| {
                     m.grow(m_len);
-                    self.panel::<T>(schedule.streamed, &block, panel, (v.get(), step), m.as_mut_ptr());
+                    let mut ahead = if schedule.streamed { Ahead::Weights } else { Ahead::Nothing };
+                    self.panel::<T>(&mut ahead, &block, panel, (v.get(), step), m.as_mut_ptr());
                 });
             });
         }
@@ -255,7 +323,7 @@ impl Run<'_> {
         &self,
         block: &Block,
         chunk: Range<usize>,
-        streamed: bool,
+        ahead: &mut Ahead,
         Own { v, m, .. }: &mut Own,
     ) {
         let (conv, tiles) = (self.conv, block.tiles().len());
@@ -268,9 +336,40 @@ impl Run<'_> {
         for section in chunk.clone() {
             let v = v.as_ptr().wrapping_add((section - chunk.start) * conv.section_len(tiles));
             for panel in conv.panels(section) {
-                self.panel::<T>(streamed, block, panel, (v, step), m.as_mut_ptr());
+                self.panel::<T>(ahead, block, panel, (v, step), m.as_mut_ptr());
             }
         }
+    }
+
+    /// The input of a later block, where it stands together.
+    fn ahead(&self, tiles: Range<usize>) -> Ahead {
+        let conv = self.conv;
+        if conv.tiling.parts() == 1 || conv.geometry.stride != [1, 1] {
+            return Ahead::Nothing;
+        }
+        let [first, end] = [tiles.start, tiles.end].map(|tile| conv.first_pixel(tile) * conv.view.channels);
+        let vectors = conv.view.depth / conv.lanes() * conv.panels(0).len() * conv.tiling.points();
+        let left = (end - first).div_ceil(LINE);
+        Ahead::Input { next: self.x.as_ptr().wrapping_add(first), left, each: left.div_ceil(vectors) }
+    }
+
+    /// Asks for a share of the outputs that the products of a panel become, one of `shares` equal ones. Only where tiles are
+    /// pixels in a row do they stand in evenly spaced rows.
+    fn expect(&self, block: &Block, panel: &Panel, share: usize, shares: usize) {
+        let (conv, parts) = (self.conv, self.conv.tiling.parts());
+        let [Some(first), Some(last)] = [block.tiles().first(), block.tiles().last()] else { return };
+        if parts == 1 {
+            return;
+        }
+        let pixel = |tile: &Tile| tile.image * conv.output[0] * conv.output[1] + tile.columns.start;
+        let rows = parts * (pixel(last) + last.columns.outputs - pixel(first));
+        let channels = conv.geometry.out_channels;
+        conv.level.run(Outputs {
+            first: self.y.get().wrapping_add(pixel(first) * channels + panel.channels.start),
+            step: channels / parts,
+            rows: rows * share / shares..rows * (share + 1) / shares,
+            lines: panel.channels.len().div_ceil(LINE),
+        });
     }
 
     #[inline(always)]
@@ -302,13 +401,13 @@ impl Run<'_> {
     /// points `v_step` values apart.
     fn panel<T: Transform>(
         &self,
-        streamed: bool,
+        ahead: &mut Ahead,
         block: &Block,
         panel: Panel,
         (v, v_step): (*const f32, usize),
         m: *mut f32,
     ) {
-        let Panel { channels, vectors, .. } = panel;
+        let vectors = panel.vectors;
         let conv = self.conv;
         let (kernels, depth) = (conv.level.micro_kernels(), conv.view.depth);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
@@ -320,16 +419,22 @@ impl Run<'_> {
                 let range = block.slots(row, column);
                 let count = range.len().div_ceil(tallest);
                 let steps = (depth.div_ceil(kernels.lanes) * count).max(1);
-                let lines = if streamed { (depth * width / LINE).div_ceil(steps) } else { 0 };
+                let lines = if matches!(ahead, Ahead::Weights) { (depth * width / LINE).div_ceil(steps) } else { 0 };
                 Pieces { start: range.start, length: range.len(), count, lines }
             })
         });
-        let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(channels.start));
+        let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(panel.channels.start));
         for point in 0..T::POINTS {
             let [row, column] = T::last(point);
             let pieces = &pieces[usize::from(row)][usize::from(column)];
             for index in 0..pieces.count {
                 let piece = pieces.piece(index);
+                self.expect(block, &panel, point * pieces.count + index, T::POINTS * pieces.count);
+                // The next point's weights, shared out over this point's pieces.
+                let weights = depth * width + pieces.lines * LINE * index * depth / kernels.lanes;
+                let (next, lines) = ahead
+                    .take(depth.div_ceil(kernels.lanes))
+                    .unwrap_or((b.wrapping_add(weights), pieces.lines));
                 let arguments = Blocked {
                     a: v.wrapping_add(point * v_step + piece.start * kernels.lanes),
                     a_step: slots * kernels.lanes,
@@ -337,9 +442,8 @@ impl Run<'_> {
                     b,
                     c: m.wrapping_add(piece.start * m_step + point * width),
                     c_step: m_step,
-                    // The next point's weights, shared out over this point's pieces.
-                    next: b.wrapping_add(depth * width + pieces.lines * LINE * index * depth / kernels.lanes),
-                    lines: pieces.lines,
+                    next,
+                    lines,
                 };
                 // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot and
                 // point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
@@ -354,7 +458,7 @@ impl Run<'_> {
             y: self.y.get(),
             size: conv.output,
             channels: conv.geometry.out_channels,
-            panel: channels,
+            panel: panel.channels,
             bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
             residual: match self.epilogue.residual {
                 Some(Residual::Tensor(values)) => values.as_ptr(),

@@ -69,6 +69,8 @@ impl Transform for Strassen {
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
         let [height, width] = input.size;
         let (step, half) = (input.channels, input.channels / HALVES);
+        // Nearly always where the next tile begins.
+        let next = HALVES * input.stride * step;
         for tile in input.tiles {
             let pixels: [*const f32; HALVES] = std::array::from_fn(|index| {
                 if index >= tile.columns.outputs {
@@ -83,12 +85,16 @@ impl Transform for Strassen {
                 let at = vector * S::LANES;
                 // SAFETY: both halves of a pixel's channels are whole vectors; `zeros` is at least as long as a pixel.
                 let load = |pixel: usize, part: usize| unsafe {
-                    simd.load(pixels[pixel].wrapping_add(part * half + at))
+                    let from = pixels[pixel].wrapping_add(part * half + at);
+                    simd.prefetch(from.wrapping_add(next));
+                    simd.load(from)
                 };
                 let points = left(simd, [[load(0, 0), load(0, 1)], [load(1, 0), load(1, 1)]]);
                 for (point, value) in points.into_iter().enumerate() {
+                    let to = to.wrapping_add(point * input.steps.point);
+                    simd.prefetch(to.wrapping_add(input.steps.vector));
                     // SAFETY: V holds a vector for each point, vector of channels and slot.
-                    unsafe { simd.store(to.wrapping_add(point * input.steps.point), value) };
+                    unsafe { simd.store(to, value) };
                 }
                 to = to.wrapping_add(input.steps.vector);
             }
