@@ -190,7 +190,9 @@ pub(crate) fn candidates(
         if let Some(cost) = tiling.cost(level, geometry, input) {
             let (into, back) = match tiling {
                 Tiling::Strassen => (MACS_PER_PAIR_INPUT, MACS_PER_PAIR_OUTPUT),
-                Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => (MACS_PER_TILE_VALUE, MACS_PER_TILE_VALUE),
+                Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => {
+                    (MACS_PER_TILE_VALUE, MACS_PER_TILE_VALUE)
+                }
             };
             let moved = cost.inputs as f64 * into + cost.outputs as f64 * back;
             let work = cost.products as f64 / SHARE + moved;

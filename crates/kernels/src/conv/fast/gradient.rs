@@ -218,6 +218,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
             zeros: conv.zeros.as_ptr(),
             v,
             steps: v_steps,
+            ahead: false,
             transform: PhantomData,
         });
         self.cx.level().run(Gradient::<T> {

@@ -393,6 +393,7 @@ impl Run<'_> {
             zeros: self.conv.zeros.as_ptr(),
             v,
             steps: Steps { point: step, vector: slots * lanes, slot: lanes },
+            ahead: self.conv.geometry.groups > 1,
             transform: PhantomData,
         });
     }
@@ -419,7 +420,8 @@ impl Run<'_> {
                 let range = block.slots(row, column);
                 let count = range.len().div_ceil(tallest);
                 let steps = (depth.div_ceil(kernels.lanes) * count).max(1);
-                let lines = if matches!(ahead, Ahead::Weights) { (depth * width / LINE).div_ceil(steps) } else { 0 };
+                let lines =
+                    if matches!(ahead, Ahead::Weights) { (depth * width / LINE).div_ceil(steps) } else { 0 };
                 Pieces { start: range.start, length: range.len(), count, lines }
             })
         });

@@ -34,6 +34,8 @@ struct Patch<'a, S> {
     /// The first point's vector.
     v: *mut f32,
     point_step: usize,
+    /// Whether to ask for what the next tile reads.
+    ahead: bool,
 }
 
 impl<S: Simd> Patch<'_, S> {
@@ -58,6 +60,13 @@ impl<S: Simd> Patch<'_, S> {
                     // SAFETY: column j exists, so `count` values there are valid.
                     values[i] =
                         unsafe { if TAIL { simd.load_partial(at, self.count) } else { simd.load(at) } };
+                }
+            }
+            // What the next tile reads and this one does not.
+            let beyond = A::OUTPUTS * A::STRIDE;
+            if FROM == 0 && self.ahead && j + beyond >= A::INPUTS {
+                for row in &self.rows[..A::INPUTS] {
+                    simd.prefetch(row.wrapping_add(offset).wrapping_add(beyond * self.step));
                 }
             }
             let points = A::input(simd, values);
@@ -239,6 +248,7 @@ impl<A: Algorithm> Transform for Square<A> {
                         (vector - input.vectors.start) * input.steps.vector + tile.slot * input.steps.slot,
                     ),
                     point_step: input.steps.point,
+                    ahead: input.ahead,
                 };
                 // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
                 // has `count` channels from `channel` on; V holds a vector for each point, vector of channels and slot.

@@ -65,6 +65,8 @@ pub(super) struct Input<'a, T> {
     /// V from the first of these vectors on.
     pub(super) v: *mut f32,
     pub(super) steps: Steps,
+    /// Whether to ask for what the next of a square's tiles reads: pays where few products are made with what is read.
+    pub(super) ahead: bool,
     pub(super) transform: PhantomData<T>,
 }
 
