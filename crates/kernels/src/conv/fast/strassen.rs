@@ -21,7 +21,8 @@ const LAST: [usize; 2] = [1, 5];
 /// A matrix of 2×2 blocks.
 type Blocks<V> = [[V; HALVES]; HALVES];
 
-/// One level of the algorithm. A second one saves little more: what it transforms no longer fits the L2 cache.
+/// One level of the algorithm. A second one takes 1 to 4 % less time where outputs outnumber inputs, more elsewhere, and three
+/// times the memory for weights.
 pub(super) struct Strassen;
 
 /// The left factors of the products: rows are pixels, columns halves of channels.
