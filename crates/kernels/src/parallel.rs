@@ -249,6 +249,29 @@ impl Pool {
             task(index, piece);
         });
     }
+
+    /// Cuts two slices into as many pieces, of the lengths that stand beside them, and runs `task(index, piece, piece)` on each
+    /// pair.
+    ///
+    /// # Panics
+    /// When a length is 0 or the slices have another number of pieces, or with a task's panic.
+    pub fn pairs<T: Send, U: Send>(
+        &self,
+        (first, length): (&mut [T], usize),
+        (second, other): (&mut [U], usize),
+        task: impl Fn(usize, &mut [T], &mut [U]) + Sync,
+    ) {
+        assert!(length > 0 && other > 0, "pieces of no length");
+        let (total, start) = (second.len(), SharedMut(second.as_mut_ptr()));
+        assert_eq!(first.len().div_ceil(length), total.div_ceil(other), "as many pieces of each");
+        self.pieces(first, length, |index, first| {
+            let from = index * other;
+            // SAFETY: as in `pieces`: each index runs once, and is below the number of the second slice's pieces.
+            let second =
+                unsafe { std::slice::from_raw_parts_mut(start.get().add(from), other.min(total - from)) };
+            task(index, first, second);
+        });
+    }
 }
 
 impl Drop for Pool {
@@ -336,6 +359,17 @@ mod tests {
         let mut data = vec![0usize; 103];
         pool.pieces(&mut data, 10, |index, piece| piece.iter_mut().for_each(|value| *value += index + 1));
         assert!(data.iter().enumerate().all(|(place, value)| *value == place / 10 + 1));
+    }
+
+    #[test]
+    fn pairs_of_pieces_meet() {
+        let (pool, mut sums, mut data) = (Pool::new(3), vec![0usize; 7], (0..33).collect::<Vec<usize>>());
+        pool.pairs((&mut sums, 1), (&mut data, 5), |index, sum, data| {
+            sum[0] = data.iter().sum();
+            data.fill(index);
+        });
+        assert_eq!(sums, [10, 35, 60, 85, 110, 135, 93]);
+        assert!(data.iter().enumerate().all(|(place, value)| *value == place / 5));
     }
 
     #[test]

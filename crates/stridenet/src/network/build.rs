@@ -1,6 +1,6 @@
 //! The one builder: walks the description and makes each layer with its initial weights.
 
-use super::Network;
+use super::{Network, Spare};
 use crate::Error;
 use crate::arch::{self, Arch, ArchError, BlockShortcut, GateKind};
 use crate::kernels::conv::GeometryError;
@@ -164,7 +164,7 @@ impl Builder {
             blocks,
             norm,
             head,
-            spare: Vec::new(),
+            spare: Spare::default(),
         })
     }
 }

@@ -44,8 +44,15 @@ pub struct Network {
     /// The batch norm and ReLU before the head of a pre-activation network.
     norm: Option<BatchNorm>,
     head: Head,
-    /// The memory of a list of the convolutions.
-    spare: Vec<&'static mut Conv>,
+    spare: Spare,
+}
+
+/// Lists without contents, whose memory each step uses again.
+#[derive(Debug, Default)]
+struct Spare {
+    convs: Vec<&'static mut Conv>,
+    stem: Vec<UnitSaved>,
+    blocks: Vec<BlockSaved>,
 }
 
 /// What a training pass takes.
@@ -143,7 +150,7 @@ impl Network {
     /// Packs the weights again after they have changed.
     pub fn refresh(&mut self, cx: &Context) {
         let Network { stem, blocks, head, spare, .. } = self;
-        let mut convs: Vec<&mut Conv> = recycled(std::mem::take(spare));
+        let mut convs: Vec<&mut Conv> = recycled(std::mem::take(&mut spare.convs));
         convs.extend(stem.iter_mut().map(|unit| &mut unit.conv));
         for block in blocks {
             let (_, units, gate) = block.parts_mut();
@@ -151,7 +158,7 @@ impl Network {
             gate.into_iter().for_each(|gate| gate.refresh(cx));
         }
         cx.pool().pieces(&mut convs, 1, |_, conv| conv[0].refresh(cx));
-        *spare = recycled(convs);
+        spare.convs = recycled(convs);
         head.linear.refresh(cx);
     }
 
@@ -182,13 +189,13 @@ impl Network {
         self.check(&input)?;
         assert!(drops.is_empty() || drops.len() == self.blocks.len(), "a drop for each block");
         let mut drops = drops.into_iter();
-        let mut stem: Vec<UnitSaved> = Vec::with_capacity(self.stem.len());
+        let mut stem = std::mem::take(&mut self.spare.stem);
         for unit in &mut self.stem {
             let saved = unit.forward(cx, workspace, stem.last().map_or(&input, UnitSaved::output), None);
             stem.push(saved);
         }
         let before = stem.last().map_or(&input, UnitSaved::output);
-        let mut blocks: Vec<BlockSaved> = Vec::with_capacity(self.blocks.len());
+        let mut blocks = std::mem::take(&mut self.spare.blocks);
         for block in &mut self.blocks {
             let x = blocks.last().map_or(before, BlockSaved::output);
             let saved = block.forward(cx, workspace, x, drops.next().unwrap_or_default());
@@ -232,6 +239,7 @@ impl Network {
             };
             dy = unit.backward(cx, workspace, before.output(), saved, dy, None).0;
         }
+        (self.spare.stem, self.spare.blocks) = (stem, blocks);
         input
     }
 
