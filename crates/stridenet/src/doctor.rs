@@ -4,7 +4,7 @@
 //! one of these ways gives answers that are surer than those of the model's own configuration, doubt the configuration.
 
 use crate::image::{
-    CropMode, ImageError, Interpolation, Normalisation, Orientation, Picture, Preprocess, open_with,
+    CropMode, Decoding, ImageError, Interpolation, Normalisation, Orientation, Picture, Preprocess, open_with,
 };
 use crate::kernels::{Context, loss};
 use crate::model::Model;
@@ -117,7 +117,8 @@ impl<'a> Doctor<'a> {
             Orientation::Exif => Orientation::Stored,
             Orientation::Stored => Orientation::Exif,
         };
-        let (usual, other) = (open_with(path, self.orientation)?, open_with(path, other)?);
+        let open = |orientation| open_with(path, Decoding::of(self.model.preprocess.channels, orientation));
+        let (usual, other) = (open(self.orientation)?, open(other)?);
         let [height, width] = self.model.preprocess.input_size;
         let channels = self.model.preprocess.channels;
         let mut x = Tensor::zeros([self.ways.len(), height, width, channels]);

@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use stridenet::image::{self, CropMode, Interpolation, Normalisation, Orientation, Picture, Preprocess};
+use stridenet::image::{
+    self, CropMode, Decoding, Interpolation, Normalisation, Orientation, Picture, Preprocess,
+};
 
 #[derive(Deserialize)]
 struct References {
@@ -169,6 +171,10 @@ fn transforms_of_pillow_s_pixels_have_timm_s_and_torchvision_s_bits() {
         let picture = Picture::new(*height, *width, 3, &pixels[*start..*start + *length]).unwrap();
         assert_eq!(tensors.len(), references.cases.len());
         for (number, (case, &expected)) in references.cases.iter().zip(tensors).enumerate() {
+            // The pixels kept here have no alpha.
+            if matches!(case.mean.len(), 2 | 4) {
+                continue;
+            }
             *count.entry(&case.by).or_insert(0) += 1;
             if crc_of_tensor(case, &picture) != expected {
                 wrong.push(format!("{file}, case {number}"));
@@ -186,10 +192,14 @@ fn tensors_of_files_have_timm_s_and_torchvision_s_bits() {
     let mut count = 0;
     for Reference { file, tensors, .. } in &references.images {
         // Grey files become grey inputs without the detour over RGB, which changes nothing.
-        let picture = image::open(&folder().join(file)).unwrap();
+        let open = |channels| {
+            image::open_with(&folder().join(file), Decoding::of(channels, Orientation::Exif)).unwrap()
+        };
+        let [opaque, picture] = [open(3), open(4)];
         for (number, (case, &expected)) in references.cases.iter().zip(tensors).enumerate() {
+            let picture = if matches!(case.mean.len(), 2 | 4) { &picture } else { &opaque };
             count += 1;
-            if crc_of_tensor(case, &picture) != expected {
+            if crc_of_tensor(case, picture) != expected {
                 wrong.push(format!("{file}, case {number}"));
             }
         }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use stridenet::Tensor;
 use stridenet::data::{Dataset, Loader, LoaderOptions, OpenOptions, open_evaluation};
 use stridenet::evaluate::{self, Evaluation};
-use stridenet::image::{CropMode, Interpolation};
+use stridenet::image::{CropMode, Decoding, Interpolation};
 use stridenet::kernels::Context;
 use stridenet::model::Model;
 
@@ -52,8 +52,8 @@ pub(crate) fn run(
     flags: &EvaluateFlags,
 ) -> Result<(), Failure> {
     let model = open_model(cx, console, &flags.model, flags.img_size)?;
-    let (seed, orientation) = (common.seed.unwrap_or(42), flags.orientation.orientation());
-    let options = OpenOptions { seed, orientation, ..OpenOptions::default() };
+    let decoding = Decoding::of(model.preprocess.channels, flags.orientation.orientation());
+    let options = OpenOptions { seed: common.seed.unwrap_or(42), decoding, ..OpenOptions::default() };
     let mut dataset = open_evaluation(&flags.data, &options)?;
     verify(console, cx, &mut dataset, flags.on_error.into())?;
     let dataset = Arc::new(dataset);

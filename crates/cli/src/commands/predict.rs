@@ -13,6 +13,7 @@ use std::io::BufRead;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use stridenet::data::list_images;
+use stridenet::image::Decoding;
 use stridenet::kernels::Context;
 use stridenet::model::{Model, Prediction};
 use stridenet::weights::{read_npy, write_npy};
@@ -37,7 +38,8 @@ pub(crate) fn run(cx: &Arc<Context>, console: &Console, flags: &PredictFlags) ->
     }
     let mut failed = false;
     let mut predict = |file: &Path| -> Result<(), Failure> {
-        let picture = image::open_with(file, flags.orientation.orientation());
+        let decoding = Decoding::of(model.preprocess.channels, flags.orientation.orientation());
+        let picture = image::open_with(file, decoding);
         let classified = picture.map_err(stridenet::Error::from).and_then(|picture| match &mut keep {
             Some(keep) => {
                 let ([height, width], channels) = (model.preprocess.input_size, model.preprocess.channels);

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 use stridenet::arch::{Arch, Overrides};
 use stridenet::data::{Dataset, OpenOptions, Splits};
-use stridenet::image::{Normalisation, Orientation, Preprocess};
+use stridenet::image::{Decoding, Normalisation, Orientation, Preprocess};
 use stridenet::kernels::Context;
 use stridenet::model::Model;
 use stridenet::network::Network;
@@ -96,7 +96,7 @@ fn begin<'a>(
     // The architecture's flags are checked before the data is read.
     let arch = architecture(name, &flags.shape)?;
     options.check_network(&arch).map_err(stridenet::Error::from)?;
-    let [train, val] = open_data(cx, console, &options)?;
+    let [train, val] = open_data(cx, console, &options, flags.shape.in_chans.unwrap_or(3))?;
     let img_size = flags.shape.img_size.or(train.picture_size()).unwrap_or(arch.img_size);
     let changes = Overrides {
         num_classes: Some(train.classes().len()),
@@ -149,7 +149,7 @@ fn resume<'a>(
             "the architecture cannot change when a run is resumed; leave its flags out",
         ));
     }
-    let [train, val] = open_data(cx, console, &options)?;
+    let [train, val] = open_data(cx, console, &options, arch.in_channels)?;
     folder.write_options(&resolved(cx, &arch, &options))?;
     let done = checkpoint.progress.epoch;
     let mut trainer = Trainer::new(cx, model, options, [train, val], folder.clone());
@@ -191,11 +191,18 @@ fn preprocessing(arch: &Arch, train: &Dataset) -> Result<Preprocess, Failure> {
     Ok(preprocess)
 }
 
-fn open_data(cx: &Context, console: &Console, options: &TrainOptions) -> Result<[Arc<Dataset>; 2], Failure> {
+/// The images of both splits, with alpha where a network of this many input channels takes it.
+fn open_data(
+    cx: &Context,
+    console: &Console,
+    options: &TrainOptions,
+    channels: usize,
+) -> Result<[Arc<Dataset>; 2], Failure> {
+    let orientation = if options.exif { Orientation::Exif } else { Orientation::Stored };
     let open = OpenOptions {
         val_fraction: options.val_fraction,
         seed: options.seed,
-        orientation: if options.exif { Orientation::Exif } else { Orientation::Stored },
+        decoding: Decoding::of(channels, orientation),
         ..OpenOptions::default()
     };
     let Splits { mut train, mut val } = stridenet::data::open(&options.data, &open)?;

@@ -1,7 +1,7 @@
 //! Labelled images, in memory or on disk.
 
 use super::{DataError, OpenOptions};
-use crate::image::{self, Orientation, Picture};
+use crate::image::{self, Decoding, Picture};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -44,13 +44,13 @@ struct ImageFile {
 #[derive(Debug, Clone)]
 pub(super) struct Reading {
     budget: Arc<Budget>,
-    orientation: Orientation,
+    decoding: Decoding,
 }
 
 impl Reading {
     pub(super) fn new(options: &OpenOptions) -> Self {
         let budget = Arc::new(Budget(AtomicU64::new(options.cache_bytes)));
-        Reading { budget, orientation: options.orientation }
+        Reading { budget, decoding: options.decoding }
     }
 }
 
@@ -251,8 +251,8 @@ impl ImageFile {
         if let Some(kept) = self.decoded.get() {
             return Ok(kept.view());
         }
-        let Reading { budget, orientation } = reading;
-        let picture = image::open_with(&self.path, *orientation)?;
+        let Reading { budget, decoding } = reading;
+        let picture = image::open_with(&self.path, *decoding)?;
         let bytes = picture.pixels().len();
         if bytes > LARGEST_KEPT || !budget.take(bytes as u64) {
             return Ok(picture);

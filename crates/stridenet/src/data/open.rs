@@ -4,7 +4,7 @@ use super::dataset::Reading;
 use super::folder::{ClassFolders, find_split, list_classes};
 use super::idx::{self, Split};
 use super::{DataError, Dataset, sample};
-use crate::image::Orientation;
+use crate::image::Decoding;
 use crate::random::{Use, generator};
 use rand::seq::SliceRandom;
 use std::path::{Path, PathBuf};
@@ -24,12 +24,12 @@ pub struct OpenOptions {
     /// How many bytes of decoded image files may be kept in memory.
     pub cache_bytes: u64,
     /// Which way up image files come.
-    pub orientation: Orientation,
+    pub decoding: Decoding,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        OpenOptions { val_fraction: 0.1, seed: 0, cache_bytes: 1 << 30, orientation: Orientation::Exif }
+        OpenOptions { val_fraction: 0.1, seed: 0, cache_bytes: 1 << 30, decoding: Decoding::default() }
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{DataError, Dataset};
 use crate::image::Normalisation;
 
-/// Mean and standard deviation of each of `channels` (1 or 3) channels over the pixels of at most `limit` images, spread
+/// Mean and standard deviation of each of `channels` (1 to 4) channels over the pixels of at most `limit` images, spread
 /// evenly over the data set, on the scale where white is 1. A channel that never varies gets the standard deviation 1.
 ///
 /// # Errors
@@ -14,9 +14,9 @@ pub fn channel_statistics(
     limit: usize,
 ) -> Result<Normalisation, DataError> {
     let count = dataset.len().min(limit);
-    if count == 0 || !matches!(channels, 1 | 3) {
+    if count == 0 || !(1..=4).contains(&channels) {
         let found = format!("{count} images with {channels} channels");
-        let expected = "at least one image and 1 or 3 channels".into();
+        let expected = "at least one image and 1 to 4 channels".into();
         return Err(DataError::Setting { what: "the pixels to measure", found, expected });
     }
     // Integer sums are exact, so their order does not matter.

@@ -108,8 +108,7 @@ fn every_kind_of_network_comes_back_from_a_file() {
         let mut arch = small(name);
         // Many presets differ only in their sizes.
         arch.name = "small".to_owned();
-        let computed = Network::new(&arch, arch.img_size, cx.level(), Initialise::default()).is_ok();
-        if computed && !seen.contains(&arch) {
+        if !seen.contains(&arch) {
             seen.push(arch);
         }
     }
@@ -175,7 +174,7 @@ fn files_of_both_exporters_compute_what_pytorch_computes() {
             assert!(distance < 1e-5, "{name}, folded {fold}: {distance:e}");
         }
 
-        let Ok((network, _)) = Network::from_state(&cx, &arch, arch.img_size, &path, state) else { continue };
+        let (network, _) = Network::from_state(&cx, &arch, arch.img_size, &path, state).unwrap();
         let x = Tensor::from_nchw([count, channels, height, width], &images).unwrap();
         let found = network.infer(&cx, &mut Workspace::default(), &x).unwrap();
         let distance = relative(found.data(), &logits);

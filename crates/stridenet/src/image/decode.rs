@@ -1,6 +1,7 @@
 //! The bytes of an image to pixels.
 
 use super::jpeg::{self, Jpeg, Problem};
+use super::picture::has_alpha;
 use super::{ImageError, Picture};
 use ::image::metadata::Orientation as Turn;
 use ::image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
@@ -28,6 +29,28 @@ pub enum Orientation {
     Stored,
 }
 
+/// What is wanted of an image besides its colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Decoding {
+    /// Which way up it comes.
+    pub orientation: Orientation,
+    /// Whether alpha is kept, as one more channel, where there is any.
+    pub alpha: bool,
+}
+
+impl Decoding {
+    /// What a model of this many input channels needs.
+    pub fn of(channels: usize, orientation: Orientation) -> Self {
+        Decoding { orientation, alpha: has_alpha(channels) }
+    }
+}
+
+impl From<Orientation> for Decoding {
+    fn from(orientation: Orientation) -> Self {
+        Decoding { orientation, alpha: false }
+    }
+}
+
 /// Reads and decodes an image file the right way up, as [`decode`] does.
 ///
 /// # Errors
@@ -40,7 +63,7 @@ pub fn open(path: &Path) -> Result<Picture<'static>, ImageError> {
 ///
 /// # Errors
 /// When the file is missing, no regular file, longer than [`MAX_FILE_BYTES`] or unreadable, and as for [`decode`].
-pub fn open_with(path: &Path, orientation: Orientation) -> Result<Picture<'static>, ImageError> {
+pub fn open_with(path: &Path, decoding: impl Into<Decoding>) -> Result<Picture<'static>, ImageError> {
     let read = |source: std::io::Error| match source.kind() {
         ErrorKind::NotFound => ImageError::Missing { path: path.into() },
         _ => ImageError::Read { path: path.into(), source },
@@ -56,7 +79,7 @@ pub fn open_with(path: &Path, orientation: Orientation) -> Result<Picture<'stati
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(too_large(&name, "the file is longer".into(), format!("{} MiB", MAX_FILE_BYTES >> 20)));
     }
-    decode_with(&bytes, &name, orientation)
+    decode_with(&bytes, &name, decoding)
 }
 
 /// Decodes an image. The format (JPEG, PNG, BMP, WebP, the first frame of GIF, TIFF) is told by the content.
@@ -71,15 +94,16 @@ pub fn decode(bytes: &[u8], name: &str) -> Result<Picture<'static>, ImageError> 
     decode_with(bytes, name, Orientation::Exif)
 }
 
-/// As [`decode`], and the picture comes as `orientation` says.
+/// As [`decode`], and the picture comes as `decoding` says.
 ///
 /// # Errors
 /// As for [`decode`].
 pub fn decode_with(
     bytes: &[u8],
     name: &str,
-    orientation: Orientation,
+    decoding: impl Into<Decoding>,
 ) -> Result<Picture<'static>, ImageError> {
+    let Decoding { orientation, alpha } = decoding.into();
     if bytes.is_empty() {
         return Err(ImageError::Empty { name: name.into() });
     }
@@ -111,7 +135,7 @@ pub fn decode_with(
     };
     let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
     image.apply_orientation(turn);
-    into_picture(image)
+    into_picture(image, alpha)
 }
 
 /// Whether a WebP file has all the bytes of its chunks. The last chunk may hold the EXIF orientation.
@@ -156,7 +180,7 @@ fn decode_jpeg(bytes: &[u8], name: &str, orientation: Orientation) -> Result<Pic
     };
     let mut image = image.expect("as many samples as the size asks for");
     image.apply_orientation(turn);
-    into_picture(image)
+    into_picture(image, false)
 }
 
 fn explain_jpeg(problem: Problem, bytes: &[u8], name: &str) -> ImageError {
@@ -230,9 +254,17 @@ fn explain(error: ::image::ImageError, bytes: &[u8], name: &str) -> ImageError {
     }
 }
 
-fn into_picture(image: DynamicImage) -> Result<Picture<'static>, ImageError> {
+fn into_picture(image: DynamicImage, alpha: bool) -> Result<Picture<'static>, ImageError> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let (channels, pixels) = match image {
+        DynamicImage::ImageLumaA8(grey) if alpha => (2, grey.into_raw()),
+        DynamicImage::ImageRgba8(colour) if alpha => (4, colour.into_raw()),
+        DynamicImage::ImageLumaA16(grey) if alpha => {
+            (2, grey.as_raw().iter().copied().map(high_byte).collect())
+        }
+        DynamicImage::ImageRgba16(colour) if alpha => {
+            (4, colour.as_raw().iter().copied().map(high_byte).collect())
+        }
         DynamicImage::ImageLuma8(grey) => (1, grey.into_raw()),
         DynamicImage::ImageLumaA8(grey) => (1, without_alpha::<2, _>(grey.as_raw(), |sample| sample)),
         DynamicImage::ImageLuma16(grey) => {

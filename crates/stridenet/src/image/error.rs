@@ -83,7 +83,7 @@ pub enum ImageError {
     /// The sizes given for a picture do not fit its pixels.
     #[error(
         "{length} bytes are not a picture of {height}x{width} pixels with {channels} channels; \
-         expected height x width x channels bytes, sizes above 0, and 1 or 3 channels"
+         expected height x width x channels bytes, sizes above 0, and 1 to 4 channels"
     )]
     Pixels {
         /// Height in pixels.
@@ -134,6 +134,15 @@ pub enum ImageError {
         found: String,
         /// What it may be.
         expected: String,
+    },
+    /// The model takes what no picture has.
+    #[error(
+        "the model takes {channels} channels, pictures have 1 to 4 (grey or RGB, with or without alpha); \
+         give it tensors instead (`stridenet predict --tensor`)"
+    )]
+    Channels {
+        /// The input's channels.
+        channels: usize,
     },
     /// A picture or a buffer does not have the size the preprocessing was asked to fill.
     #[error("{what} is {found}, expected {expected}; pass it through `Preprocess::fit` first")]

@@ -16,7 +16,7 @@ mod resize;
 #[cfg(test)]
 mod tests;
 
-pub use decode::{MAX_FILE_BYTES, MAX_PIXELS, Orientation, decode, decode_with, open, open_with};
+pub use decode::{Decoding, MAX_FILE_BYTES, MAX_PIXELS, Orientation, decode, decode_with, open, open_with};
 pub use error::ImageError;
 pub use picture::Picture;
 pub use preprocess::{CropMode, Normalisation, Preprocess};

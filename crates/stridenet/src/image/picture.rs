@@ -3,8 +3,8 @@
 use super::ImageError;
 use std::borrow::Cow;
 
-/// A decoded image: `u8` samples in HWC order, with one channel (grey) or three (red, green, blue). The pixels are
-/// owned, or borrowed from a data set that keeps them in memory.
+/// A decoded image: `u8` samples in HWC order, with one channel (grey) or three (red, green, blue), and one more where alpha
+/// is kept. The pixels are owned, or borrowed from a data set that keeps them in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture<'a> {
     height: usize,
@@ -17,7 +17,7 @@ impl<'a> Picture<'a> {
     /// A picture of `height` x `width` x `channels` samples.
     ///
     /// # Errors
-    /// When a size is zero, there are not 1 or 3 channels, or the number of samples is not the product of the sizes.
+    /// When a size is zero, there are not 1 to 4 channels, or the number of samples is not the product of the sizes.
     pub fn new(
         height: usize,
         width: usize,
@@ -26,7 +26,7 @@ impl<'a> Picture<'a> {
     ) -> Result<Self, ImageError> {
         let pixels = pixels.into();
         let length = height.checked_mul(width).and_then(|area| area.checked_mul(channels));
-        if !matches!(channels, 1 | 3) || pixels.is_empty() || length != Some(pixels.len()) {
+        if !(1..=4).contains(&channels) || pixels.is_empty() || length != Some(pixels.len()) {
             return Err(ImageError::Pixels { height, width, channels, length: pixels.len() });
         }
         Ok(Picture { height, width, channels, pixels })
@@ -47,7 +47,7 @@ impl<'a> Picture<'a> {
         [self.height, self.width]
     }
 
-    /// Number of channels: 1 (grey) or 3 (red, green, blue).
+    /// Number of channels: 1 (grey), 2 (grey, alpha), 3 (red, green, blue) or 4 (red, green, blue, alpha).
     pub fn channels(&self) -> usize {
         self.channels
     }
@@ -77,16 +77,38 @@ impl<'a> Picture<'a> {
         }
     }
 
-    /// The picture with one channel or three. Grey becomes colour by repetition; colour becomes grey by the luma of
-    /// ITU-R BT.601 in the fixed-point arithmetic of Pillow. Any other number of channels leaves it as it is.
+    /// The picture with 1 to 4 channels. Grey becomes colour by repetition; colour becomes grey by the luma of ITU-R BT.601 in
+    /// the fixed-point arithmetic of Pillow; alpha is dropped without blending, and where there was none everything is
+    /// opaque. Any other number of channels leaves the picture as it is.
     pub fn with_channels(self, channels: usize) -> Picture<'a> {
         let pixels: Vec<u8> = match (self.channels, channels) {
             (1, 3) => self.pixels.iter().flat_map(|&grey| [grey; 3]).collect(),
             (3, 1) => self.pixels.chunks_exact(3).map(luma).collect(),
-            _ => return self,
+            (from, to) if from == to || !(1..=4).contains(&to) => return self,
+            (from, to) => self.pixels.chunks_exact(from).flat_map(|pixel| converted(pixel, to)).collect(),
         };
         Picture { channels, pixels: Cow::Owned(pixels), ..self }
     }
+}
+
+/// Whether this many channels have alpha among them.
+pub(crate) fn has_alpha(channels: usize) -> bool {
+    matches!(channels, 2 | 4)
+}
+
+/// A pixel in other channels.
+fn converted(pixel: &[u8], channels: usize) -> impl Iterator<Item = u8> {
+    let (colour, alpha) = match pixel {
+        [colour @ .., alpha] if has_alpha(pixel.len()) => (colour, *alpha),
+        _ => (pixel, u8::MAX),
+    };
+    let colour = match *colour {
+        [grey] => [grey; 3],
+        ref rgb if channels < 3 => [luma(rgb); 3],
+        ref rgb => [rgb[0], rgb[1], rgb[2]],
+    };
+    let colours = if has_alpha(channels) { channels - 1 } else { channels };
+    colour.into_iter().take(colours).chain(has_alpha(channels).then_some(alpha))
 }
 
 fn luma(rgb: &[u8]) -> u8 {
@@ -102,7 +124,7 @@ mod tests {
     fn sizes_must_fit_the_pixels() {
         assert!(Picture::new(2, 3, 3, vec![0; 18]).is_ok());
         for (height, width, channels, length) in
-            [(2, 3, 3, 17), (2, 3, 2, 12), (0, 3, 1, 0), (usize::MAX, 2, 1, 4), (1, 1, 4, 4)]
+            [(2, 3, 3, 17), (2, 3, 2, 11), (0, 3, 1, 0), (usize::MAX, 2, 1, 4), (1, 1, 5, 5)]
         {
             let error = Picture::new(height, width, channels, vec![0; length]).unwrap_err().to_string();
             assert!(
@@ -122,5 +144,23 @@ mod tests {
         let colour = grey.view().with_channels(3);
         assert_eq!(colour.pixels()[..6], [76, 76, 76, 150, 150, 150]);
         assert_eq!(grey.view().with_channels(1), grey);
+
+        // `.convert(mode)` of Pillow 13.
+        let clear = Picture::new(1, 2, 4, vec![12, 200, 77, 9, 255, 0, 0, 128]).unwrap();
+        for (channels, expected) in [
+            (1, &[130, 76][..]),
+            (2, &[130, 9, 76, 128]),
+            (3, &[12, 200, 77, 255, 0, 0]),
+            (4, &[12, 200, 77, 9, 255, 0, 0, 128]),
+            (5, &[12, 200, 77, 9, 255, 0, 0, 128]),
+        ] {
+            assert_eq!(clear.view().with_channels(channels).pixels(), expected);
+        }
+        let clear = Picture::new(1, 1, 2, vec![70, 9]).unwrap();
+        for (channels, expected) in [(1, &[70][..]), (2, &[70, 9]), (3, &[70, 70, 70]), (4, &[70, 70, 70, 9])]
+        {
+            assert_eq!(clear.view().with_channels(channels).pixels(), expected);
+        }
+        assert_eq!(grey.view().with_channels(2).pixels()[..4], [76, 255, 150, 255]);
     }
 }

@@ -1,5 +1,6 @@
 //! What a model wants to see: the input's size and the scale of its values.
 
+use super::picture::has_alpha;
 use super::{ImageError, Interpolation, Picture, Scaling, Window, scale};
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ impl Normalisation {
 pub struct Preprocess {
     /// Height and width of the network's input, in pixels.
     pub input_size: [usize; 2],
-    /// Channels of the network's input: 1 (grey) or 3 (RGB).
+    /// Channels of the network's input: 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGB, alpha) can be made of pictures.
     pub channels: usize,
     /// Mean of each channel, on the scale where white is 1.
     pub mean: Vec<f32>,
@@ -87,8 +88,8 @@ impl Preprocess {
                 "[height, width], each from 1 to 10000",
             );
         }
-        if !matches!(self.channels, 1 | 3) {
-            return wrong("number of channels", self.channels.to_string(), "1 or 3");
+        if self.channels == 0 {
+            return wrong("number of channels", self.channels.to_string(), "1 or more");
         }
         for (what, values) in [("mean", &self.mean), ("std", &self.std)] {
             if values.len() != self.channels || values.iter().any(|value| !value.is_finite()) {
@@ -145,10 +146,16 @@ impl Preprocess {
     /// Scales a part of a picture, in the model's channels.
     ///
     /// # Errors
-    /// As for [`scale`].
+    /// When the model takes more channels than pictures have, and as for [`scale`].
     pub fn scale<'a>(&self, picture: &'a Picture<'_>, scaling: &Scaling) -> Result<Picture<'a>, ImageError> {
+        if self.channels > 4 {
+            return Err(ImageError::Channels { channels: self.channels });
+        }
+        if has_alpha(self.channels) {
+            return scale_with_alpha(picture.view().with_channels(self.channels), scaling);
+        }
         // Colours turn grey before they are scaled, as in Pillow; grey becomes three equal channels whenever.
-        if self.channels < picture.channels() {
+        if self.channels < picture.channels() || has_alpha(picture.channels()) {
             return Ok(scale(&picture.view().with_channels(self.channels), scaling)?.into_owned());
         }
         Ok(scale(picture, scaling)?.with_channels(self.channels))
@@ -158,9 +165,12 @@ impl Preprocess {
     fn pad<'a>(&self, picture: &Picture<'_>) -> Result<Picture<'a>, ImageError> {
         let ([height, width], channels) = (self.input_size, self.channels);
         let colour: Vec<u8> = match self.crop_mode {
-            // Python rounds ties to even.
+            // Python rounds ties to even, of the decimal number: 0.3 · 255 is one.
             CropMode::Border => {
-                let level = |&mean: &f32| (255.0 * f64::from(mean)).round_ties_even().clamp(0.0, 255.0) as u8;
+                let level = |mean: &f32| {
+                    let mean: f64 = mean.to_string().parse().expect("a number that was written");
+                    (255.0 * mean).round_ties_even().clamp(0.0, 255.0) as u8
+                };
                 self.mean.iter().map(level).collect()
             }
             CropMode::Center | CropMode::Squash => vec![0; channels],
@@ -197,10 +207,12 @@ impl Preprocess {
             let (found, expected) = (format!("{} values", out.len()), expected.to_string());
             return Err(ImageError::Unfit { what: "the output", found, expected });
         }
-        if self.channels == 1 {
-            scale_samples::<1>(picture.pixels(), out, self);
-        } else {
-            scale_samples::<3>(picture.pixels(), out, self);
+        let samples = picture.pixels();
+        match self.channels {
+            1 => scale_samples::<1>(samples, out, self),
+            2 => scale_samples::<2>(samples, out, self),
+            3 => scale_samples::<3>(samples, out, self),
+            _ => scale_samples::<4>(samples, out, self),
         }
         Ok(())
     }
@@ -242,6 +254,39 @@ impl Preprocess {
             CropMode::Center => divided(ratios[0].min(ratios[1])),
         }
     }
+}
+
+/// Scales a picture with alpha as Pillow does: what is clear has no part in the colours around it.
+fn scale_with_alpha<'a>(picture: Picture<'_>, scaling: &Scaling) -> Result<Picture<'a>, ImageError> {
+    if scaling.from.size == scaling.size || scaling.interpolation == Interpolation::Nearest {
+        return Ok(scale(&picture, scaling)?.into_owned());
+    }
+    let ([height, width], channels) = (picture.size(), picture.channels());
+    let colours = channels - 1;
+    // `round(colour · alpha / 255)`, and back, rounded down.
+    let product = |colour: u8, alpha: u8| {
+        let product = u32::from(colour) * u32::from(alpha) + 128;
+        ((product + (product >> 8)) >> 8) as u8
+    };
+    let quotient = |colour: u8, alpha: u8| match alpha {
+        0 | u8::MAX => colour,
+        _ => (255 * u32::from(colour) / u32::from(alpha)).min(255) as u8,
+    };
+    let pixels = || picture.pixels().chunks_exact(channels);
+    let multiplied: Vec<u8> = pixels()
+        .flat_map(|pixel| pixel[..colours].iter().map(move |&colour| product(colour, pixel[colours])))
+        .collect();
+    let alpha: Vec<u8> = pixels().map(|pixel| pixel[colours]).collect();
+    let multiplied = Picture::new(height, width, colours, multiplied)?;
+    let alpha = Picture::new(height, width, 1, alpha)?;
+    let (multiplied, alpha) = (scale(&multiplied, scaling)?, scale(&alpha, scaling)?);
+    let [height, width] = alpha.size();
+    let mut pixels = Vec::with_capacity(height * width * channels);
+    for (pixel, &alpha) in multiplied.pixels().chunks_exact(colours).zip(alpha.pixels()) {
+        pixels.extend(pixel.iter().map(|&colour| quotient(colour, alpha)));
+        pixels.push(alpha);
+    }
+    Picture::new(height, width, channels, pixels)
 }
 
 /// Half of a margin, rounded as Python rounds: torchvision's `CenterCrop`.
@@ -349,7 +394,8 @@ mod tests {
         good.check().unwrap();
         let cases = [
             (Preprocess { input_size: [0, 4], ..good.clone() }, "input_size"),
-            (Preprocess { channels: 4, ..good.clone() }, "number of channels"),
+            (Preprocess { channels: 0, ..good.clone() }, "number of channels"),
+            (Preprocess { channels: 4, ..good.clone() }, "mean"),
             (Preprocess { mean: vec![0.5], ..good.clone() }, "mean"),
             (Preprocess { std: vec![0.5, 0.0, 0.5], ..good.clone() }, "std"),
             (Preprocess { std: vec![0.5, f32::NAN, 0.5], ..good.clone() }, "std"),
@@ -365,6 +411,11 @@ mod tests {
         );
         let error = grey([13, 20]).normalise(&pattern(), &mut [0.0; 7]).unwrap_err().to_string();
         assert!(error.starts_with("the output is 7 values, expected 260"), "{error}");
+        let five = Normalisation { mean: vec![0.5; 5], std: vec![0.5; 5] };
+        let five = Preprocess::exact([13, 20], five);
+        five.check().unwrap();
+        let error = five.apply(&pattern(), &mut [0.0; 5 * 260]).unwrap_err().to_string();
+        assert!(error.starts_with("the model takes 5 channels, pictures have 1 to 4"), "{error}");
     }
 
     #[test]

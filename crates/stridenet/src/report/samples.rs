@@ -73,8 +73,10 @@ fn png(sample: &SamplePrediction) -> Result<Vec<u8>, String> {
     let SamplePrediction { height, width, channels, .. } = *sample;
     let colour = match channels {
         1 => ExtendedColorType::L8,
+        2 => ExtendedColorType::La8,
         3 => ExtendedColorType::Rgb8,
-        other => return Err(format!("{other} channels, expected 1 or 3")),
+        4 => ExtendedColorType::Rgba8,
+        other => return Err(format!("{other} channels, expected 1 to 4")),
     };
     let needed = height.checked_mul(width).and_then(|area| area.checked_mul(channels));
     let found = sample.pixels.len();
