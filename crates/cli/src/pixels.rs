@@ -4,7 +4,7 @@ use clap::{Args, ValueEnum};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::PathBuf;
-use stridenet::data::{Augment, Crop};
+use stridenet::data::{Augment, Crop, CropFilter};
 use stridenet::image::{CropMode, ImageError, Interpolation, Orientation, Preprocess};
 
 /// How training images are cropped.
@@ -30,6 +30,13 @@ pub(crate) struct Numbers(pub(crate) Vec<f32>);
 fn numbers(text: &str) -> Result<Numbers, String> {
     let parsed: Option<Vec<f32>> = text.split(',').map(|number| number.trim().parse().ok()).collect();
     parsed.map(Numbers).ok_or_else(|| "expected a number for each channel, such as 0.5,0.5,0.5".to_owned())
+}
+
+fn filter(name: &str) -> Result<CropFilter, String> {
+    match name {
+        "random" => Ok(CropFilter::Random),
+        _ => named(name).map(CropFilter::Fixed).map_err(|error| format!("{error}, or `random`")),
+    }
 }
 
 /// How images are prepared, where it is not the usual way.
@@ -102,7 +109,7 @@ pub(crate) struct AugmentFlags {
     #[arg(long, value_name = "KIND")]
     pub(crate) crop: Option<CropChoice>,
     /// Pixels of padding for `--crop pad` [default: an eighth of the image, at least 2]
-    #[arg(long, value_name = "N", conflicts_with_all = ["scale", "ratio"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["scale", "ratio", "train_interpolation"])]
     pub(crate) crop_padding: Option<usize>,
     /// Smallest and largest share of the area for `--crop resized` [default: 0.08 1.0]
     #[arg(long, num_args = 2, value_names = ["MIN", "MAX"], allow_negative_numbers = true)]
@@ -110,6 +117,9 @@ pub(crate) struct AugmentFlags {
     /// Smallest and largest ratio of width to height for `--crop resized` [default: 0.75 1.3333]
     #[arg(long, num_args = 2, value_names = ["MIN", "MAX"], allow_negative_numbers = true)]
     pub(crate) ratio: Option<Vec<f64>>,
+    /// Filter for `--crop resized`: random (bilinear or bicubic) or a name as for --interpolation [default: --interpolation]
+    #[arg(long, value_name = "NAME", value_parser = filter)]
+    pub(crate) train_interpolation: Option<CropFilter>,
     /// Probability that a training image is mirrored left to right [default: 0.5]
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub(crate) hflip: Option<f64>,
@@ -124,15 +134,20 @@ pub(crate) struct AugmentFlags {
 impl AugmentFlags {
     /// Whether any was given.
     pub(crate) fn any(&self) -> bool {
-        let AugmentFlags { crop, crop_padding, scale, ratio, hflip, vflip, no_flip } = self;
-        let crops = crop.is_some() || crop_padding.is_some() || scale.is_some() || ratio.is_some();
+        let AugmentFlags { crop, crop_padding, scale, ratio, train_interpolation, hflip, vflip, no_flip } =
+            self;
+        let crops = train_interpolation.is_some()
+            || crop.is_some()
+            || crop_padding.is_some()
+            || scale.is_some()
+            || ratio.is_some();
         crops || hflip.is_some() || vflip.is_some() || *no_flip
     }
 
     /// What is done to training images of `[height, width]` pixels. An error is a flag that does not go with the crop.
     pub(crate) fn augment(&self, img_size: [usize; 2]) -> Result<Augment, &'static str> {
         let standard = Augment::standard(img_size);
-        let parts = self.scale.is_some() || self.ratio.is_some();
+        let parts = self.scale.is_some() || self.ratio.is_some() || self.train_interpolation.is_some();
         let crop = match self.crop {
             _ if self.crop_padding.is_some() => Some(CropChoice::Pad),
             None if parts => Some(CropChoice::Resized),
@@ -142,7 +157,7 @@ impl AugmentFlags {
             return Err("--crop-padding belongs to --crop pad");
         }
         if parts && crop != Some(CropChoice::Resized) {
-            return Err("--scale and --ratio belong to --crop resized");
+            return Err("--scale, --ratio and --train-interpolation belong to --crop resized");
         }
         let pair = |given: &Option<Vec<f64>>, usual: [f64; 2]| match given.as_deref() {
             Some(&[low, high]) => [low, high],
@@ -153,7 +168,8 @@ impl AugmentFlags {
             Some(CropChoice::None) => Crop::None,
             Some(CropChoice::Pad) => self.crop_padding.map_or(Crop::padded(img_size), Crop::Pad),
             Some(CropChoice::Resized) => {
-                Crop::Resized { scale: pair(&self.scale, Crop::SCALE), ratio: pair(&self.ratio, Crop::RATIO) }
+                let [scale, ratio] = [pair(&self.scale, Crop::SCALE), pair(&self.ratio, Crop::RATIO)];
+                Crop::Resized { scale, ratio, filter: self.train_interpolation.unwrap_or_default() }
             }
         };
         let usual = if self.no_flip { 0.0 } else { standard.hflip };

@@ -2,6 +2,7 @@
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use stridenet::image::decode;
@@ -152,5 +153,71 @@ fn what_declares_too_many_pixels_is_refused_before_memory_is_taken_for_them() {
             // Decoders take some tables, and windows of their compression.
             assert!(taken < 1 << 20, "{}: {taken} bytes for {}", path.display(), bytes.len());
         }
+    }
+}
+
+/// A PNG file of these chunks.
+fn png(chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
+    let mut bytes = b"\x89PNG\r\n\x1a\n".to_vec();
+    for (kind, data) in chunks {
+        bytes.extend((data.len() as u32).to_be_bytes());
+        let start = bytes.len();
+        bytes.extend_from_slice(*kind);
+        bytes.extend_from_slice(data);
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&bytes[start..]);
+        bytes.extend(checksum.sum().to_be_bytes());
+    }
+    bytes
+}
+
+/// The header of a PNG file of 8-bit pixels, grey or with three channels.
+fn header(side: u32, colour: bool) -> (&'static [u8; 4], Vec<u8>) {
+    let sides = [side.to_be_bytes(), side.to_be_bytes()].concat();
+    (b"IHDR", [&sides[..], &[8, if colour { 2 } else { 0 }, 0, 0, 0]].concat())
+}
+
+/// So many zeros, deflated to a thousandth.
+fn zeros(mebibytes: usize) -> Vec<u8> {
+    let mut deflate = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    let piece = vec![0; 1 << 20];
+    (0..mebibytes).for_each(|_| deflate.write_all(&piece).unwrap());
+    deflate.finish().unwrap()
+}
+
+#[test]
+fn compressed_bombs_take_no_more_memory_than_their_pixels() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let end = || (b"IEND", Vec::new());
+    let taken = |bytes: &[u8]| {
+        let region = Region::new(ALLOCATOR);
+        let decoded = decode(bytes, "bomb").map(|picture| picture.size());
+        if let Err(error) = &decoded {
+            one_line(error);
+        }
+        (decoded.ok(), region.change().bytes_allocated)
+    };
+    // Just within the limit of 100 megapixels, in half a megabyte: the pixels once, and a decoder's buffers.
+    let data = zeros(287);
+    let bomb = png(&[header(10_000, true), (b"IDAT", data), end()]);
+    assert!(bomb.len() < 2 << 20, "{} bytes", bomb.len());
+    let (size, bytes) = taken(&bomb);
+    assert_eq!(size, Some([10_000, 10_000]));
+    assert!(bytes < 320 << 20, "{bytes}");
+    // Data that goes on long after the pixels, and profiles and texts beside a few pixels.
+    let data = zeros(256);
+    let texts = |kind, before: &[u8]| {
+        let text = [before, &data[..]].concat();
+        png(&[header(10, false), (kind, text), (b"IDAT", zeros(1)), end()])
+    };
+    let bombs = [
+        png(&[header(10, false), (b"IDAT", data.clone()), end()]),
+        texts(b"iCCP", b"name\0\0"),
+        texts(b"zTXt", b"key\0\0"),
+        texts(b"iTXt", b"key\0\x01\0\0\0"),
+    ];
+    for (number, bomb) in bombs.iter().enumerate() {
+        let (_, bytes) = taken(bomb);
+        assert!(bytes < 48 << 20, "bomb {number}: {bytes} bytes for {}", bomb.len());
     }
 }

@@ -1,7 +1,7 @@
 //! Random crops and flips for training, on `u8` pixels.
 
 use super::DataError;
-use crate::image::{ImageError, Picture, Preprocess, Scaling, Window};
+use crate::image::{ImageError, Interpolation, Picture, Preprocess, Scaling, Window};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +21,23 @@ pub enum Crop {
         scale: [f64; 2],
         /// Smallest and largest ratio of width to height.
         ratio: [f64; 2],
+        /// The filter that scales it.
+        #[serde(default)]
+        filter: CropFilter,
     },
+}
+
+/// The filter that scales a random region (timm's `train_interpolation`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CropFilter {
+    /// The evaluation's.
+    #[default]
+    Evaluation,
+    /// Bilinear or bicubic, each as likely as the other: timm's `random`.
+    Random,
+    /// Always this one.
+    Fixed(Interpolation),
 }
 
 /// What is done to a picture at random, between its decoding and its normalisation.
@@ -43,7 +59,8 @@ impl Crop {
     pub const RATIO: [f64; 2] = [3.0 / 4.0, 4.0 / 3.0];
 
     /// timm's and torchvision's choice: 8 % to 100 % of the area, proportions from 3:4 to 4:3.
-    pub const RESIZED: Crop = Crop::Resized { scale: Crop::SCALE, ratio: Crop::RATIO };
+    pub const RESIZED: Crop =
+        Crop::Resized { scale: Crop::SCALE, ratio: Crop::RATIO, filter: CropFilter::Evaluation };
 
     /// Padding of an eighth of the shorter side, at least 2 pixels: the 4 pixels that He et al. take for CIFAR's 32.
     pub fn padded([height, width]: [usize; 2]) -> Self {
@@ -109,14 +126,20 @@ impl Augment {
                 let shift = [0, 1].map(|_| random.random_range(0..=2 * padding as u32) as usize);
                 shifted(&preprocess.fit(picture)?, padding, shift)?
             }
-            Crop::Resized { scale, ratio } => {
+            Crop::Resized { scale, ratio, filter } => {
                 preprocess.check()?;
                 let (origin, size) = random_region(picture.size(), scale, ratio, random);
+                let interpolation = match filter {
+                    CropFilter::Evaluation => preprocess.interpolation,
+                    CropFilter::Fixed(interpolation) => interpolation,
+                    CropFilter::Random if random.random_bool(0.5) => Interpolation::Bicubic,
+                    CropFilter::Random => Interpolation::Bilinear,
+                };
                 let scaling = Scaling {
                     from: Window { origin, size },
                     size: preprocess.input_size,
                     to: Window::all(preprocess.input_size),
-                    interpolation: preprocess.interpolation,
+                    interpolation,
                     antialias: true,
                 };
                 preprocess.scale(picture, &scaling)?
@@ -300,7 +323,14 @@ mod tests {
     fn each_kind_fills_the_input() {
         let picture = gradient(20, 30, 3);
         let preprocess = Preprocess::exact([8, 6], Normalisation { mean: vec![0.5], std: vec![0.5] });
-        let kinds = [Crop::None, Crop::Pad(2), Crop::Resized { scale: [0.2, 1.0], ratio: [0.5, 2.0] }];
+        let resized = |filter| Crop::Resized { scale: [0.2, 1.0], ratio: [0.5, 2.0], filter };
+        let kinds = [
+            Crop::None,
+            Crop::Pad(2),
+            resized(CropFilter::Evaluation),
+            resized(CropFilter::Random),
+            resized(CropFilter::Fixed(Interpolation::Lanczos)),
+        ];
         for crop in kinds {
             let augment = Augment { crop, hflip: 0.5, vflip: 0.5 };
             let draw = |place| {
@@ -322,7 +352,7 @@ mod tests {
         assert!(matches!(Augment::standard([224, 224]).crop, Crop::Resized { .. }));
         Augment::standard([224, 224]).check().unwrap();
         let bad = Augment {
-            crop: Crop::Resized { scale: [0.1, 1.0], ratio: [f64::NAN, 1.0] },
+            crop: Crop::Resized { scale: [0.1, 1.0], ratio: [f64::NAN, 1.0], filter: CropFilter::Random },
             hflip: 0.0,
             vflip: 0.0,
         };
@@ -330,5 +360,25 @@ mod tests {
         let bad = Augment { vflip: 1.5, ..Augment::NONE };
         assert!(bad.check().unwrap_err().to_string().contains("vflip"));
         assert!(Augment { crop: Crop::Pad(usize::MAX), hflip: 0.0, vflip: 0.0 }.check().is_err());
+    }
+
+    /// The whole picture is the region here, so that only the filter is drawn: torchvision's `resize` of `u8` pixels by each.
+    #[test]
+    fn a_random_filter_is_bilinear_or_bicubic() {
+        let picture =
+            Picture::new(9, 9, 1, (0..81u32).map(|at| (at * at % 251) as u8).collect::<Vec<_>>()).unwrap();
+        let preprocess = Preprocess::exact([5, 5], Normalisation { mean: vec![0.5], std: vec![0.5] });
+        let draw = |filter, seed| {
+            let crop = Crop::Resized { scale: [1.0, 1.0], ratio: [1.0, 1.0], filter };
+            let mut random = generator(seed, Use::Augment, [0, 0]);
+            Augment { crop, ..Augment::NONE }.apply(&preprocess, &picture, &mut random).unwrap().into_owned()
+        };
+        let fixed = |interpolation| draw(CropFilter::Fixed(interpolation), 0);
+        let [bilinear, bicubic] = [Interpolation::Bilinear, Interpolation::Bicubic].map(fixed);
+        assert!(draw(CropFilter::Evaluation, 0) == bilinear && bilinear != bicubic);
+        let drawn: Vec<_> = (0..40).map(|seed| draw(CropFilter::Random, seed)).collect();
+        let cubic = drawn.iter().filter(|&found| *found == bicubic).count();
+        let linear = drawn.iter().filter(|&found| *found == bilinear).count();
+        assert!(cubic + linear == 40 && cubic > 8 && linear > 8, "{cubic} and {linear}");
     }
 }

@@ -284,7 +284,7 @@ fn fill(
 mod tests {
     use super::*;
     use crate::data::testing::{numbered_pictures, picture_folder};
-    use crate::data::{Crop, OpenOptions, open};
+    use crate::data::{Crop, CropFilter, OpenOptions, open};
     use crate::image::Normalisation;
 
     fn plain() -> Preprocess {
@@ -323,7 +323,7 @@ mod tests {
         let mut kept = open(folder.path(), &OpenOptions::default()).unwrap().train;
         kept.verify(Default::default(), 2, &mut |_, _| {}).unwrap();
         let fresh = open(folder.path(), &OpenOptions { cache_bytes: 0, ..Default::default() }).unwrap().train;
-        let crop = Crop::Resized { scale: [0.1, 1.0], ratio: [0.5, 2.0] };
+        let crop = Crop::Resized { scale: [0.1, 1.0], ratio: [0.5, 2.0], filter: CropFilter::Random };
         let resized = Augment { crop, hflip: 0.5, vflip: 0.5 };
         let run = |data: Dataset, workers| {
             let pass = TrainPass { augment: resized, ..pass() };
@@ -439,8 +439,10 @@ mod tests {
         assert!(train(LoaderOptions { batch_size: 1, workers: 0 }, pass()).starts_with("workers is 0"));
         let error = train(options(1), TrainPass { drop_last: true, ..pass() });
         assert!(error.starts_with("batch_size is 4, expected at most 3"), "{error}");
-        let augment =
-            Augment { crop: Crop::Resized { scale: [0.5, 0.1], ratio: [1.0, 1.0] }, ..Augment::NONE };
+        let augment = Augment {
+            crop: Crop::Resized { scale: [0.5, 0.1], ratio: [1.0, 1.0], filter: CropFilter::Random },
+            ..Augment::NONE
+        };
         assert!(
             train(options(1), TrainPass { augment, ..pass() }).starts_with("the crop's scale is 0.5 to 0.1")
         );

@@ -16,7 +16,7 @@ mod statistics;
 mod testing;
 mod verify;
 
-pub use augment::{Augment, Crop};
+pub use augment::{Augment, Crop, CropFilter};
 pub use dataset::Dataset;
 pub use error::DataError;
 pub use folder::list_images;

@@ -122,7 +122,7 @@ pub fn decode_with(
     }
     let failed = |error| explain(error, bytes, name);
     let mut limits = Limits::no_limits();
-    limits.max_alloc = Some(MAX_DECODED_BYTES);
+    limits.max_alloc = Some(most_memory(format, bytes));
     let mut reader = ImageReader::with_format(Cursor::new(bytes), format);
     reader.limits(limits);
     let mut decoder = reader.into_decoder().map_err(failed)?;
@@ -136,6 +136,20 @@ pub fn decode_with(
     let mut image = DynamicImage::from_decoder(decoder).map_err(failed)?;
     image.apply_orientation(turn);
     into_picture(image, alpha)
+}
+
+/// The most memory that a decoder may take: for PNG, whose profiles inflate a thousandfold, what the pixels of the header can
+/// take at most and a large profile.
+fn most_memory(format: ImageFormat, bytes: &[u8]) -> u64 {
+    const PROFILE: u64 = 16 << 20;
+    let side = |at: usize| bytes.get(at..)?.first_chunk().map(|side| u64::from(u32::from_be_bytes(*side)));
+    match (format, side(16), side(20)) {
+        // Four channels of 16 bits.
+        (ImageFormat::Png, Some(width), Some(height)) => {
+            width.saturating_mul(height).saturating_mul(8).saturating_add(PROFILE).min(MAX_DECODED_BYTES)
+        }
+        _ => MAX_DECODED_BYTES,
+    }
 }
 
 /// Whether a WebP file has all the bytes of its chunks. The last chunk may hold the EXIF orientation.

@@ -202,7 +202,7 @@ impl Plan {
     }
 
     /// Compiles with the algorithms that `choose` takes.
-    fn choosing(
+    pub(crate) fn choosing(
         network: &Network,
         batch: usize,
         context: Arc<Context>,
