@@ -99,7 +99,7 @@ fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) 
     let x = values(batch * size * size * geometry.in_channels, 3);
     let mut y = values(batch * height * width * geometry.out_channels, 4);
     let weight = values(geometry.weight_len(), 5);
-    let (forward, backward) = (conv.pack_forward(cx, &weight), conv.pack_backward(&weight));
+    let (forward, backward) = (conv.pack_forward(cx, &weight), conv.pack_backward(cx, &weight));
     let mut scratch = ConvScratch::default();
     conv.forward(cx, &x, &forward, Epilogue::default(), &mut scratch, &mut y);
     for index in [0, y.len() / 2 + 1, y.len() - 1] {

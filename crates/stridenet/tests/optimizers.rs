@@ -183,7 +183,7 @@ fn threads_do_not_change_a_bit() {
                 average.update(&cx, &mut network);
             }
             let own = network.state().unwrap();
-            average.exchange(&cx, &mut network);
+            average.exchange(&mut network);
             [own, network.state().unwrap()].map(|state| {
                 state.iter().filter_map(|(_, entry)| entry.as_f32().map(<[f32]>::to_vec)).collect::<Vec<_>>()
             })
@@ -206,9 +206,9 @@ fn averages_are_those_of_timm() {
             network.load(&cx, &fixture.path, fixture.state(factors)).unwrap();
             average.update(&cx, &mut network);
         }
-        average.exchange(&cx, &mut network);
+        average.exchange(&mut network);
         fixture.check(name, &network.state().unwrap());
-        average.exchange(&cx, &mut network);
+        average.exchange(&mut network);
         let last = fixture.manifest.gradients.last().unwrap();
         let bias = network.parameters().last().unwrap();
         assert_eq!(bias.value, fixture.mixed(&bias.name, *last), "the network has its own weights again");

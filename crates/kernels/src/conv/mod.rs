@@ -46,11 +46,11 @@ struct Phase {
 }
 
 /// Weights packed for [`Conv::forward`].
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ForwardWeights(Vec<PackedMatrix>);
 
 /// Weights packed for [`Conv::grad_input`]: for each phase, for each group.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
 
 /// Memory that convolutions use while they run, reused from one to the next.
@@ -119,22 +119,23 @@ impl Conv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack_forward(&self, cx: &Context, weight: &[f32]) -> ForwardWeights {
-        let depth = self.geometry.taps() * self.geometry.group_in();
-        let empty = || PackedMatrix::zeros(self.level, depth, self.geometry.group_out());
-        let mut packed = ForwardWeights((0..self.geometry.groups).map(|_| empty()).collect());
+        let mut packed = ForwardWeights::default();
         self.repack_forward(cx, weight, &mut packed);
         packed
     }
 
-    /// As [`pack_forward`](Self::pack_forward), into memory that is there already.
+    /// As [`pack_forward`](Self::pack_forward), into memory that other weights, of any convolution, were packed in.
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn repack_forward(&self, cx: &Context, weight: &[f32], packed: &mut ForwardWeights) {
-        assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
-        let (columns, out) = (self.geometry.group_out(), self.geometry.out_channels);
+        let g = &self.geometry;
+        assert_eq!(weight.len(), g.weight_len(), "number of weights");
+        let (depth, columns) = (g.taps() * g.group_in(), g.group_out());
+        self.resize(&mut packed.0, g.groups);
         for (group, matrix) in packed.0.iter_mut().enumerate() {
-            matrix.refill_rows(cx, |k| &weight[k * out + group * columns..][..columns]);
+            matrix.reset(self.level, depth, columns);
+            matrix.refill_rows(cx, |k| &weight[k * g.out_channels + group * columns..][..columns]);
         }
     }
 
@@ -142,30 +143,35 @@ impl Conv {
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn pack_backward(&self, weight: &[f32]) -> BackwardWeights {
-        let g = &self.geometry;
-        let empty = |phase: &Phase| PackedMatrix::zeros(self.level, phase.depth(g), g.group_in());
-        let groups = |phase| (0..g.groups).map(|_| empty(phase)).collect();
-        let mut packed = BackwardWeights(self.phases.iter().map(groups).collect());
-        self.repack_backward(weight, &mut packed);
+    pub fn pack_backward(&self, cx: &Context, weight: &[f32]) -> BackwardWeights {
+        let mut packed = BackwardWeights::default();
+        self.repack_backward(cx, weight, &mut packed);
         packed
     }
 
-    /// As [`pack_backward`](Self::pack_backward), into memory that is there already.
+    /// As [`pack_backward`](Self::pack_backward), into memory that other weights, of any convolution, were packed in.
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn repack_backward(&self, weight: &[f32], packed: &mut BackwardWeights) {
+    pub fn repack_backward(&self, cx: &Context, weight: &[f32], packed: &mut BackwardWeights) {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
+        packed.0.resize_with(self.phases.len(), Vec::new);
         for (phase, matrices) in self.phases.iter().zip(&mut packed.0) {
+            self.resize(matrices, g.groups);
             for (group, matrix) in matrices.iter_mut().enumerate() {
-                matrix.refill(|k, j| {
-                    let (tap, out) = (phase.taps[k / g.group_out()], k % g.group_out());
-                    weight[(tap * g.group_in() + j) * g.out_channels + group * g.group_out() + out]
+                matrix.reset(self.level, phase.depth(g), g.group_in());
+                matrix.refill_columns(cx, g.group_out(), |tap, j| {
+                    let row = phase.taps[tap] * g.group_in() + j;
+                    &weight[row * g.out_channels + group * g.group_out()..][..g.group_out()]
                 });
             }
         }
+    }
+
+    /// As many matrices as there are groups.
+    fn resize(&self, matrices: &mut Vec<PackedMatrix>, groups: usize) {
+        matrices.resize_with(groups, || PackedMatrix::zeros(self.level, 0, 0));
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images, which then allocates nothing.

@@ -88,7 +88,7 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
             conv.forward(cx, &x, &conv.pack_forward(cx, &w), Epilogue::default(), &mut scratch, &mut y);
             assert_close(&y, &y_expected, &y_magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
             let mut dx = vec![f32::NAN; x.len()];
-            conv.grad_input(cx, &dy, &conv.pack_backward(&w), Epilogue::default(), &mut dx);
+            conv.grad_input(cx, &dy, &conv.pack_backward(&cx, &w), Epilogue::default(), &mut dx);
             let terms = g.taps() * g.group_out();
             assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
             let mut dw = vec![f32::NAN; w.len()];
@@ -185,7 +185,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 let mut scratch = ConvScratch::default();
                 let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
                 conv.forward(&cx, &x, &conv.pack_forward(&cx, &w), Epilogue::default(), &mut scratch, &mut y);
-                conv.grad_input(&cx, &dy, &conv.pack_backward(&w), Epilogue::default(), &mut dx);
+                conv.grad_input(&cx, &dy, &conv.pack_backward(&cx, &w), Epilogue::default(), &mut dx);
                 conv.grad_weight(&cx, &x, &dy, &mut scratch, &mut dw);
                 let results = [y, dx, dw];
                 assert!(

@@ -41,8 +41,9 @@ pub(crate) fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Ite
     })
 }
 
-/// Rows of a panel that a thread packs at a time.
+/// Rows of a panel that a thread packs at a time, from rows and from columns.
 const ROWS: usize = 256;
+const COLUMN_ROWS: usize = 64;
 
 impl PackedMatrix {
     /// A matrix of zeros.
@@ -54,8 +55,28 @@ impl PackedMatrix {
     /// Packs the matrix whose value at row `k`, column `j` is `value(k, j)`.
     pub fn new(level: Level, depth: usize, columns: usize, value: impl Fn(usize, usize) -> f32) -> Self {
         let mut packed = PackedMatrix::zeros(level, depth, columns);
-        packed.refill(value);
+        let lanes = level.micro_kernels().lanes;
+        let mut rest = packed.values.values_mut();
+        for panel in panels(level, columns) {
+            let width = panel.vectors * lanes;
+            let (values, tail) = rest.split_at_mut(depth * width);
+            for (k, row) in values.chunks_exact_mut(width).enumerate() {
+                for (j, to) in row[..panel.columns].iter_mut().enumerate() {
+                    *to = value(k, panel.column + j);
+                }
+            }
+            rest = tail;
+        }
         packed
+    }
+
+    /// Becomes a matrix of another size, to be filled, in the same memory where that is large enough.
+    pub(crate) fn reset(&mut self, level: Level, depth: usize, columns: usize) {
+        let length = depth * columns.next_multiple_of(level.micro_kernels().lanes);
+        if self.values.len() < length {
+            self.values = Aligned::zeros(length);
+        }
+        (self.level, self.depth, self.columns) = (level, depth, columns);
     }
 
     /// Replaces row `k` by `row(k)`, on all threads.
@@ -75,26 +96,43 @@ impl PackedMatrix {
             let packed =
                 unsafe { std::slice::from_raw_parts_mut(values.get().add(start), rows.len() * width) };
             for (to, k) in packed.chunks_exact_mut(width).zip(rows) {
-                to[..panel.columns].copy_from_slice(&row(k)[panel.column..][..panel.columns]);
+                let (columns, padding) = to.split_at_mut(panel.columns);
+                columns.copy_from_slice(&row(k)[panel.column..][..panel.columns]);
+                padding.fill(0.0);
             }
         });
     }
 
-    /// Replaces the values, keeping the memory.
-    pub fn refill(&mut self, value: impl Fn(usize, usize) -> f32) {
-        let lanes = self.level.micro_kernels().lanes;
-        let (depth, panels) = (self.depth, panels(self.level, self.columns));
-        let mut rest = self.values.values_mut();
-        for panel in panels {
+    /// Replaces the rows from `block · length` on in column `j` by the `length` values of `column(block, j)`, on all threads.
+    ///
+    /// # Panics
+    /// When the rows are no whole number of blocks, or a column is shorter than a block.
+    pub(crate) fn refill_columns<'a>(
+        &mut self,
+        cx: &Context,
+        length: usize,
+        column: impl Fn(usize, usize) -> &'a [f32] + Sync,
+    ) {
+        let (depth, lanes) = (self.depth, self.level.micro_kernels().lanes);
+        assert!(depth.is_multiple_of(length.max(1)), "rows of the matrix");
+        let (panels, pieces) = (panels(self.level, self.columns), length.div_ceil(COLUMN_ROWS));
+        let blocks = depth.checked_div(length).unwrap_or(0);
+        let values = SharedMut(self.values.as_mut_ptr());
+        cx.pool().run(panels.len() * blocks * pieces, |task| {
+            let Some(panel) = panels.clone().nth(task / (blocks * pieces)) else { return };
+            let (block, piece) = (task / pieces % blocks, task % pieces);
+            let rows = piece * COLUMN_ROWS..length.min((piece + 1) * COLUMN_ROWS);
             let width = panel.vectors * lanes;
-            let (values, tail) = rest.split_at_mut(depth * width);
-            for (k, row) in values.chunks_exact_mut(width).enumerate() {
-                for (j, to) in row[..panel.columns].iter_mut().enumerate() {
-                    *to = value(k, panel.column + j);
-                }
+            let start = panel.first_vector * lanes * depth + (block * length + rows.start) * width;
+            // SAFETY: the panels' rows are disjoint and lie within `values`.
+            let packed =
+                unsafe { std::slice::from_raw_parts_mut(values.get().add(start), rows.len() * width) };
+            for j in 0..panel.columns {
+                let from = &column(block, panel.column + j)[rows.clone()];
+                packed[j..].iter_mut().step_by(width).zip(from).for_each(|(to, &value)| *to = value);
             }
-            rest = tail;
-        }
+            packed.chunks_exact_mut(width).for_each(|row| row[panel.columns..].fill(0.0));
+        });
     }
 
     /// The level that packed the matrix.
@@ -135,12 +173,18 @@ mod tests {
                 let by_value = PackedMatrix::new(level, 5, columns, value);
                 let mut by_rows = PackedMatrix::zeros(level, 5, columns);
                 by_rows.refill_rows(&Context::new(level, 2), |k| &matrix[k * columns..]);
+                // Memory that another matrix has left.
+                let mut by_columns = PackedMatrix::new(level, 17, columns + 70, |_, _| f32::NAN);
+                by_columns.reset(level, 6, columns);
+                let columns_of: Vec<f32> = (0..6 * columns).map(|at| value(at % 6, at / 6)).collect();
+                by_columns
+                    .refill_columns(&Context::new(level, 2), 3, |block, j| &columns_of[6 * j + 3 * block..]);
                 assert_eq!(panels(level, columns).map(|panel| panel.columns).sum::<usize>(), columns);
                 for panel in panels(level, columns) {
                     for k in 0..5 {
                         for j in 0..panel.vectors * lanes {
                             let expected = if j < panel.columns { value(k, panel.column + j) } else { 0.0 };
-                            for packed in [&by_value, &by_rows] {
+                            for packed in [&by_value, &by_rows, &by_columns] {
                                 // SAFETY: row `k` of the panel holds `vectors · lanes` values.
                                 let found = unsafe { *packed.panel_row(&panel, k).add(j) };
                                 assert_eq!(found, expected);

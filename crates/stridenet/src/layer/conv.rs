@@ -3,20 +3,17 @@
 use super::{Parameter, Workspace};
 use crate::Tensor;
 use crate::algorithm::{Choice, Pass, for_training};
-use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, FastConv, ForwardWeights, GeometryError};
+use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level};
-use std::sync::OnceLock;
 
-/// A convolution for one input size. Its weights are packed for a pass when the pass first runs.
+/// A convolution for one input size. Its weights are packed when a pass runs, in memory that all layers share.
 #[derive(Debug)]
 pub struct Conv {
     kernel: conv::Conv,
     /// The weights.
     pub weight: Parameter,
-    forward: OnceLock<ForwardWeights>,
-    backward: Option<BackwardWeights>,
-    /// The passes of training that a fast algorithm makes, which transforms the weights each time.
+    /// The passes of training that a fast algorithm makes.
     fast_forward: Option<FastConv>,
     fast_backward: Option<FastConv>,
     fast_weights: Option<FastConv>,
@@ -53,26 +50,12 @@ impl Conv {
             Some(Choice::Fast(tiling)) => FastConv::grad_input(level, tiling, geometry, input),
             Some(Choice::Direct) | None => None,
         };
-        let forward = OnceLock::new();
-        Ok(Conv { kernel, weight, forward, backward: None, fast_forward, fast_backward, fast_weights })
+        Ok(Conv { kernel, weight, fast_forward, fast_backward, fast_weights })
     }
 
     /// Output size `[height, width]`.
     pub fn output(&self) -> [usize; 2] {
         self.kernel.output()
-    }
-
-    /// Packs the weights again after they have changed, for the passes that have run and will in training.
-    pub fn refresh(&mut self, cx: &Context) {
-        if self.fast_forward.is_some() {
-            self.forward.take();
-        }
-        if let Some(packed) = self.forward.get_mut() {
-            self.kernel.repack_forward(cx, &self.weight.value, packed);
-        }
-        if let Some(packed) = &mut self.backward {
-            self.kernel.repack_backward(&self.weight.value, packed);
-        }
     }
 
     /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`, to which the residual is added.
@@ -104,9 +87,8 @@ impl Conv {
         residual: Option<&Tensor>,
     ) -> Tensor {
         let mut y = self.output_tensor(workspace, x);
-        let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
-        let (epilogue, scratch) = (adding(residual), &mut workspace.conv);
-        self.kernel.forward(cx, x.data(), packed, epilogue, scratch, y.data_mut());
+        let weight = &self.weight.value;
+        workspace.direct.run(cx, &self.kernel, weight, x.data(), adding(residual), y.data_mut());
         y
     }
 
@@ -122,13 +104,11 @@ impl Conv {
         self.grad_weight(cx, workspace, x, dy);
         let mut dx = workspace.tensor(x.shape());
         let epilogue = adding(also);
-        let Conv { kernel, weight, backward, fast_backward, .. } = self;
-        if let Some(conv) = fast_backward {
-            workspace.fast.run(cx, conv, &weight.value, dy.data(), epilogue, dx.data_mut());
-            return dx;
+        let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
+        match &self.fast_backward {
+            Some(conv) => workspace.fast.run(cx, conv, weight, dy, epilogue, out),
+            None => workspace.direct.grad_input(cx, &self.kernel, weight, dy, epilogue, out),
         }
-        let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
-        kernel.grad_input(cx, dy.data(), packed, epilogue, dx.data_mut());
         dx
     }
 
@@ -137,7 +117,7 @@ impl Conv {
         let dw = self.weight.grad_mut();
         match &self.fast_weights {
             Some(conv) => workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw),
-            None => self.kernel.grad_weight(cx, x.data(), dy.data(), &mut workspace.conv, dw),
+            None => workspace.direct.grad_weight(cx, &self.kernel, x.data(), dy.data(), dw),
         }
     }
 }
@@ -147,19 +127,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_are_packed_when_a_pass_first_runs_and_again_when_they_change() {
+    fn passes_follow_the_weights() {
         let (cx, mut workspace) = (Context::new(Level::detect(), 2), Workspace::default());
         let geometry = ConvGeometry::square(3, 5, 3, 2);
         let weight = (0..geometry.weight_len()).map(|value| (value % 7) as f32 - 3.0).collect();
         let mut conv = Conv::new(cx.level(), "conv", geometry, [6, 6], weight).unwrap();
-        conv.refresh(&cx);
-        assert!(conv.forward.get().is_none() && conv.backward.is_none() && conv.weight.grad.is_empty());
+        assert!(conv.weight.grad.is_empty());
         let x = Tensor::new([1, 6, 6, 3], (0..108).map(|value| (value % 5) as f32 - 2.0).collect()).unwrap();
         let y = conv.forward(&cx, &mut workspace, &x, None);
-        assert!(conv.backward.is_none() && y.data().iter().any(|&value| value != 0.0));
+        assert!(y.data().iter().any(|&value| value != 0.0));
         let dx = conv.backward(&cx, &mut workspace, &x, &y, None);
         conv.weight.value.iter_mut().for_each(|value| *value *= 2.0);
-        conv.refresh(&cx);
         let doubled = |tensor: &Tensor| tensor.data().iter().map(|value| 2.0 * value).collect::<Vec<_>>();
         assert_eq!(conv.forward(&cx, &mut workspace, &x, None).data(), doubled(&y));
         assert_eq!(conv.backward(&cx, &mut workspace, &x, &y, None).data(), doubled(&dx));
@@ -188,14 +166,13 @@ mod tests {
             let y = conv.forward(&cx, &mut workspace, &x, None);
             assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x, None)) < 1e-5);
             let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(&also));
-            let packed = conv.kernel.pack_backward(&conv.weight.value);
+            let packed = conv.kernel.pack_backward(&cx, &conv.weight.value);
             let mut expected = Tensor::zeros(x.shape());
             let residual = Some(Residual::Tensor(also.data()));
             let epilogue = Epilogue { residual, ..Epilogue::default() };
             conv.kernel.grad_input(&cx, dy.data(), &packed, epilogue, expected.data_mut());
             assert!(distance(&dx, &expected) < 1e-5);
             conv.weight.value.iter_mut().for_each(|value| *value = 1.0 - 3.0 * *value);
-            conv.refresh(&cx);
         }
     }
 }

@@ -71,13 +71,6 @@ impl Gate {
         layers.into_iter().flatten().flat_map(Linear::parameters_mut).chain(taps)
     }
 
-    /// Packs the weights again after they have changed.
-    pub fn refresh(&mut self, cx: &Context) {
-        if let GateKind::Se(layers) = &mut self.kind {
-            layers.iter_mut().for_each(|layer| layer.refresh(cx));
-        }
-    }
-
     /// Feature maps `[N, H, W, C]` → weights `[N, 1, 1, C]`.
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> GateSaved {
         let mut means = workspace.tensor([x.batch(), 1, 1, x.channels()]);

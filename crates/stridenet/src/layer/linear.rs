@@ -3,14 +3,12 @@
 use super::{Parameter, Workspace};
 use crate::Tensor;
 use crate::arch;
-use crate::kernels::conv::{self, BackwardWeights, ConvGeometry, ForwardWeights, GeometryError};
+use crate::kernels::conv::{self, ConvGeometry, GeometryError};
 use crate::kernels::gemm::Epilogue;
 use crate::kernels::pool::LinearPool;
 use crate::kernels::{Context, Level};
-use std::sync::OnceLock;
 
-/// A linear layer with bias, which is a 1×1 convolution of one pixel. Its weights are packed for a pass when the pass first
-/// runs.
+/// A linear layer with bias, which is a 1×1 convolution of one pixel.
 #[derive(Debug)]
 pub struct Linear {
     kernel: conv::Conv,
@@ -18,8 +16,6 @@ pub struct Linear {
     pub weight: Parameter,
     /// The bias.
     pub bias: Parameter,
-    forward: OnceLock<ForwardWeights>,
-    backward: Option<BackwardWeights>,
 }
 
 /// How torch stores the weights of a linear layer.
@@ -53,8 +49,6 @@ impl Linear {
             kernel,
             weight: Parameter::weight(format!("{name}.weight"), shape, weight),
             bias: Parameter::vector(format!("{name}.bias"), bias),
-            forward: OnceLock::new(),
-            backward: None,
         })
     }
 
@@ -68,22 +62,11 @@ impl Linear {
         [&mut self.weight, &mut self.bias]
     }
 
-    /// Packs the weights again after they have changed, for the passes that have run.
-    pub fn refresh(&mut self, cx: &Context) {
-        if let Some(packed) = self.forward.get_mut() {
-            self.kernel.repack_forward(cx, &self.weight.value, packed);
-        }
-        if let Some(packed) = &mut self.backward {
-            self.kernel.repack_backward(&self.weight.value, packed);
-        }
-    }
-
     /// `[N, 1, 1, in]` → `[N, 1, 1, out]`.
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, relu: bool) -> Tensor {
         let mut y = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
         let epilogue = Epilogue { bias: Some(&self.bias.value), relu, ..Epilogue::default() };
-        let packed = self.forward.get_or_init(|| self.kernel.pack_forward(cx, &self.weight.value));
-        self.kernel.forward(cx, x.data(), packed, epilogue, &mut workspace.conv, y.data_mut());
+        workspace.direct.run(cx, &self.kernel, &self.weight.value, x.data(), epilogue, y.data_mut());
         y
     }
 
@@ -94,12 +77,11 @@ impl Linear {
             let column = dy.data().iter().skip(output).step_by(outputs);
             *grad = column.map(|&value| f64::from(value)).sum::<f64>() as f32;
         }
-        let scratch = &mut workspace.conv;
-        self.kernel.grad_weight(cx, x.data(), dy.data(), scratch, self.weight.grad_mut());
         let mut dx = workspace.tensor(x.shape());
-        let Linear { kernel, weight, backward, .. } = self;
-        let packed = backward.get_or_insert_with(|| kernel.pack_backward(&weight.value));
-        kernel.grad_input(cx, dy.data(), packed, Epilogue::default(), dx.data_mut());
+        let Linear { kernel, weight, .. } = self;
+        let (direct, epilogue) = (&mut workspace.direct, Epilogue::default());
+        direct.grad_weight(cx, kernel, x.data(), dy.data(), weight.grad_mut());
+        direct.grad_input(cx, kernel, &weight.value, dy.data(), epilogue, dx.data_mut());
         dx
     }
 }

@@ -3,7 +3,9 @@
 use crate::Tensor;
 use std::collections::HashMap;
 use stridenet_kernels::Context;
-use stridenet_kernels::conv::{ConvScratch, FastConv, FastScratch, FastWeights};
+use stridenet_kernels::conv::{
+    BackwardWeights, Conv, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights,
+};
 use stridenet_kernels::gemm::Epilogue;
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
@@ -13,8 +15,52 @@ use stridenet_kernels::gemm::Epilogue;
 pub struct Workspace {
     free: HashMap<usize, Vec<Vec<f32>>>,
     bytes: HashMap<usize, Vec<Vec<u8>>>,
-    pub(crate) conv: ConvScratch,
+    pub(crate) direct: Direct,
     pub(crate) fast: Fast,
+}
+
+/// What direct convolutions work in: the packed weights of one pass, and scratch memory. Weights change with each step, and a
+/// pass packs them faster than it would read them from memory that keeps them for each layer.
+#[derive(Debug, Default)]
+pub(crate) struct Direct {
+    forward: ForwardWeights,
+    backward: BackwardWeights,
+    scratch: ConvScratch,
+}
+
+impl Direct {
+    /// Packs the weights and convolves.
+    pub(crate) fn run(
+        &mut self,
+        cx: &Context,
+        conv: &Conv,
+        weight: &[f32],
+        x: &[f32],
+        epilogue: Epilogue,
+        y: &mut [f32],
+    ) {
+        conv.repack_forward(cx, weight, &mut self.forward);
+        conv.forward(cx, x, &self.forward, epilogue, &mut self.scratch, y);
+    }
+
+    /// Packs the weights and takes the output's gradient to the input's.
+    pub(crate) fn grad_input(
+        &mut self,
+        cx: &Context,
+        conv: &Conv,
+        weight: &[f32],
+        dy: &[f32],
+        epilogue: Epilogue,
+        dx: &mut [f32],
+    ) {
+        conv.repack_backward(cx, weight, &mut self.backward);
+        conv.grad_input(cx, dy, &self.backward, epilogue, dx);
+    }
+
+    /// The gradient of the weights.
+    pub(crate) fn grad_weight(&mut self, cx: &Context, conv: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+        conv.grad_weight(cx, x, dy, &mut self.scratch, dw);
+    }
 }
 
 /// What fast convolutions work in: the transformed weights of one pass, and their tiles.

@@ -10,10 +10,9 @@ pub use drop::DropRates;
 use crate::arch::Arch;
 use crate::kernels::{Context, Level};
 use crate::layer::{
-    BatchNorm, Block, BlockDrop, BlockSaved, Conv, Head, HeadSaved, Linear, NormSaved, Parameter, Unit,
-    UnitSaved, Workspace,
+    BatchNorm, Block, BlockDrop, BlockSaved, Head, HeadSaved, Linear, NormSaved, Parameter, Unit, UnitSaved,
+    Workspace,
 };
-use crate::recycle::recycled;
 use crate::{Error, ShapeError, Tensor};
 
 /// A residual network for one input size and one instruction-set level.
@@ -50,7 +49,6 @@ pub struct Network {
 /// Lists without contents, whose memory each step uses again.
 #[derive(Debug, Default)]
 struct Spare {
-    convs: Vec<&'static mut Conv>,
     stem: Vec<UnitSaved>,
     blocks: Vec<BlockSaved>,
 }
@@ -138,28 +136,13 @@ impl Network {
         stem.chain(blocks).chain(norm).chain(self.head.linear.parameters())
     }
 
-    /// All parameters in execution order, to be changed. Call [`refresh`](Self::refresh) afterwards.
+    /// All parameters in execution order, to be changed.
     pub fn parameters_mut(&mut self) -> impl Iterator<Item = &mut Parameter> {
         let Network { stem, blocks, norm, head, .. } = self;
         let stem = stem.iter_mut().flat_map(Unit::parameters_mut);
         let blocks = blocks.iter_mut().flat_map(Block::parameters_mut);
         let norm = norm.iter_mut().flat_map(BatchNorm::parameters_mut);
         stem.chain(blocks).chain(norm).chain(head.linear.parameters_mut())
-    }
-
-    /// Packs the weights again after they have changed.
-    pub fn refresh(&mut self, cx: &Context) {
-        let Network { stem, blocks, head, spare, .. } = self;
-        let mut convs: Vec<&mut Conv> = recycled(std::mem::take(&mut spare.convs));
-        convs.extend(stem.iter_mut().map(|unit| &mut unit.conv));
-        for block in blocks {
-            let (_, units, gate) = block.parts_mut();
-            convs.extend(units.map(|unit| &mut unit.conv));
-            gate.into_iter().for_each(|gate| gate.refresh(cx));
-        }
-        cx.pool().pieces(&mut convs, 1, |_, conv| conv[0].refresh(cx));
-        spare.convs = recycled(convs);
-        head.linear.refresh(cx);
     }
 
     fn check(&self, x: &Tensor) -> Result<(), ShapeError> {

@@ -68,7 +68,6 @@ impl Network {
                 state.get(&format!("{}.num_batches_tracked", norm.name)).and_then(TensorEntry::as_i64);
             norm.batches = count.and_then(|count| count.first().copied()).unwrap_or(0);
         }
-        self.refresh(cx);
         Ok(account)
     }
 }

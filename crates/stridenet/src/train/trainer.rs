@@ -217,7 +217,7 @@ impl<'a> Trainer<'a> {
     /// Gives the network the average of its weights where there is one, or takes it away again.
     fn exchange(&mut self) {
         if let Some(average) = &mut self.descent.average {
-            average.exchange(self.cx, self.model.network_mut());
+            average.exchange(self.model.network_mut());
         }
     }
 

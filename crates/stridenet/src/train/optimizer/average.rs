@@ -51,7 +51,7 @@ impl WeightAverage {
     }
 
     /// Gives the network the average's weights and statistics and keeps its own, or the other way round.
-    pub fn exchange(&mut self, cx: &Context, network: &mut Network) {
+    pub fn exchange(&mut self, network: &mut Network) {
         for (parameter, values) in network.parameters_mut().zip(&mut self.values[0]) {
             std::mem::swap(&mut parameter.value, values);
         }
@@ -59,6 +59,5 @@ impl WeightAverage {
             std::mem::swap(&mut norm.running_mean, mean);
             std::mem::swap(&mut norm.running_var, var);
         }
-        network.refresh(cx);
     }
 }

@@ -122,7 +122,6 @@ impl Optimizer {
             Rule::Lamb(lamb) => step_lamb(cx, &lamb, *steps, to, &mut pieces, rates),
         }
         spread.keep(pieces);
-        network.refresh(cx);
         Update { grad_norm }
     }
 }
