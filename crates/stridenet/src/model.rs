@@ -408,7 +408,14 @@ mod tests {
                 "unknown variant `magic`",
             ),
             (refusal(&|config| config.pretrained_cfg.crop_mode = "round".into()), "unknown variant `round`"),
-            (refusal(&|config| config.pretrained_cfg.crop_mode = "r\no".into()), "unknown variant `r o`"),
+            (refusal(&|config| config.pretrained_cfg.crop_mode = "r\no".into()), "unknown variant `r\\no`"),
+            (
+                refusal(&|config| {
+                    config.stridenet = None;
+                    config.model_args.insert("aa_layer".into(), "\u{7f}".into());
+                }),
+                "\\u{7f}",
+            ),
             (refusal(&|config| config.stridenet = Some(Value::Bool(true))), "the key stridenet"),
         ];
         for (message, part) in cases {

@@ -88,7 +88,7 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
             conv.forward(cx, &x, &conv.pack_forward(cx, &w), Epilogue::default(), &mut scratch, &mut y);
             assert_close(&y, &y_expected, &y_magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
             let mut dx = vec![f32::NAN; x.len()];
-            conv.grad_input(cx, &dy, &conv.pack_backward(&cx, &w), Epilogue::default(), &mut dx);
+            conv.grad_input(cx, &dy, &conv.pack_backward(cx, &w), Epilogue::default(), &mut dx);
             let terms = g.taps() * g.group_out();
             assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
             let mut dw = vec![f32::NAN; w.len()];

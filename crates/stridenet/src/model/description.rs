@@ -172,8 +172,7 @@ fn preprocess_of(config: &PretrainedConfig, path: &Path) -> Result<Preprocess, E
 /// The variant that serde knows under this name.
 fn variant<T: DeserializeOwned>(key: &str, name: &str, path: &Path) -> Result<T, Error> {
     serde_json::from_value(Value::String(name.to_owned())).map_err(|error| {
-        let problem = format!("{key}: {error}").replace(char::is_control, " ");
-        let remedy = "choose one of those".to_owned();
+        let (problem, remedy) = (format!("{key}: {error}"), "choose one of those".to_owned());
         WeightsError::Config { path: path.to_path_buf(), problem, remedy }.into()
     })
 }

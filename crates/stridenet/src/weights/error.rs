@@ -143,7 +143,7 @@ pub enum WeightsError {
         problem: String,
     },
     /// The configuration contradicts itself.
-    #[error("{}: {problem}; {remedy}", path.display())]
+    #[error("{}: {}; {remedy}", path.display(), escaped(problem))]
     Config {
         /// The file.
         path: PathBuf,
@@ -193,13 +193,24 @@ pub(crate) fn printable(text: &str) -> String {
             shown.push('…');
             break;
         }
-        if character.is_control() {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
+        push_escaped(&mut shown, character);
     }
     shown
+}
+
+/// `text` with control characters escaped: what a file says may be quoted in it.
+fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    text.chars().for_each(|character| push_escaped(&mut shown, character));
+    shown
+}
+
+fn push_escaped(shown: &mut String, character: char) {
+    if character.is_control() {
+        shown.extend(character.escape_default());
+    } else {
+        shown.push(character);
+    }
 }
 
 /// `1 tensor`, `2 tensors`.
