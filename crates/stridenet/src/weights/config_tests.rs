@@ -50,6 +50,15 @@ fn timms_configuration_is_read_and_written_without_a_loss() {
 }
 
 #[test]
+fn numbers_come_back_to_the_bit() {
+    let digits =
+        "4111111111111111911111111111111111111111111111111111111111111111111111111111111111111111111111";
+    let config = read(&format!(r#"{{"architecture": "resnet18", "stridenet": {digits}}}"#)).unwrap();
+    assert_eq!(config.stridenet.as_ref().and_then(Value::as_f64), Some(digits.parse().unwrap()));
+    assert_eq!(read(&serde_json::to_string(&config).unwrap()).unwrap(), config);
+}
+
+#[test]
 fn absent_keys_have_timms_defaults() {
     let config = read(r#"{"architecture": "resnet18", "pretrained_cfg": {"num_classes": 10}}"#).unwrap();
     assert_eq!((config.num_classes, config.label_names.len()), (10, 0));
