@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn the_embedded_png_holds_the_same_pixels() {
-        for channels in [1, 3] {
+        for channels in 1..=4 {
             let pixels: Vec<u8> = (0..5 * 4 * channels).map(|index| (index * 37 % 251) as u8).collect();
             let html = html(SamplePrediction {
                 height: 5,
@@ -120,8 +120,12 @@ mod tests {
                 html.split("data:image/png;base64,").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
             let decoded = image::load_from_memory(&STANDARD.decode(data).unwrap()).unwrap();
             assert_eq!((decoded.width(), decoded.height()), (4, 5));
-            let decoded =
-                if channels == 1 { decoded.to_luma8().into_raw() } else { decoded.to_rgb8().into_raw() };
+            let decoded = match channels {
+                1 => decoded.to_luma8().into_raw(),
+                2 => decoded.to_luma_alpha8().into_raw(),
+                3 => decoded.to_rgb8().into_raw(),
+                _ => decoded.to_rgba8().into_raw(),
+            };
             assert_eq!(decoded, pixels);
             assert!(html.contains("width=\"128\" height=\"160\""), "32 times as large: {html}");
         }
@@ -130,7 +134,7 @@ mod tests {
     #[test]
     fn a_shape_that_does_not_fit_is_said() {
         for (height, width, channels, bytes) in
-            [(2, 2, 3, 11), (0, 0, 3, 0), (2, 2, 4, 16), (usize::MAX, 2, 3, 6), (2, 2, 0, 0)]
+            [(2, 2, 3, 11), (0, 0, 3, 0), (2, 2, 5, 20), (2, 2, 4, 15), (usize::MAX, 2, 3, 6), (2, 2, 0, 0)]
         {
             let pixels = vec![0; bytes];
             let html = html(SamplePrediction { height, width, channels, pixels, ..Default::default() });

@@ -53,7 +53,9 @@ fn timms_configuration_is_read_and_written_without_a_loss() {
 fn numbers_come_back_to_the_bit() {
     let digits =
         "4111111111111111911111111111111111111111111111111111111111111111111111111111111111111111111111";
-    let config = read(&format!(r#"{{"architecture": "resnet18", "stridenet": {digits}}}"#)).unwrap();
+    let config =
+        read(&format!(r#"{{"architecture": "resnet18", "pretrained_cfg": {{}}, "stridenet": {digits}}}"#))
+            .unwrap();
     assert_eq!(config.stridenet.as_ref().and_then(Value::as_f64), Some(digits.parse().unwrap()));
     assert_eq!(read(&serde_json::to_string(&config).unwrap()).unwrap(), config);
 }
@@ -150,7 +152,7 @@ fn contradictions_are_refused_with_a_remedy() {
             "std contains 0, expected finite numbers greater than 0",
         ),
         ("/pretrained_cfg/std", json!([0.5, 1e-60, 0.5]), "std contains 0, expected"),
-        ("/pretrained_cfg/mean", json!([0.5, 1e60, 0.5]), "mean contains inf, expected finite numbers"),
+        ("/pretrained_cfg/mean", json!([0.5, 1e60, 0.5]), "number out of range"),
         ("/pretrained_cfg/crop_pct", json!(0), "crop_pct is 0, expected more than 0 and at most 1"),
         ("/pretrained_cfg/crop_pct", json!(15), "crop_pct is 15"),
     ] {
