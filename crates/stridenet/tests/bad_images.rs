@@ -186,6 +186,28 @@ fn zeros(mebibytes: usize) -> Vec<u8> {
 }
 
 #[test]
+fn palettes_of_an_impossible_length_are_refused() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    // Two by two pixels of eight bits, each row behind its filter.
+    let mut rows = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    rows.write_all(&[0, 0, 1, 0, 2, 0]).unwrap();
+    let rows = rows.finish().unwrap();
+    let paletted = |length: usize| {
+        let header = [&[0, 0, 0, 2, 0, 0, 0, 2][..], &[8, 3, 0, 0, 0]].concat();
+        let palette = (0..length).map(|value| value as u8).collect();
+        png(&[(b"IHDR", header), (b"PLTE", palette), (b"IDAT", rows.clone()), (b"IEND", Vec::new())])
+    };
+    let picture = decode(&paletted(9), "palette").unwrap();
+    assert_eq!(picture.pixels(), [0, 1, 2, 3, 4, 5, 6, 7, 8, 0, 1, 2]);
+    assert!(decode(&paletted(768), "palette").is_ok());
+    for length in [1, 2, 4, 14, 767, 769, 771, 1024] {
+        let error = one_line(&decode(&paletted(length), "palette").unwrap_err());
+        let expected = format!("its palette has {length} bytes, expected 3 for each of at most 256 colours");
+        assert!(error.starts_with("palette ") && error.contains(&expected), "{error}");
+    }
+}
+
+#[test]
 fn compressed_bombs_take_no_more_memory_than_their_pixels() {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let end = || (b"IEND", Vec::new());

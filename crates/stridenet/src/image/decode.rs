@@ -120,6 +120,10 @@ pub fn decode_with(
     if format == ImageFormat::Jpeg {
         return decode_jpeg(bytes, name, orientation);
     }
+    if let Some(length) = impossible_palette(format, bytes) {
+        let reason = format!("its palette has {length} bytes, expected 3 for each of at most 256 colours");
+        return Err(ImageError::Damaged { name: name.into(), reason });
+    }
     let failed = |error| explain(error, bytes, name);
     let mut limits = Limits::no_limits();
     limits.max_alloc = Some(most_memory(format, bytes));
@@ -166,6 +170,21 @@ fn has_its_chunks(bytes: &[u8]) -> bool {
         at = chunk_end + chunk_end % 2;
     }
     true
+}
+
+/// The length of a PNG file's palette that is no list of colours: the decoder would read beyond it.
+fn impossible_palette(format: ImageFormat, bytes: &[u8]) -> Option<usize> {
+    let mut rest = bytes.get(8..).filter(|_| format == ImageFormat::Png)?;
+    loop {
+        let length = u32::from_be_bytes(*rest.first_chunk()?) as usize;
+        match rest.get(4..8)? {
+            b"PLTE" => return Some(length).filter(|length| !length.is_multiple_of(3) || *length > 3 * 256),
+            // Palettes stand before the pixels.
+            b"IDAT" => return None,
+            // Behind the data stands a checksum of four bytes.
+            _ => rest = rest.get(length.checked_add(12)?..)?,
+        }
+    }
 }
 
 /// By the decoder of this crate, whose pixels are libjpeg's.
