@@ -141,7 +141,7 @@ pub(crate) struct ArchFlags {
     /// Largest product of the strides, for example 8; stages beyond it are dilated instead
     #[arg(long, value_name = "N")]
     pub(crate) output_stride: Option<usize>,
-    /// Channels of the images that the network sees: 1 (grey) or 3 (RGB)
+    /// Channels of the images that the network sees: 1 (grey), 2 (grey, alpha), 3 (RGB), 4 (RGB, alpha), or more in tensors
     #[arg(long, value_name = "N")]
     pub(crate) in_chans: Option<usize>,
     /// Size of the images that the network sees: N or HEIGHTxWIDTH

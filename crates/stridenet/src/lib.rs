@@ -18,7 +18,6 @@ pub mod model;
 pub mod network;
 pub mod plan;
 pub mod random;
-mod recycle;
 pub mod report;
 mod spelling;
 mod tensor;

@@ -1,25 +1,14 @@
 //! A plan's runs allocate nothing after the first one, on any of their threads.
 
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use std::alloc::System;
+mod allocations;
+
+use allocations::allocations;
 use std::sync::{Arc, Barrier};
 use stridenet::Tensor;
 use stridenet::arch::{Arch, Downsample};
 use stridenet::kernels::{Context, Level};
 use stridenet::network::{Initialise, Network};
 use stridenet::plan::{Plan, PlanOptions};
-
-/// The system's allocator, which counts what all threads ask it for.
-#[global_allocator]
-static COUNTER: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
-/// Allocations of all threads while `work` runs.
-fn allocations(work: impl FnOnce()) -> usize {
-    let region = Region::new(COUNTER);
-    work();
-    let change = region.change();
-    change.allocations + change.reallocations
-}
 
 /// resnet20's and resnet18's layers, with images in groups and pools, and with weights that threads share out.
 fn architectures() -> [Arch; 3] {

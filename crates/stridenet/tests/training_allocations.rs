@@ -1,7 +1,8 @@
 //! A training step allocates nothing after the first ones, on any of its threads: the loss and the optimizer today.
 
-use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
-use std::alloc::System;
+mod allocations;
+
+use allocations::allocations;
 use std::sync::{Barrier, Mutex, PoisonError};
 use stridenet::arch::{Arch, Downsample, Overrides};
 use stridenet::bench::random_images;
@@ -10,22 +11,10 @@ use stridenet::kernels::{Context, Level};
 use stridenet::network::{Initialise, Network};
 use stridenet::train::{AdamWOptions, Descent, LambOptions, OptimizerOptions, Rule, SgdOptions};
 
-/// The system's allocator, which counts what all threads ask it for.
-#[global_allocator]
-static COUNTER: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
-
 const STEPS: usize = 10;
 
 /// One test at a time: another one's allocations would be counted.
 static ALONE: Mutex<()> = Mutex::new(());
-
-/// Allocations of all threads while `work` runs.
-fn allocations(work: impl FnOnce()) -> usize {
-    let region = Region::new(COUNTER);
-    work();
-    let change = region.change();
-    change.allocations + change.reallocations
-}
 
 /// resnet20 as it is and with pools, and resnet18's stem and wide layers.
 fn architectures() -> [Arch; 3] {

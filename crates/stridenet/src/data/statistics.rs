@@ -1,23 +1,25 @@
 //! The mean and the spread of a data set's pixels.
 
 use super::{DataError, Dataset};
-use crate::image::Normalisation;
+use crate::image::{ImageError, Normalisation};
 
 /// Mean and standard deviation of each of `channels` (1 to 4) channels over the pixels of at most `limit` images, spread
 /// evenly over the data set, on the scale where white is 1. A channel that never varies gets the standard deviation 1.
 ///
 /// # Errors
-/// When there are no images, or one cannot be decoded.
+/// When there are no images, one cannot be decoded, or no picture has as many channels.
 pub fn channel_statistics(
     dataset: &Dataset,
     channels: usize,
     limit: usize,
 ) -> Result<Normalisation, DataError> {
     let count = dataset.len().min(limit);
-    if count == 0 || !(1..=4).contains(&channels) {
-        let found = format!("{count} images with {channels} channels");
-        let expected = "at least one image and 1 to 4 channels".into();
-        return Err(DataError::Setting { what: "the pixels to measure", found, expected });
+    if !(1..=4).contains(&channels) {
+        return Err(ImageError::Channels { channels }.into());
+    }
+    if count == 0 {
+        let (found, expected) = ("0".into(), "at least 1".into());
+        return Err(DataError::Setting { what: "the number of images to measure", found, expected });
     }
     // Integer sums are exact, so their order does not matter.
     let (mut sums, mut squares, mut pixels) = (vec![0u64; channels], vec![0u64; channels], 0u64);
@@ -68,7 +70,10 @@ mod tests {
         assert_eq!((found.mean, found.std), (vec![0.5], vec![0.5]));
         let first = channel_statistics(&packed_pictures(2, &[[51; 4], [0; 4]]), 1, 1).unwrap();
         assert_eq!((first.mean, first.std), (vec![0.2], vec![1.0]));
-        assert!(channel_statistics(&dataset, 1, 0).is_err());
+        let refusal =
+            |channels, limit| channel_statistics(&dataset, channels, limit).unwrap_err().to_string();
+        assert!(refusal(1, 0).contains("the number of images to measure"), "{}", refusal(1, 0));
+        assert!(refusal(5, 100).contains("takes 5 channels, pictures have 1 to 4"), "{}", refusal(5, 100));
     }
 
     #[test]

@@ -19,8 +19,8 @@ pub struct Workspace {
     pub(crate) fast: Fast,
 }
 
-/// What direct convolutions work in: the packed weights of one pass, and scratch memory. Weights change with each step, and a
-/// pass packs them faster than it would read them from memory that keeps them for each layer.
+/// What direct convolutions work in: the packed weights of one pass, and scratch memory. Weights change with each step, so that
+/// each pass packs them once, wherever that is.
 #[derive(Debug, Default)]
 pub(crate) struct Direct {
     forward: ForwardWeights,

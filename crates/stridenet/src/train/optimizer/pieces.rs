@@ -2,7 +2,6 @@
 
 use crate::layer::Decay;
 use crate::network::Network;
-use crate::recycle::recycled;
 
 /// Values of a piece.
 const PIECE: usize = 1 << 14;
@@ -33,6 +32,13 @@ fn take<'a>(from: &mut &'a mut [f32], length: usize) -> &'a mut [f32] {
     let (first, rest) = std::mem::take(from).split_at_mut(length);
     *from = rest;
     first
+}
+
+/// The memory of a vector for values of another kind. Collecting reuses it where the two have one layout, as a type has with
+/// other lifetimes; else it takes new memory.
+fn recycled<T, U>(mut kept: Vec<T>) -> Vec<U> {
+    kept.clear();
+    kept.into_iter().map(|_| unreachable!("the vector is empty")).collect()
 }
 
 impl Spread {
@@ -71,5 +77,18 @@ impl Spread {
     /// Takes the list back.
     pub(in crate::train) fn keep(&mut self, pieces: Vec<Piece>) {
         self.0 = recycled(pieces);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vectors_memory_is_used_again() {
+        let values: Vec<&str> = Vec::with_capacity(100);
+        let place = values.as_ptr();
+        let again: Vec<&str> = recycled(values);
+        assert!(again.as_ptr() == place && again.capacity() == 100);
     }
 }
