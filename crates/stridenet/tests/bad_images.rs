@@ -226,6 +226,10 @@ fn compressed_bombs_take_no_more_memory_than_their_pixels() {
     let (size, bytes) = taken(&bomb);
     assert_eq!(size, Some([10_000, 10_000]));
     assert!(bytes < 320 << 20, "{bytes}");
+    // 92 megapixels with alpha in 38 bytes: four bytes each while they are decoded, and no copy of them.
+    let (size, bytes) = taken(include_bytes!("../../../fuzz/corpus/image_webp/large_with_alpha"));
+    assert_eq!(size, Some([5900, 16376]));
+    assert!(bytes < 420 << 20, "{bytes}");
     // Data that goes on long after the pixels, and profiles and texts beside a few pixels.
     let data = zeros(256);
     let texts = |kind, before: &[u8]| {

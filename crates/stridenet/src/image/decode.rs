@@ -299,17 +299,21 @@ fn into_picture(image: DynamicImage, alpha: bool) -> Result<Picture<'static>, Im
             (4, colour.as_raw().iter().copied().map(high_byte).collect())
         }
         DynamicImage::ImageLuma8(grey) => (1, grey.into_raw()),
-        DynamicImage::ImageLumaA8(grey) => (1, without_alpha::<2, _>(grey.as_raw(), |sample| sample)),
+        DynamicImage::ImageLumaA8(grey) => (1, without_alpha::<2>(grey.into_raw())),
         DynamicImage::ImageLuma16(grey) => {
             (1, grey.as_raw().iter().map(|&sample| high_byte(sample)).collect())
         }
-        DynamicImage::ImageLumaA16(grey) => (1, without_alpha::<2, _>(grey.as_raw(), high_byte)),
+        DynamicImage::ImageLumaA16(grey) => {
+            (1, without_alpha::<2>(grey.as_raw().iter().copied().map(high_byte).collect()))
+        }
         DynamicImage::ImageRgb8(colour) => (3, colour.into_raw()),
-        DynamicImage::ImageRgba8(colour) => (3, without_alpha::<4, _>(colour.as_raw(), |sample| sample)),
+        DynamicImage::ImageRgba8(colour) => (3, without_alpha::<4>(colour.into_raw())),
         DynamicImage::ImageRgb16(colour) => {
             (3, colour.as_raw().iter().map(|&sample| high_byte(sample)).collect())
         }
-        DynamicImage::ImageRgba16(colour) => (3, without_alpha::<4, _>(colour.as_raw(), high_byte)),
+        DynamicImage::ImageRgba16(colour) => {
+            (3, without_alpha::<4>(colour.as_raw().iter().copied().map(high_byte).collect()))
+        }
         other => (3, other.into_rgb8().into_raw()),
     };
     Picture::new(height, width, channels, pixels)
@@ -319,10 +323,13 @@ fn high_byte(sample: u16) -> u8 {
     (sample >> 8) as u8
 }
 
-/// The samples of `N`-channel pixels without the last channel.
-fn without_alpha<const N: usize, T: Copy>(samples: &[T], to_byte: impl Fn(T) -> u8 + Copy) -> Vec<u8> {
+/// The samples of `N`-channel pixels without the last channel, in the same memory: a picture may take hundreds of megabytes.
+fn without_alpha<const N: usize>(mut samples: Vec<u8>) -> Vec<u8> {
+    let pixels = samples.len() / N;
+    for pixel in 0..pixels {
+        samples.copy_within(pixel * N..pixel * N + N - 1, pixel * (N - 1));
+    }
+    samples.truncate(pixels * (N - 1));
+    samples.shrink_to_fit();
     samples
-        .chunks_exact(N)
-        .flat_map(|pixel| pixel[..N - 1].iter().map(move |&sample| to_byte(sample)))
-        .collect()
 }
