@@ -17,7 +17,7 @@ use interrupt::Interrupt;
 use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
-use stridenet::kernels::{Context, Level, physical_processors};
+use stridenet::kernels::{Context, Level, UnknownLevel, physical_processors};
 
 fn main() -> ExitCode {
     let done = Arguments::try_parse().map_err(Failure::from).and_then(|mut arguments| run(&mut arguments));
@@ -30,7 +30,12 @@ fn main() -> ExitCode {
 fn run(arguments: &mut Arguments) -> Result<(), Failure> {
     let Arguments { common, command } = arguments;
     let console = Console::new(common);
-    let level = Level::from_env().map_err(|error| Failure::usage(format!("{}: {error}", Level::VARIABLE)))?;
+    let level = Level::from_env().map_err(|error| {
+        Failure::usage(match error {
+            UnknownLevel::Name { .. } => format!("{}: {error}", Level::VARIABLE),
+            UnknownLevel::Bf16 { .. } => error.to_string(),
+        })
+    })?;
     let threads = common.threads.map_or_else(physical_processors, NonZeroUsize::get);
     let cx = Arc::new(Context::new(level, threads));
     console.detail(format_args!("{} instructions, {threads} threads", level.name()));

@@ -381,6 +381,9 @@ fn wrong_usage() {
     let answer: Answer =
         command(&["inspect", "resnet18"]).env("STRIDENET_LEVEL", "bogus").output().unwrap().into();
     check_refusal(&answer, 2, &["STRIDENET_LEVEL", "bogus"]);
+    let answer: Answer =
+        command(&["inspect", "resnet18"]).env("STRIDENET_BF16", "no").output().unwrap().into();
+    check_refusal(&answer, 2, &["STRIDENET_BF16", "\"no\"", "\"off\""]);
     for arguments in [&["--help"][..], &["--version"], &["train", "--help"]] {
         let answer = succeed(arguments);
         assert!(answer.stdout.contains("stridenet") && answer.stderr.is_empty(), "{answer:?}");

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Instant;
 use stridenet_kernels::conv::{Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, Tiling};
 use stridenet_kernels::gemm::{self, Epilogue, PackedMatrix};
-use stridenet_kernels::{Context, Level, roofline};
+use stridenet_kernels::{Context, Level, Operands, roofline};
 
 const ROUNDS: usize = 9;
 
@@ -89,8 +89,15 @@ fn output(g: &ConvGeometry, size: usize, out: [usize; 2], index: usize, x: &[f32
 }
 
 fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) {
+    for operands in [Operands::F32, Operands::Bf16] {
+        direct(cx, operands, geometry, size, batch);
+    }
+}
+
+fn direct(cx: &Context, operands: Operands, geometry: ConvGeometry, size: usize, batch: usize) {
     let ConvGeometry { kernel: [kernel, _], stride: [stride, _], in_channels, out_channels, .. } = geometry;
-    let name = format!("direct {kernel}x{kernel} s{stride} {in_channels}->{out_channels} @{size} [{batch}]");
+    let kind = if operands == Operands::F32 { "direct" } else { "bf16" };
+    let name = format!("{kind} {kernel}x{kernel} s{stride} {in_channels}->{out_channels} @{size} [{batch}]");
     if !wanted(&name) {
         return;
     }
@@ -99,15 +106,15 @@ fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) 
     let x = values(batch * size * size * geometry.in_channels, 3);
     let mut y = values(batch * height * width * geometry.out_channels, 4);
     let weight = values(geometry.weight_len(), 5);
-    let (forward, backward) = (conv.pack_forward(cx, &weight), conv.pack_backward(cx, &weight));
+    let forward = conv.pack_forward(cx, operands, &weight);
+    let backward = conv.pack_backward(cx, operands, &weight);
     let mut scratch = ConvScratch::default();
     conv.forward(cx, &x, &forward, Epilogue::default(), &mut scratch, &mut y);
+    let unit = if operands == Operands::F32 { 1e-4 } else { 4e-3 };
     for index in [0, y.len() / 2 + 1, y.len() - 1] {
         let exact = output(&geometry, size, [height, width], index, &x, &weight);
-        assert!(
-            (f64::from(y[index]) - exact).abs() < 1e-4 * (geometry.taps() as f64 * 64.0).sqrt(),
-            "wrong output"
-        );
+        let bound = unit * ((geometry.taps() * in_channels) as f64).sqrt();
+        assert!((f64::from(y[index]) - exact).abs() < bound, "wrong output");
     }
     let macs = (batch * height * width * geometry.weight_len()) as f64;
     report(cx, &format!("{name} forward"), macs, || {
@@ -115,11 +122,11 @@ fn convolution(cx: &Context, geometry: ConvGeometry, size: usize, batch: usize) 
     });
     let mut dx = vec![0.0; x.len()];
     report(cx, &format!("{name} grad_input"), macs, || {
-        conv.grad_input(cx, &y, &backward, Epilogue::default(), &mut dx);
+        conv.grad_input(cx, &y, &backward, Epilogue::default(), &mut scratch, &mut dx);
     });
     let mut dw = vec![0.0; weight.len()];
     report(cx, &format!("{name} grad_weight"), macs, || {
-        conv.grad_weight(cx, &x, &y, &mut scratch, &mut dw);
+        conv.grad_weight(cx, operands, [&x, &y], &mut scratch, &mut dw);
     });
 }
 

@@ -1,5 +1,6 @@
 //! Which instruction-set level this CPU has. A level is a value that can only be had where the CPU supports it.
 
+use crate::bf16::Operands;
 use crate::gemm::micro::{self, MicroKernels};
 use crate::simd::{Scalar, Simd, Task};
 use thiserror::Error;
@@ -16,20 +17,35 @@ enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2(crate::simd::Avx2),
     #[cfg(target_arch = "x86_64")]
-    Avx512(crate::simd::Avx512),
+    Avx512(crate::simd::Avx512<false>, Option<crate::simd::Avx512<true>>),
 }
 
 /// A level's name that does not exist or that this CPU does not support.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("instruction-set level {name:?} is not available on this CPU; available: {available}")]
-pub struct UnknownLevel {
-    name: String,
-    available: String,
+pub enum UnknownLevel {
+    /// No level of this CPU has the name.
+    #[error("instruction-set level {name:?} is not available on this CPU; available: {available}")]
+    Name {
+        /// What was asked for.
+        name: String,
+        /// The names there are.
+        available: String,
+    },
+    /// The variable that switches off instructions for bf16 has another value than `off`.
+    #[error("{}={found:?}: it can be \"off\", or not be set", Level::BF16_VARIABLE)]
+    Bf16 {
+        /// Its value.
+        found: String,
+    },
 }
 
 impl Level {
     /// Name of the environment variable with which front ends and tests force a level, see [`Level::named`].
     pub const VARIABLE: &str = "STRIDENET_LEVEL";
+
+    /// Name of the environment variable with which front ends and tests do [without](Level::without_bf16) instructions for
+    /// bf16, where it is `off`.
+    pub const BF16_VARIABLE: &str = "STRIDENET_BF16";
 
     /// The best level of this CPU.
     pub fn detect() -> Level {
@@ -44,7 +60,9 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             levels.extend(crate::simd::Avx2::new().map(|token| Level(Isa::Avx2(token))));
-            levels.extend(crate::simd::Avx512::new().map(|token| Level(Isa::Avx512(token))));
+            let halves = crate::simd::Avx512::<true>::new();
+            let avx512 = crate::simd::Avx512::<false>::new();
+            levels.extend(avx512.map(|token| Level(Isa::Avx512(token, halves))));
         }
         levels
     }
@@ -55,21 +73,27 @@ impl Level {
     /// When the name is none of these, or this CPU lacks the level.
     pub fn named(name: &str) -> Result<Level, UnknownLevel> {
         let levels = Level::available();
-        levels.iter().copied().find(|level| level.name() == name).ok_or_else(|| UnknownLevel {
+        levels.iter().copied().find(|level| level.name() == name).ok_or_else(|| UnknownLevel::Name {
             name: name.to_owned(),
             available: levels.iter().map(|level| level.name()).collect::<Vec<_>>().join(", "),
         })
     }
 
-    /// The level that the environment variable [`Level::VARIABLE`] forces, or the best one where it is not set.
-    /// Meant for front ends and tests; nothing in this crate calls it.
+    /// The level that the environment variable [`Level::VARIABLE`] forces, or the best one where it is not set, without
+    /// instructions for bf16 where [`Level::BF16_VARIABLE`] says so. Meant for front ends and tests; nothing in this crate
+    /// calls it.
     ///
     /// # Errors
-    /// When the variable names no level of this CPU.
+    /// When the first variable names no level of this CPU, or the second has a value that means nothing.
     pub fn from_env() -> Result<Level, UnknownLevel> {
-        match std::env::var(Level::VARIABLE) {
-            Ok(name) => Level::named(&name),
-            Err(_) => Ok(Level::detect()),
+        let level = match std::env::var(Level::VARIABLE) {
+            Ok(name) => Level::named(&name)?,
+            Err(_) => Level::detect(),
+        };
+        match std::env::var(Level::BF16_VARIABLE) {
+            Ok(value) if value == "off" => Ok(level.without_bf16()),
+            Ok(found) => Err(UnknownLevel::Bf16 { found }),
+            Err(_) => Ok(level),
         }
     }
 
@@ -82,8 +106,35 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => "avx512",
+            Isa::Avx512(..) => "avx512",
         }
+    }
+
+    /// Whether the CPU has instructions for products of bf16, which are twice as fast as those of `f32`. Elsewhere they are
+    /// made by multiply-adds of `f32`.
+    pub fn multiplies_bf16(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_, halves) => halves.is_some(),
+            _ => false,
+        }
+    }
+
+    /// The level without instructions for products of bf16.
+    pub fn without_bf16(self) -> Level {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(token, _) => Level(Isa::Avx512(token, None)),
+            _ => self,
+        }
+    }
+
+    /// All levels of this CPU, and those that have instructions for bf16 once more without them.
+    #[cfg(test)]
+    pub(crate) fn with_and_without_bf16() -> Vec<Level> {
+        let levels = Level::available();
+        let without = levels.clone().into_iter().filter(|level| level.multiplies_bf16());
+        levels.into_iter().chain(without.map(Level::without_bf16)).collect()
     }
 
     /// The micro-kernels compiled for this level.
@@ -95,7 +146,32 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(_) => &micro::AVX2,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(_) => &micro::AVX512,
+            Isa::Avx512(..) => &micro::AVX512,
+        }
+    }
+
+    /// The micro-kernels that multiply operands of this kind.
+    pub(crate) fn kernels(self, operands: Operands) -> &'static MicroKernels {
+        match (operands, self.0) {
+            (Operands::F32, _) => self.micro_kernels(),
+            (Operands::Bf16, Isa::Scalar) => &micro::SCALAR_HALVES,
+            #[cfg(target_arch = "aarch64")]
+            (Operands::Bf16, Isa::Neon(_)) => &micro::NEON_HALVES,
+            #[cfg(target_arch = "x86_64")]
+            (Operands::Bf16, Isa::Avx2(_)) => &micro::AVX2_HALVES,
+            #[cfg(target_arch = "x86_64")]
+            (Operands::Bf16, Isa::Avx512(_, None)) => &micro::AVX512_HALVES,
+            #[cfg(target_arch = "x86_64")]
+            (Operands::Bf16, Isa::Avx512(_, Some(_))) => &micro::AVX512_BF16,
+        }
+    }
+
+    /// Runs `task` compiled for this level, with its instructions for bf16.
+    pub(crate) fn run_halves<T: Task>(self, task: T) -> T::Output {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_, Some(token)) => token.run(task),
+            _ => self.run(task),
         }
     }
 
@@ -108,7 +184,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2(token) => token.run(task),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(token) => token.run(task),
+            Isa::Avx512(token, _) => token.run(task),
         }
     }
 }
@@ -122,6 +198,9 @@ mod tests {
         for level in Level::available() {
             assert_eq!(Level::named(level.name()), Ok(level));
         }
+        assert!(!Level::detect().without_bf16().multiplies_bf16());
+        let error = UnknownLevel::Bf16 { found: "on".into() }.to_string();
+        assert!(error.contains("STRIDENET_BF16=\"on\"") && error.contains("off"), "{error}");
         let error = Level::named("sse9").unwrap_err().to_string();
         assert!(error.contains("\"sse9\"") && error.contains("scalar"), "{error}");
     }

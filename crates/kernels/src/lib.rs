@@ -7,6 +7,7 @@
 //!
 //! This is the only crate of the workspace that contains `unsafe` code.
 
+pub mod bf16;
 mod buffer;
 mod context;
 pub mod conv;
@@ -30,6 +31,7 @@ mod simd;
 mod testing;
 mod vector;
 
+pub use bf16::Operands;
 pub use buffer::Aligned;
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};

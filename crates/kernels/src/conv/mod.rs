@@ -9,8 +9,8 @@ pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCos
 pub use geometry::{AverageWindow, ConvGeometry, Edge, GeometryError, Window};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
-use crate::gemm::{Epilogue, PackedMatrix, Product, TransposedProduct, TransposedScratch};
-use crate::{Context, Level};
+use crate::gemm::{Epilogue, HalvesScratch, PackedMatrix, Product, TransposedProduct, TransposedScratch};
+use crate::{Context, Level, Operands};
 
 /// Input channels below which the taps of a kernel row are read as one run of values.
 const NARROW: usize = 8;
@@ -57,6 +57,7 @@ pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
 #[derive(Debug, Default)]
 pub struct ConvScratch {
     widened: Vec<f32>,
+    halves: HalvesScratch,
     transposed: TransposedScratch,
 }
 
@@ -114,13 +115,14 @@ impl Conv {
         self.output[0] * self.output[1] * self.geometry.out_channels
     }
 
-    /// Packs weights (HWIO, `[kernel_h, kernel_w, in / groups, out]`) for the forward pass.
+    /// Packs weights (HWIO, `[kernel_h, kernel_w, in / groups, out]`) for the forward pass, which then multiplies such
+    /// operands.
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn pack_forward(&self, cx: &Context, weight: &[f32]) -> ForwardWeights {
+    pub fn pack_forward(&self, cx: &Context, operands: Operands, weight: &[f32]) -> ForwardWeights {
         let mut packed = ForwardWeights::default();
-        self.repack_forward(cx, weight, &mut packed);
+        self.repack_forward(cx, operands, weight, &mut packed);
         packed
     }
 
@@ -128,24 +130,30 @@ impl Conv {
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn repack_forward(&self, cx: &Context, weight: &[f32], packed: &mut ForwardWeights) {
+    pub fn repack_forward(
+        &self,
+        cx: &Context,
+        operands: Operands,
+        weight: &[f32],
+        packed: &mut ForwardWeights,
+    ) {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
         let (depth, columns) = (g.taps() * g.group_in(), g.group_out());
         self.resize(&mut packed.0, g.groups);
         for (group, matrix) in packed.0.iter_mut().enumerate() {
-            matrix.reset(self.level, depth, columns);
+            matrix.reset(self.level, operands, depth, columns);
             matrix.refill_rows(cx, |k| &weight[k * g.out_channels + group * columns..][..columns]);
         }
     }
 
-    /// Packs weights (HWIO) for the gradient of the input.
+    /// Packs weights (HWIO) for the gradient of the input, which then multiplies such operands.
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn pack_backward(&self, cx: &Context, weight: &[f32]) -> BackwardWeights {
+    pub fn pack_backward(&self, cx: &Context, operands: Operands, weight: &[f32]) -> BackwardWeights {
         let mut packed = BackwardWeights::default();
-        self.repack_backward(cx, weight, &mut packed);
+        self.repack_backward(cx, operands, weight, &mut packed);
         packed
     }
 
@@ -153,14 +161,20 @@ impl Conv {
     ///
     /// # Panics
     /// When the number of weights is not the geometry's.
-    pub fn repack_backward(&self, cx: &Context, weight: &[f32], packed: &mut BackwardWeights) {
+    pub fn repack_backward(
+        &self,
+        cx: &Context,
+        operands: Operands,
+        weight: &[f32],
+        packed: &mut BackwardWeights,
+    ) {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
         packed.0.resize_with(self.phases.len(), Vec::new);
         for (phase, matrices) in self.phases.iter().zip(&mut packed.0) {
             self.resize(matrices, g.groups);
             for (group, matrix) in matrices.iter_mut().enumerate() {
-                matrix.reset(self.level, phase.depth(g), g.group_in());
+                matrix.reset(self.level, operands, phase.depth(g), g.group_in());
                 matrix.refill_columns(cx, g.group_out(), |tap, j| {
                     let row = phase.taps[tap] * g.group_in() + j;
                     &weight[row * g.out_channels + group * g.group_out()..][..g.group_out()]
@@ -171,7 +185,7 @@ impl Conv {
 
     /// As many matrices as there are groups.
     fn resize(&self, matrices: &mut Vec<PackedMatrix>, groups: usize) {
-        matrices.resize_with(groups, || PackedMatrix::zeros(self.level, 0, 0));
+        matrices.resize_with(groups, || PackedMatrix::empty(self.level));
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images, which then allocates nothing.
@@ -195,11 +209,12 @@ impl Conv {
         y: &mut [f32],
     ) {
         let images = self.images(x.len(), y.len());
-        let input = self.widen(cx, x, &mut scratch.widened);
+        let ConvScratch { widened, halves, .. } = scratch;
+        let input = self.widen(cx, x, widened);
         for (group, b) in weights.0.iter().enumerate() {
             let (offset, column) = (group * self.geometry.group_in(), group * self.geometry.group_out());
             let (gather, scatter) = (&self.gather, &self.scatter);
-            Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, y);
+            Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, halves, y);
         }
     }
 
@@ -214,6 +229,7 @@ impl Conv {
         dy: &[f32],
         weights: &BackwardWeights,
         epilogue: Epilogue,
+        scratch: &mut ConvScratch,
         dx: &mut [f32],
     ) {
         let images = self.images(dx.len(), dy.len());
@@ -221,28 +237,32 @@ impl Conv {
             for (group, b) in matrices.iter().enumerate() {
                 let (offset, column) = (group * self.geometry.group_out(), group * self.geometry.group_in());
                 let (gather, scatter) = (&phase.gather, &phase.scatter);
-                Product { images, input: dy, offset, gather, b, scatter, column, epilogue }.run(cx, dx);
+                Product { images, input: dy, offset, gather, b, scatter, column, epilogue }.run(
+                    cx,
+                    &mut scratch.halves,
+                    dx,
+                );
             }
         }
     }
 
-    /// `dw = Σ x · dy` over the batch's pixels, as HWIO.
+    /// `dw = Σ x · dy` over the batch's pixels, as HWIO, with such operands.
     ///
     /// # Panics
     /// When a slice's length is not its shape's.
     pub fn grad_weight(
         &self,
         cx: &Context,
-        x: &[f32],
-        dy: &[f32],
+        operands: Operands,
+        [x, dy]: [&[f32]; 2],
         scratch: &mut ConvScratch,
         dw: &mut [f32],
     ) {
         let images = self.images(x.len(), dy.len());
-        let ConvScratch { widened, transposed } = scratch;
+        let ConvScratch { widened, transposed, .. } = scratch;
         let input = self.widen(cx, x, widened);
         let (gather, groups, columns) = (&self.gather, self.geometry.groups, self.geometry.out_channels);
-        TransposedProduct { images, input, gather, groups, b: dy, columns }.run(cx, transposed, dw);
+        TransposedProduct { images, input, gather, groups, b: dy, columns, operands }.run(cx, transposed, dw);
     }
 
     /// Number of images in activations of these lengths.

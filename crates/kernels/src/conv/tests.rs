@@ -1,12 +1,15 @@
 //! Every pass at every level against the f64 oracle, on random shapes; every gradient against finite differences.
 
 use super::*;
+use crate::bf16;
 use crate::gemm::Residual;
 use crate::reference::conv as oracle;
-use crate::testing::{Random, contexts, widen};
+use crate::testing::{Random, widen};
 
 /// Shapes per run; each goes through all three passes at every level of this CPU.
 const SHAPES: usize = 240;
+
+const KINDS: [Operands; 2] = [Operands::F32, Operands::Bf16];
 
 /// A convolution, a batch and an input size that fit.
 fn random_shape(random: &mut Random) -> (ConvGeometry, usize, [usize; 2]) {
@@ -49,18 +52,31 @@ fn assert_close(found: &[f32], expected: &[f64], magnitude: &[f64], terms: usize
     }
 }
 
-fn absolute(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|value| f64::from(value.abs())).collect()
+fn absolute(values: &[f64]) -> Vec<f64> {
+    values.iter().map(|value| value.abs()).collect()
+}
+
+/// The values that products see.
+fn seen(operands: Operands, values: &[f32]) -> Vec<f64> {
+    match operands {
+        Operands::F32 => widen(values),
+        Operands::Bf16 => {
+            values.iter().map(|&value| f64::from(bf16::to_f32(bf16::from_f32(value)))).collect()
+        }
+    }
 }
 
 #[test]
 fn all_passes_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(1);
-    let contexts = contexts();
+    let levels = Level::with_and_without_bf16().into_iter();
+    let contexts: Vec<Context> = levels.map(|level| Context::new(level, 2)).collect();
     // Depths beyond a block of the packed weights, sums long enough to be cut into parts, the ImageNet stem.
     let long = [
         (ConvGeometry::square(1200, 20, 1, 2), 2, [5, 5]),
         (ConvGeometry::square(130, 17, 3, 1), 1, [5, 4]),
+        (ConvGeometry::square(459, 17, 3, 1), 1, [3, 4]),
+        (ConvGeometry::square(17, 459, 3, 2), 1, [5, 4]),
         (ConvGeometry::square(5, 18, 3, 1), 2, [32, 30]),
         (ConvGeometry { groups: 2, ..ConvGeometry::square(4, 6, 3, 2) }, 3, [40, 41]),
         (ConvGeometry::square(3, 20, 7, 2), 2, [30, 33]),
@@ -71,30 +87,41 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
         let x = random.values(batch * input[0] * input[1] * g.in_channels);
         let w = random.values(g.weight_len());
         let dy = random.values(oracle::output_len(&g, batch, input));
-        let (x64, w64, dy64) = (widen(&x), widen(&w), widen(&dy));
-        let (ax, aw, ady) = (absolute(&x), absolute(&w), absolute(&dy));
-        let y_expected = oracle::forward(&g, batch, input, &x64, &w64);
-        let y_magnitude = oracle::forward(&g, batch, input, &ax, &aw);
-        let dx_expected = oracle::grad_input(&g, batch, input, &dy64, &w64);
-        let dx_magnitude = oracle::grad_input(&g, batch, input, &ady, &aw);
-        let dw_expected = oracle::grad_weight(&g, batch, input, &x64, &dy64);
-        let dw_magnitude = oracle::grad_weight(&g, batch, input, &ax, &ady);
-        for cx in &contexts {
-            let what = format!("{} {what}", cx.level().name());
-            let conv = Conv::new(cx.level(), g, input).unwrap();
-            let mut scratch = ConvScratch::default();
-            // NaN where nothing is written would be found.
-            let mut y = vec![f32::NAN; dy.len()];
-            conv.forward(cx, &x, &conv.pack_forward(cx, &w), Epilogue::default(), &mut scratch, &mut y);
-            assert_close(&y, &y_expected, &y_magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
-            let mut dx = vec![f32::NAN; x.len()];
-            conv.grad_input(cx, &dy, &conv.pack_backward(cx, &w), Epilogue::default(), &mut dx);
-            let terms = g.taps() * g.group_out();
-            assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
-            let mut dw = vec![f32::NAN; w.len()];
-            conv.grad_weight(cx, &x, &dy, &mut scratch, &mut dw);
-            let terms = dy.len() / g.out_channels;
-            assert_close(&dw, &dw_expected, &dw_magnitude, terms, &format!("grad_weight {what}"));
+
+        for operands in KINDS {
+            let (x64, w64, dy64) = (seen(operands, &x), seen(operands, &w), seen(operands, &dy));
+            let (ax, aw, ady) = (absolute(&x64), absolute(&w64), absolute(&dy64));
+            let y_expected = oracle::forward(&g, batch, input, &x64, &w64);
+            let y_magnitude = oracle::forward(&g, batch, input, &ax, &aw);
+            let dx_expected = oracle::grad_input(&g, batch, input, &dy64, &w64);
+            let dx_magnitude = oracle::grad_input(&g, batch, input, &ady, &aw);
+            let dw_expected = oracle::grad_weight(&g, batch, input, &x64, &dy64);
+            let dw_magnitude = oracle::grad_weight(&g, batch, input, &ax, &ady);
+            for cx in &contexts {
+                let what = format!("{} {operands:?} {what}", cx.level().name());
+                let conv = Conv::new(cx.level(), g, input).unwrap();
+                let mut scratch = ConvScratch::default();
+                // NaN where nothing is written would be found.
+                let mut y = vec![f32::NAN; dy.len()];
+                let weights = conv.pack_forward(cx, operands, &w);
+                conv.forward(cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
+                assert_close(
+                    &y,
+                    &y_expected,
+                    &y_magnitude,
+                    g.taps() * g.group_in(),
+                    &format!("forward {what}"),
+                );
+                let mut dx = vec![f32::NAN; x.len()];
+                let weights = conv.pack_backward(cx, operands, &w);
+                conv.grad_input(cx, &dy, &weights, Epilogue::default(), &mut scratch, &mut dx);
+                let terms = g.taps() * g.group_out();
+                assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
+                let mut dw = vec![f32::NAN; w.len()];
+                conv.grad_weight(cx, operands, [&x, &dy], &mut scratch, &mut dw);
+                let terms = dy.len() / g.out_channels;
+                assert_close(&dw, &dw_expected, &dw_magnitude, terms, &format!("grad_weight {what}"));
+            }
         }
     }
 }
@@ -104,14 +131,15 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
     let mut random = Random::new(2);
     for level in Level::available() {
         let cx = Context::new(level, 2);
-        for _ in 0..40 {
+        for case in 0..40 {
+            let operands = if case < 20 { Operands::F32 } else { Operands::Bf16 };
             let (g, batch, input) = random_shape(&mut random);
             let (x, w) =
                 (random.values(batch * input[0] * input[1] * g.in_channels), random.values(g.weight_len()));
             let bias = random.values(g.out_channels);
             let residual = random.values(oracle::output_len(&g, batch, input));
             let conv = Conv::new(level, g, input).unwrap();
-            let weights = conv.pack_forward(&cx, &w);
+            let weights = conv.pack_forward(&cx, operands, &w);
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut ConvScratch::default(), &mut plain);
             let epilogue =
@@ -173,8 +201,9 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
         (ConvGeometry::square(130, 70, 3, 1), 2, [9, 9]),
         (ConvGeometry::square(1200, 40, 1, 1), 3, [5, 5]),
     ];
-    for level in Level::available() {
-        for (g, batch, input) in cases {
+    for level in Level::with_and_without_bf16() {
+        for ((g, batch, input), operands) in cases.into_iter().flat_map(|case| KINDS.map(|kind| (case, kind)))
+        {
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let w = random.values(g.weight_len());
             let dy = random.values(oracle::output_len(&g, batch, input));
@@ -184,13 +213,15 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 let conv = Conv::new(level, g, input).unwrap();
                 let mut scratch = ConvScratch::default();
                 let (mut y, mut dx, mut dw) = (vec![0.0; dy.len()], vec![0.0; x.len()], vec![0.0; w.len()]);
-                conv.forward(&cx, &x, &conv.pack_forward(&cx, &w), Epilogue::default(), &mut scratch, &mut y);
-                conv.grad_input(&cx, &dy, &conv.pack_backward(&cx, &w), Epilogue::default(), &mut dx);
-                conv.grad_weight(&cx, &x, &dy, &mut scratch, &mut dw);
+                let weights = conv.pack_forward(&cx, operands, &w);
+                conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
+                let weights = conv.pack_backward(&cx, operands, &w);
+                conv.grad_input(&cx, &dy, &weights, Epilogue::default(), &mut scratch, &mut dx);
+                conv.grad_weight(&cx, operands, [&x, &dy], &mut scratch, &mut dw);
                 let results = [y, dx, dw];
                 assert!(
                     first.get_or_insert_with(|| results.clone()) == &results,
-                    "{g:?} with {threads} threads"
+                    "{g:?} {operands:?} with {threads} threads"
                 );
             }
         }
@@ -201,10 +232,11 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
 fn an_image_has_the_same_bits_alone_and_in_a_batch() {
     let mut random = Random::new(5);
     let (g, input) = (ConvGeometry::square(24, 40, 3, 2), [13, 11]);
-    for level in Level::available() {
+    for (level, operands) in Level::available().into_iter().flat_map(|level| KINDS.map(|kind| (level, kind)))
+    {
         let cx = Context::new(level, 2);
         let conv = Conv::new(level, g, input).unwrap();
-        let weights = conv.pack_forward(&cx, &random.values(g.weight_len()));
+        let weights = conv.pack_forward(&cx, operands, &random.values(g.weight_len()));
         let x = random.values(7 * conv.input_len());
         let mut batch = vec![0.0; 7 * conv.output_len()];
         let mut scratch = ConvScratch::default();
@@ -227,7 +259,7 @@ fn weights_of_another_level_are_refused() {
     );
     let conv = |level| Conv::new(level, ConvGeometry::square(4, 4, 3, 1), [4, 4]).unwrap();
     let (cx, mut y) = (Context::new(levels[1], 1), [0.0; 64]);
-    let weights = conv(levels[0]).pack_forward(&cx, &[0.0; 144]);
+    let weights = conv(levels[0]).pack_forward(&cx, Operands::F32, &[0.0; 144]);
     conv(levels[1]).forward(
         &cx,
         &[0.0; 64],

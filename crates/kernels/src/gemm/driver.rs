@@ -1,9 +1,11 @@
 //! Blocking and threads: cuts products into tasks and tasks into micro-kernel blocks.
 
 use super::gather::{Gather, Scatter};
+use super::halves::HalvesScratch;
 use super::micro::{Gathered, MAX_ROWS};
 use super::pack::{PackedMatrix, Panel, panels};
 use crate::Context;
+use crate::bf16::Operands;
 use crate::parallel::SharedMut;
 
 /// Rows of B that a block of a panel holds at most: 1024 rows of 64 columns are a quarter of a 1 MiB L2 cache.
@@ -90,9 +92,12 @@ struct DepthBlock {
 }
 
 impl Product<'_> {
-    /// Computes C.
-    pub(crate) fn run(&self, cx: &Context, c: &mut [f32]) {
+    /// Computes C, with operands as B was packed; `scratch` holds A's rows where they are bf16.
+    pub(crate) fn run(&self, cx: &Context, scratch: &mut HalvesScratch, c: &mut [f32]) {
         self.check(cx, c);
+        if self.b.operands() == Operands::Bf16 {
+            return self.run_halves(cx, scratch, c);
+        }
         let rows = self.images * self.gather.rows_per_image();
         let panels = panels(cx.level(), self.b.columns());
         let block =

@@ -3,7 +3,8 @@
 //! Two loops serve every matrix product and convolution of this crate. [`Gathered`] multiplies rows that are read
 //! through pointers (one set of pointers a kernel tap, so a convolution needs no copy of its input) by a packed panel.
 //! [`Transposed`] multiplies the transposed rows by unpacked rows of another matrix and is the gradient of the
-//! weights. Both exist for every height from 1 to what the level's registers hold.
+//! weights. Both exist for every height from 1 to what the level's registers hold, for operands in `f32` and in pairs of bf16,
+//! which stand in the bits of an `f32` each.
 
 use crate::buffer::LINE;
 use crate::simd::{Scalar, Simd, Task};
@@ -208,9 +209,17 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
     }
 }
 
-struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Gathered);
+/// `a · b + c`; where they are `HALVES`, lanes of `a` and `b` hold pairs of bf16, both products of which are added.
+#[inline(always)]
+fn multiply_add<S: Simd, const HALVES: bool>(simd: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    if HALVES { simd.dot(a, b, c) } else { simd.mul_add(a, b, c) }
+}
 
-impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VECTORS> {
+struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Gathered);
+
+impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
+    for GatheredTask<'_, ROWS, VECTORS, HALVES>
+{
     type Output = ();
 
     #[inline(always)]
@@ -252,7 +261,7 @@ impl<const ROWS: usize, const VECTORS: usize> Task for GatheredTask<'_, ROWS, VE
     }
 }
 
-impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
+impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'_, ROWS, VECTORS, HALVES> {
     /// Adds the products of column `k` of A and one row of B.
     ///
     /// # Safety
@@ -271,7 +280,7 @@ impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
             for (row, sums) in rows.iter().zip(sums) {
                 let value = simd.splat(*row.add(k));
                 for (sum, &column) in sums.iter_mut().zip(&columns) {
-                    *sum = simd.mul_add(value, column, *sum);
+                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
                 }
             }
         }
@@ -370,9 +379,9 @@ impl<const ROWS: usize, const VECTORS: usize> GatheredTask<'_, ROWS, VECTORS> {
     }
 }
 
-struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Transposed<'a>);
+struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Transposed<'a>);
 
-impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> {
+impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask<'_, ROWS, VECTORS, HALVES> {
     /// # Safety
     /// As [`MicroKernels::transposed`]; without `TAIL`, all `VECTORS · LANES` columns exist.
     #[inline(always)]
@@ -394,7 +403,7 @@ impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> 
                 // SAFETY: each row of A is valid for ROWS values.
                 let value = simd.splat(unsafe { *a.add(row) });
                 for (sum, &column) in sums.iter_mut().zip(&columns) {
-                    *sum = simd.mul_add(value, column, *sum);
+                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
                 }
             }
         };
@@ -431,7 +440,9 @@ impl<const ROWS: usize, const VECTORS: usize> TransposedTask<'_, ROWS, VECTORS> 
     }
 }
 
-impl<const ROWS: usize, const VECTORS: usize> Task for TransposedTask<'_, ROWS, VECTORS> {
+impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
+    for TransposedTask<'_, ROWS, VECTORS, HALVES>
+{
     type Output = ();
 
     #[inline(always)]
@@ -449,16 +460,18 @@ impl<const ROWS: usize, const VECTORS: usize> Task for TransposedTask<'_, ROWS, 
 
 /// # Safety
 /// The CPU has `S`'s instructions, and the block is as [`MicroKernels::gathered`] demands.
-unsafe fn gathered<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &Gathered) {
+unsafe fn gathered<S: Simd, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(block: &Gathered) {
     // SAFETY: the caller promises that the CPU has the instructions.
-    unsafe { S::assume() }.run(GatheredTask::<ROWS, VECTORS>(block))
+    unsafe { S::assume() }.run(GatheredTask::<ROWS, VECTORS, HALVES>(block))
 }
 
 /// # Safety
 /// The CPU has `S`'s instructions, and the block is as [`MicroKernels::transposed`] demands.
-unsafe fn transposed<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &Transposed) {
+unsafe fn transposed<S: Simd, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(
+    block: &Transposed,
+) {
     // SAFETY: the caller promises that the CPU has the instructions.
-    unsafe { S::assume() }.run(TransposedTask::<ROWS, VECTORS>(block))
+    unsafe { S::assume() }.run(TransposedTask::<ROWS, VECTORS, HALVES>(block))
 }
 
 /// # Safety
@@ -468,50 +481,86 @@ unsafe fn blocked<S: Simd, const ROWS: usize, const VECTORS: usize>(block: &Bloc
     unsafe { S::assume() }.run(BlockedTask::<ROWS, VECTORS>(block))
 }
 
-/// The tables of one level: for each number of vectors of a panel, the heights that its registers hold.
+/// The tables of one level: for each number of vectors of a panel, the heights that its registers hold. A that stands in
+/// vectors is always `f32`.
 macro_rules! micro_kernels {
-    ($simd:ty: $($vectors:literal => [$($rows:literal)*]),*; blocked $($wide:literal => [$($high:literal)*]),*) => {
+    ($simd:ty, $halves:literal: $($vectors:literal => [$($rows:literal)*]),*;
+        blocked $($wide:literal => [$($high:literal)*]),*) => {
         MicroKernels {
             lanes: <$simd as Simd>::LANES,
-            gathered: &[$(&[$(gathered::<$simd, $rows, $vectors>),*]),*],
-            transposed: &[$(&[$(transposed::<$simd, $rows, $vectors>),*]),*],
-            blocked: &[$(&[$(blocked::<$simd, $high, $wide>),*]),*],
+            gathered: &[$(&[$(gathered::<$simd, $rows, $vectors, $halves>),*]),*],
+            transposed: &[$(&[$(transposed::<$simd, $rows, $vectors, $halves>),*]),*],
+            blocked: if $halves { &[] } else { &[$(&[$(blocked::<$simd, $high, $wide>),*]),*] },
         }
     };
 }
 
 /// The portable level's kernels.
-pub(crate) static SCALAR: MicroKernels = micro_kernels!(Scalar:
-    1 => [1 2 3 4 5 6],
-    2 => [1 2 3 4];
-    blocked 1 => [1 2 3 4 5 6], 2 => [1 2 3 4]
-);
+macro_rules! scalar {
+    ($halves:literal) => {
+        micro_kernels!(Scalar, $halves:
+            1 => [1 2 3 4 5 6],
+            2 => [1 2 3 4];
+            blocked 1 => [1 2 3 4 5 6], 2 => [1 2 3 4]
+        )
+    };
+}
 
 /// 16 registers: 6 rows by 2 vectors and 10 rows by 1 leave room for the operands.
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX2: MicroKernels = micro_kernels!(crate::simd::Avx2:
-    1 => [1 2 3 4 5 6 7 8 9 10],
-    2 => [1 2 3 4 5 6];
-    blocked 1 => [1 2 3 4 5 6 7 8 9 10], 2 => [1 2 3 4 5 6]
-);
+macro_rules! avx2 {
+    ($halves:literal) => {
+        micro_kernels!(crate::simd::Avx2, $halves:
+            1 => [1 2 3 4 5 6 7 8 9 10],
+            2 => [1 2 3 4 5 6];
+            blocked 1 => [1 2 3 4 5 6 7 8 9 10], 2 => [1 2 3 4 5 6]
+        )
+    };
+}
 
 /// 32 vector registers. A block of one vector could be taller, but the pointers to its rows would no longer fit the 16
 /// general registers.
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX512: MicroKernels = micro_kernels!(crate::simd::Avx512:
-    1 => [1 2 3 4 5 6 7 8 9 10 11 12],
-    2 => [1 2 3 4 5 6 7 8 9 10 11 12],
-    3 => [1 2 3 4 5 6 7 8],
-    4 => [1 2 3 4 5 6];
-    blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
-);
+macro_rules! avx512 {
+    ($bf16:literal, $halves:literal) => {
+        micro_kernels!(crate::simd::Avx512<$bf16>, $halves:
+            1 => [1 2 3 4 5 6 7 8 9 10 11 12],
+            2 => [1 2 3 4 5 6 7 8 9 10 11 12],
+            3 => [1 2 3 4 5 6 7 8],
+            4 => [1 2 3 4 5 6];
+            blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14]
+        )
+    };
+}
 
 /// 32 registers of four lanes.
 #[cfg(target_arch = "aarch64")]
-pub(crate) static NEON: MicroKernels = micro_kernels!(crate::simd::Neon:
-    1 => [1 2 3 4 5 6 7 8 9 10 11 12],
-    2 => [1 2 3 4 5 6 7 8 9 10 11 12],
-    3 => [1 2 3 4 5 6 7 8],
-    4 => [1 2 3 4 5 6];
-    blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10 11 12]
-);
+macro_rules! neon {
+    ($halves:literal) => {
+        micro_kernels!(crate::simd::Neon, $halves:
+            1 => [1 2 3 4 5 6 7 8 9 10 11 12],
+            2 => [1 2 3 4 5 6 7 8 9 10 11 12],
+            3 => [1 2 3 4 5 6 7 8],
+            4 => [1 2 3 4 5 6];
+            blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10 11 12]
+        )
+    };
+}
+
+pub(crate) static SCALAR: MicroKernels = scalar!(false);
+pub(crate) static SCALAR_HALVES: MicroKernels = scalar!(true);
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX2: MicroKernels = avx2!(false);
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX2_HALVES: MicroKernels = avx2!(true);
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512: MicroKernels = avx512!(false, false);
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512_HALVES: MicroKernels = avx512!(false, true);
+/// With instructions for bf16.
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512_BF16: MicroKernels = avx512!(true, true);
+#[cfg(target_arch = "aarch64")]
+pub(crate) static NEON: MicroKernels = neon!(false);
+#[cfg(target_arch = "aarch64")]
+pub(crate) static NEON_HALVES: MicroKernels = neon!(true);

@@ -1,24 +1,29 @@
 //! Matrix products: packing, blocking, threads, epilogue.
 //!
 //! A product's left side is gathered through pointers (`gather`), so that a plain matrix, a strided 1×1 convolution
-//! and a padded 3×3 convolution are the same loop. The right side is packed into panels (`pack`). Work is cut into
+//! and a padded 3×3 convolution are the same loop. The right side is packed into panels (`pack`). Operands may be rounded to
+//! bf16 on their way, in pairs that are multiplied at once (`halves`); sums are always `f32`. Work is cut into
 //! tasks by the shape alone, and each result is one sum in one order, whatever the number of threads.
 
 mod driver;
 pub(crate) mod gather;
+mod halves;
 pub(crate) mod micro;
 pub(crate) mod pack;
+mod pack_halves;
 #[cfg(test)]
 mod tests;
 mod transposed;
 
 pub(crate) use driver::Product;
 pub use driver::{Epilogue, Residual};
+pub(crate) use halves::HalvesScratch;
 pub use pack::PackedMatrix;
 pub use transposed::TransposedScratch;
 pub(crate) use transposed::{TransposedProduct, row_step};
 
 use crate::Context;
+use crate::bf16::Operands;
 use gather::{Gather, Scatter};
 
 /// `C = A·B` with an epilogue: A is `rows × B.depth()`, C is `rows × B.columns()`, both row-major.
@@ -29,7 +34,7 @@ pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue
     let gather = Gather::matrix(rows, b.depth());
     let scatter = Scatter::dense(rows, 1, b.columns());
     Product { images: 1, input: a, offset: 0, gather: &gather, b, scatter: &scatter, column: 0, epilogue }
-        .run(cx, c);
+        .run(cx, &mut HalvesScratch::default(), c);
 }
 
 /// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`, all row-major.
@@ -47,6 +52,7 @@ pub fn multiply_transposed(
     scratch: &mut TransposedScratch,
     c: &mut [f32],
 ) {
-    let gather = Gather::matrix(length, rows);
-    TransposedProduct { images: 1, input: a, gather: &gather, groups: 1, b, columns }.run(cx, scratch, c);
+    let (gather, operands) = (Gather::matrix(length, rows), Operands::F32);
+    TransposedProduct { images: 1, input: a, gather: &gather, groups: 1, b, columns, operands }
+        .run(cx, scratch, c);
 }

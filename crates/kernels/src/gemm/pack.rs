@@ -1,15 +1,19 @@
 //! Matrices rearranged into the panels that the micro-kernels read.
 
+use super::pack_halves::{PackColumns, PackRows};
+use crate::bf16::Operands;
 use crate::buffer::Aligned;
 use crate::parallel::SharedMut;
 use crate::{Context, Level};
 
 /// A `depth × columns` matrix cut into panels of a few vectors of columns each, for the level that packed it.
 ///
-/// Panel by panel, its values stand in the order `[depth][vectors · lanes]`; missing columns of the last vector are 0.
+/// Panel by panel, its values stand in the order `[depth][vectors · lanes]`; missing columns of the last vector are 0. As
+/// bf16, two rows are one of pairs; a missing last row is 0.
 #[derive(Debug, Clone)]
 pub struct PackedMatrix {
     level: Level,
+    operands: Operands,
     depth: usize,
     columns: usize,
     values: Aligned,
@@ -46,10 +50,16 @@ const ROWS: usize = 256;
 const COLUMN_ROWS: usize = 64;
 
 impl PackedMatrix {
+    /// A matrix without values.
+    pub(crate) fn empty(level: Level) -> Self {
+        PackedMatrix { level, operands: Operands::F32, depth: 0, columns: 0, values: Aligned::default() }
+    }
+
     /// A matrix of zeros.
     pub fn zeros(level: Level, depth: usize, columns: usize) -> Self {
-        let length = depth * columns.next_multiple_of(level.micro_kernels().lanes);
-        PackedMatrix { level, depth, columns, values: Aligned::zeros(length) }
+        let mut packed = PackedMatrix::empty(level);
+        packed.reset(level, Operands::F32, depth, columns);
+        packed
     }
 
     /// Packs the matrix whose value at row `k`, column `j` is `value(k, j)`.
@@ -71,12 +81,20 @@ impl PackedMatrix {
     }
 
     /// Becomes a matrix of another size, to be filled, in the same memory where that is large enough.
-    pub(crate) fn reset(&mut self, level: Level, depth: usize, columns: usize) {
-        let length = depth * columns.next_multiple_of(level.micro_kernels().lanes);
+    pub(crate) fn reset(&mut self, level: Level, operands: Operands, depth: usize, columns: usize) {
+        (self.level, self.operands, self.depth, self.columns) = (level, operands, depth, columns);
+        let length = self.stored_rows() * columns.next_multiple_of(level.micro_kernels().lanes);
         if self.values.len() < length {
             self.values = Aligned::zeros(length);
         }
-        (self.level, self.depth, self.columns) = (level, depth, columns);
+    }
+
+    /// Rows as they are stored, one or two to a row of the matrix.
+    fn stored_rows(&self) -> usize {
+        match self.operands {
+            Operands::F32 => self.depth,
+            Operands::Bf16 => self.depth.div_ceil(2),
+        }
     }
 
     /// Replaces row `k` by `row(k)`, on all threads.
@@ -84,17 +102,28 @@ impl PackedMatrix {
     /// # Panics
     /// When a row is shorter than the matrix is wide.
     pub fn refill_rows<'a>(&mut self, cx: &Context, row: impl Fn(usize) -> &'a [f32] + Sync) {
-        let (depth, lanes) = (self.depth, self.level.micro_kernels().lanes);
-        let (panels, pieces) = (panels(self.level, self.columns), self.depth.div_ceil(ROWS));
+        let (depth, stored, lanes) = (self.depth, self.stored_rows(), self.level.micro_kernels().lanes);
+        let (panels, pieces) = (panels(self.level, self.columns), stored.div_ceil(ROWS));
+        let (level, operands) = (self.level, self.operands);
         let values = SharedMut(self.values.as_mut_ptr());
         cx.pool().run(panels.len() * pieces, |task| {
             let Some(panel) = panels.clone().nth(task / pieces) else { return };
-            let rows = task % pieces * ROWS..depth.min((task % pieces + 1) * ROWS);
+            let rows = task % pieces * ROWS..stored.min((task % pieces + 1) * ROWS);
             let width = panel.vectors * lanes;
-            let start = panel.first_vector * lanes * depth + rows.start * width;
+            let start = panel.first_vector * lanes * stored + rows.start * width;
             // SAFETY: the panels' rows are disjoint and lie within `values`.
             let packed =
                 unsafe { std::slice::from_raw_parts_mut(values.get().add(start), rows.len() * width) };
+            if operands == Operands::Bf16 {
+                return level.run_halves(PackRows {
+                    row: &row,
+                    depth,
+                    first: rows.start,
+                    panel,
+                    packed,
+                    width,
+                });
+            }
             for (to, k) in packed.chunks_exact_mut(width).zip(rows) {
                 let (columns, padding) = to.split_at_mut(panel.columns);
                 columns.copy_from_slice(&row(k)[panel.column..][..panel.columns]);
@@ -115,6 +144,9 @@ impl PackedMatrix {
     ) {
         let (depth, lanes) = (self.depth, self.level.micro_kernels().lanes);
         assert!(depth.is_multiple_of(length.max(1)), "rows of the matrix");
+        if self.operands == Operands::Bf16 {
+            return self.refill_columns_of_pairs(cx, length, column);
+        }
         let (panels, pieces) = (panels(self.level, self.columns), length.div_ceil(COLUMN_ROWS));
         let blocks = depth.checked_div(length).unwrap_or(0);
         let values = SharedMut(self.values.as_mut_ptr());
@@ -135,6 +167,35 @@ impl PackedMatrix {
         });
     }
 
+    /// [`refill_columns`](Self::refill_columns) of bf16. A pair may stand in two blocks.
+    fn refill_columns_of_pairs<'a>(
+        &mut self,
+        cx: &Context,
+        length: usize,
+        column: impl Fn(usize, usize) -> &'a [f32] + Sync,
+    ) {
+        let (depth, stored, level) = (self.depth, self.stored_rows(), self.level);
+        let lanes = level.micro_kernels().lanes;
+        let (panels, pieces) = (panels(level, self.columns), stored.div_ceil(COLUMN_ROWS));
+        let values = SharedMut(self.values.as_mut_ptr());
+        cx.pool().run(panels.len() * pieces, |task| {
+            let Some(panel) = panels.clone().nth(task / pieces) else { return };
+            let pairs = task % pieces * COLUMN_ROWS..stored.min((task % pieces + 1) * COLUMN_ROWS);
+            let width = panel.vectors * lanes;
+            let start = panel.first_vector * lanes * stored + pairs.start * width;
+            // SAFETY: the panels' rows are disjoint and lie within `values`.
+            let packed =
+                unsafe { std::slice::from_raw_parts_mut(values.get().add(start), pairs.len() * width) };
+            let rows = 2 * pairs.start..depth.min(2 * pairs.end);
+            level.run_halves(PackColumns { column: &column, length, rows, panel, packed, width });
+        });
+    }
+
+    /// How the values are stored.
+    pub(crate) fn operands(&self) -> Operands {
+        self.operands
+    }
+
     /// The level that packed the matrix.
     pub fn level(&self) -> Level {
         self.level
@@ -150,10 +211,10 @@ impl PackedMatrix {
         self.columns
     }
 
-    /// Pointer to row `k` of a panel, valid for reads to the panel's last row.
+    /// Pointer to stored row `k` of a panel, valid for reads to the panel's last row.
     pub(crate) fn panel_row(&self, panel: &Panel, k: usize) -> *const f32 {
         let lanes = self.level.micro_kernels().lanes;
-        let at = (panel.first_vector * self.depth + panel.vectors * k) * lanes;
+        let at = (panel.first_vector * self.stored_rows() + panel.vectors * k) * lanes;
         debug_assert!(at <= self.values.len());
         self.values.as_ptr().wrapping_add(at)
     }
@@ -175,7 +236,7 @@ mod tests {
                 by_rows.refill_rows(&Context::new(level, 2), |k| &matrix[k * columns..]);
                 // Memory that another matrix has left.
                 let mut by_columns = PackedMatrix::new(level, 17, columns + 70, |_, _| f32::NAN);
-                by_columns.reset(level, 6, columns);
+                by_columns.reset(level, Operands::F32, 6, columns);
                 let columns_of: Vec<f32> = (0..6 * columns).map(|at| value(at % 6, at / 6)).collect();
                 by_columns
                     .refill_columns(&Context::new(level, 2), 3, |block, j| &columns_of[6 * j + 3 * block..]);

@@ -6,6 +6,7 @@ use super::gather::Gather;
 use super::micro::Transposed;
 use super::pack::{Panel, panels};
 use crate::Context;
+use crate::bf16::{self, Operands};
 use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, with_free};
 use crate::simd::{Simd, Task};
@@ -27,6 +28,8 @@ pub(crate) struct TransposedProduct<'a> {
     pub(crate) b: &'a [f32],
     /// Columns of B and C, over all groups.
     pub(crate) columns: usize,
+    /// How A and B are stored while they meet.
+    pub(crate) operands: Operands,
 }
 
 /// Memory that transposed products use while they run, reused from one to the next.
@@ -38,7 +41,7 @@ pub struct TransposedScratch {
     rows: Vec<Mutex<[Aligned; 2]>>,
 }
 
-/// Rows of A and B that are read again and again before the next ones: they stay in L2.
+/// Rows of A and B that are read again and again before the next ones, or of pairs of them: they stay in L2.
 const LENGTH: usize = 192;
 
 /// Channels of A, and columns of B, of a task at most: its part of C stays in L2 as well.
@@ -185,6 +188,41 @@ impl TransposedProduct<'_> {
         self.images * self.gather.rows_per_image()
     }
 
+    /// Rows of A and B that are read again and again before the next ones.
+    fn length(&self) -> usize {
+        match self.operands {
+            Operands::F32 => LENGTH,
+            Operands::Bf16 => 2 * LENGTH,
+        }
+    }
+
+    /// Copied rows that `rows` rows become.
+    fn stored(&self, rows: usize) -> usize {
+        match self.operands {
+            Operands::F32 => rows,
+            Operands::Bf16 => rows.div_ceil(2),
+        }
+    }
+
+    /// Copies rows of `width` values to rows that are `step` values apart, or two of them to one of pairs.
+    ///
+    /// # Safety
+    /// Each of `source`'s `rows` pointers must be valid for reads of `width` values, `to` for writes of that many in each row.
+    unsafe fn copy(
+        &self,
+        cx: &Context,
+        rows: usize,
+        width: usize,
+        source: impl FnMut(usize) -> *const f32,
+        to: *mut f32,
+        step: usize,
+    ) {
+        match self.operands {
+            Operands::F32 => cx.level().run(Copy { rows, width, source, to, step }),
+            Operands::Bf16 => cx.level().run_halves(CopyPairs(Copy { rows, width, source, to, step })),
+        }
+    }
+
     /// Values of C.
     fn size(&self) -> usize {
         self.gather.taps() * self.gather.depth() * self.columns
@@ -238,7 +276,7 @@ impl TransposedProduct<'_> {
         let a_first = piece.groups.start * group_depth + piece.depth.start;
         let b_first = piece.groups.start * group_columns + piece.columns.start;
         let [a_rows, b_rows] = own;
-        let length = rows.len().min(LENGTH);
+        let length = self.stored(rows.len().min(self.length()));
         a_rows.grow(length * row_step(a_width));
         b_rows.grow(length * row_step(b_width));
         let (a, b) = (
@@ -246,14 +284,14 @@ impl TransposedProduct<'_> {
             Copied { first: b_rows.as_ptr(), step: row_step(b_width) },
         );
         // Blocks of equal length: a short one would read and write C for a few rows.
-        let count = rows.len().div_ceil(LENGTH);
+        let count = rows.len().div_ceil(self.length());
         let at = |index: usize| rows.start + rows.len() * index.min(count) / count;
         let [input, dy] = [self.input.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
         for index in 0..count {
             let rows = at(index)..at(index + 1);
             let sources = |row: usize| dy.wrapping_add((rows.start + row) * self.columns);
             // SAFETY: `run` has checked that B is long enough; the buffers were grown to hold the rows.
-            unsafe { copy(cx, rows.len(), b_width, sources, b_rows.as_mut_ptr(), b.step) };
+            unsafe { self.copy(cx, rows.len(), b_width, sources, b_rows.as_mut_ptr(), b.step) };
             let side = |first: *const f32, step, width| Side {
                 first: first.wrapping_add(rows.end * step),
                 step,
@@ -263,7 +301,7 @@ impl TransposedProduct<'_> {
                 rows: at(index + 2) - rows.end,
                 sides: [side(input, step, a_width), side(dy, self.columns, b_width)],
             });
-            let block = Block { piece, length: rows.len(), accumulate: index > 0, next };
+            let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
                 let mut position = self.gather.position(rows.start);
                 let sources = |_| {
@@ -273,7 +311,7 @@ impl TransposedProduct<'_> {
                     source
                 };
                 // SAFETY: `run` has checked that A is long enough, and there are zeros for as many channels as a pixel has.
-                unsafe { copy(cx, rows.len(), a_width, sources, a_rows.as_mut_ptr(), a.step) };
+                unsafe { self.copy(cx, rows.len(), a_width, sources, a_rows.as_mut_ptr(), a.step) };
                 for group in piece.groups.clone() {
                     let inside = group - piece.groups.start;
                     let a = Copied { first: a.first.wrapping_add(inside * group_depth), ..a };
@@ -288,7 +326,7 @@ impl TransposedProduct<'_> {
 
     /// The products of a block for one tap and one group, added to the piece's part of C or taking its place.
     fn tiles(&self, cx: &Context, block: &Block, [a, b]: [Copied; 2], c: *mut f32) {
-        let kernels = cx.level().micro_kernels();
+        let kernels = cx.level().kernels(self.operands);
         let depth = block.piece.depth.len();
         let panels = panels(cx.level(), block.piece.columns.len());
         let heights = |panel: &Panel| depth.div_ceil(kernels.max_rows(panel.vectors));
@@ -322,21 +360,7 @@ impl TransposedProduct<'_> {
     }
 }
 
-/// Copies rows of `width` values to rows that are `step` values apart.
-///
-/// # Safety
-/// Each of `source`'s `rows` pointers must be valid for reads of `width` values, `to` for writes of that many in each row.
-unsafe fn copy(
-    cx: &Context,
-    rows: usize,
-    width: usize,
-    source: impl FnMut(usize) -> *const f32,
-    to: *mut f32,
-    step: usize,
-) {
-    cx.level().run(Copy { rows, width, source, to, step });
-}
-
+/// What [`TransposedProduct::copy`] does.
 struct Copy<F> {
     rows: usize,
     width: usize,
@@ -353,7 +377,7 @@ impl<F: FnMut(usize) -> *const f32> Task for Copy<F> {
         let whole = self.width / S::LANES * S::LANES;
         for row in 0..self.rows {
             let (from, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
-            // SAFETY: promised by the caller of `copy`.
+            // SAFETY: promised by the caller of `TransposedProduct::copy`.
             unsafe {
                 for at in (0..whole).step_by(S::LANES) {
                     simd.store(to.add(at), simd.load(from.add(at)));
@@ -362,6 +386,30 @@ impl<F: FnMut(usize) -> *const f32> Task for Copy<F> {
                     let rest = self.width - whole;
                     simd.store_partial(to.add(whole), simd.load_partial(from.add(whole), rest), rest);
                 }
+            }
+        }
+    }
+}
+
+/// The same with two rows to one of pairs; an odd last row meets zeros.
+struct CopyPairs<F>(Copy<F>);
+
+impl<F: FnMut(usize) -> *const f32> Task for CopyPairs<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Copy { rows, width, mut source, to, step } = self.0;
+        for pair in 0..rows / 2 {
+            let from = [source(2 * pair), source(2 * pair + 1)];
+            // SAFETY: promised by the caller of `TransposedProduct::copy`.
+            unsafe { simd.narrow_pairs(from, to.wrapping_add(pair * step), width) };
+        }
+        if !rows.is_multiple_of(2) {
+            let (from, to) = (source(rows - 1), to.wrapping_add(rows / 2 * step));
+            for at in 0..width {
+                // SAFETY: as above.
+                unsafe { *to.add(at) = bf16::pair(*from.add(at), 0.0) };
             }
         }
     }

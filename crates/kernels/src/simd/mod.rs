@@ -4,6 +4,8 @@
 //! for a level inside a function that has the level's target features. Everything generic below that function must
 //! be `#[inline(always)]`, so that it is compiled with those features.
 
+use crate::bf16;
+
 /// Wraps an intrinsic inside an `impl Simd for TOKEN`.
 macro_rules! trusted {
     ($operation:expr) => {{
@@ -39,6 +41,35 @@ pub(crate) fn opaque(value: usize) -> usize {
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     value
+}
+
+/// [`Simd::narrow`], value by value.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn narrow_each(from: *const f32, to: *mut f32, count: usize) {
+    // SAFETY: promised by the caller; pairs are as large as values.
+    unsafe {
+        for at in 0..count / 2 {
+            *to.add(at) = bf16::pair(*from.add(2 * at), *from.add(2 * at + 1));
+        }
+        if !count.is_multiple_of(2) {
+            *to.add(count / 2) = bf16::pair(*from.add(count - 1), 0.0);
+        }
+    }
+}
+
+/// [`Simd::narrow_pairs`], value by value.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn narrow_pairs_each(rows: [*const f32; 2], to: *mut f32, count: usize) {
+    for at in 0..count {
+        // SAFETY: promised by the caller.
+        unsafe { *to.add(at) = bf16::pair(*rows[0].add(at), *rows[1].add(at)) };
+    }
 }
 
 /// Work that is compiled once for each instruction set.
@@ -120,6 +151,45 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// As [`prefetch`](Self::prefetch), for a line that will be written.
     #[inline(always)]
     fn prefetch_to_write(self, _at: *mut f32) {}
+
+    /// The first bf16 of each lane's pair, as `f32`.
+    fn first_halves(self, pairs: Self::V) -> Self::V;
+
+    /// The second bf16 of each lane's pair, as `f32`.
+    fn second_halves(self, pairs: Self::V) -> Self::V;
+
+    /// `c` and the products of both halves, where lanes of `a` and `b` hold pairs of bf16. The products are exact.
+    #[inline(always)]
+    fn dot(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.dot_by_halves(a, b, c)
+    }
+
+    /// As [`dot`](Self::dot), without an instruction for it.
+    #[inline(always)]
+    fn dot_by_halves(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let sum = self.mul_add(self.first_halves(a), self.first_halves(b), c);
+        self.mul_add(self.second_halves(a), self.second_halves(b), sum)
+    }
+
+    /// Writes neighbouring values as pairs of bf16; an odd last one is followed by 0.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of `count` values, `to` for writes of half as many, rounded up.
+    #[inline(always)]
+    unsafe fn narrow(self, from: *const f32, to: *mut f32, count: usize) {
+        // SAFETY: promised by the caller.
+        unsafe { narrow_each(from, to, count) }
+    }
+
+    /// Writes the values of two rows as pairs of bf16.
+    ///
+    /// # Safety
+    /// Both rows must be valid for reads of `count` values, `to` for writes of as many.
+    #[inline(always)]
+    unsafe fn narrow_pairs(self, rows: [*const f32; 2], to: *mut f32, count: usize) {
+        // SAFETY: promised by the caller.
+        unsafe { narrow_pairs_each(rows, to, count) }
+    }
 
     /// Runs `task` inside a function that has this instruction set's target features.
     fn run<T: Task>(self, task: T) -> T::Output;

@@ -96,6 +96,17 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn first_halves(self, pairs: float32x4_t) -> float32x4_t {
+        trusted!(vreinterpretq_f32_u32(vshlq_n_u32::<16>(vreinterpretq_u32_f32(pairs))))
+    }
+
+    #[inline(always)]
+    fn second_halves(self, pairs: float32x4_t) -> float32x4_t {
+        let second = trusted!(vdupq_n_u32(0xffff_0000));
+        trusted!(vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(pairs), second)))
+    }
+
+    #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         trusted!(run_neon(task, self))
     }

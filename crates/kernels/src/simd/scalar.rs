@@ -86,6 +86,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn first_halves(self, pairs: Self::V) -> Self::V {
+        pairs.map(|pair| f32::from_bits(pair.to_bits() << 16))
+    }
+
+    #[inline(always)]
+    fn second_halves(self, pairs: Self::V) -> Self::V {
+        pairs.map(|pair| f32::from_bits(pair.to_bits() & 0xffff_0000))
+    }
+
+    #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         task.run(self)
     }

@@ -1,7 +1,8 @@
-//! AVX2 with FMA, and AVX-512F.
+//! AVX2 with FMA, and AVX-512F with and without the products of bf16 pairs.
 
-use super::{Simd, Task};
+use super::{Simd, Task, narrow_each, narrow_pairs_each};
 use std::arch::x86_64::*;
+use std::mem::transmute;
 
 /// Token of AVX2 with FMA.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,25 +102,55 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn first_halves(self, pairs: __m256) -> __m256 {
+        trusted!(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pairs))))
+    }
+
+    #[inline(always)]
+    fn second_halves(self, pairs: __m256) -> __m256 {
+        trusted!(_mm256_and_ps(pairs, _mm256_castsi256_ps(_mm256_set1_epi32(0xffff_0000_u32 as i32))))
+    }
+
+    #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
         trusted!(run_avx2(task, self))
     }
 }
 
-/// Token of AVX-512F (with AVX2 and FMA, which every such CPU has).
+/// Token of AVX-512F (with AVX2 and FMA, which every such CPU has); with `BF16`, of AVX512-BF16 and -BW too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl Avx512<false> {
     /// The token, where the CPU has AVX-512F, AVX2 and FMA.
     pub(crate) fn new() -> Option<Self> {
         (is_x86_feature_detected!("avx512f") && Avx2::new().is_some()).then_some(Avx512(()))
     }
 }
 
+impl Avx512<true> {
+    /// The token, where the CPU has AVX512-BF16 and -BW besides.
+    pub(crate) fn new() -> Option<Self> {
+        let halves = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
+        Avx512::<false>::new().filter(|_| halves).map(|_| Avx512(()))
+    }
+}
+
 #[target_feature(enable = "avx512f,avx2,fma")]
-fn run_avx512<T: Task>(task: T, token: Avx512) -> T::Output {
+fn run_avx512<T: Task>(task: T, token: impl Simd) -> T::Output {
     task.run(token)
+}
+
+#[target_feature(enable = "avx512bf16,avx512bw,avx512f,avx2,fma")]
+fn run_avx512_bf16<T: Task>(task: T, token: impl Simd) -> T::Output {
+    task.run(token)
+}
+
+/// A mask with the first `count` of 32 values set, in two halves.
+#[inline(always)]
+fn half_masks(count: usize) -> [__mmask16; 2] {
+    let mask = ((1u64 << count.min(32)) - 1) as u32;
+    [mask as __mmask16, (mask >> 16) as __mmask16]
 }
 
 #[inline(always)]
@@ -127,7 +158,7 @@ fn avx512_mask(count: usize) -> __mmask16 {
     ((1u32 << count) - 1) as __mmask16
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     type V = __m512;
@@ -203,7 +234,60 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn first_halves(self, pairs: __m512) -> __m512 {
+        trusted!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))))
+    }
+
+    #[inline(always)]
+    fn second_halves(self, pairs: __m512) -> __m512 {
+        let second = trusted!(_mm512_set1_epi32(0xffff_0000_u32 as i32));
+        trusted!(_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), second)))
+    }
+
+    #[inline(always)]
+    fn dot(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        if !BF16 {
+            return self.dot_by_halves(a, b, c);
+        }
+        let pairs = |pairs| trusted!(transmute::<__m512, __m512bh>(pairs));
+        trusted!(_mm512_dpbf16_ps(c, pairs(a), pairs(b)))
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(self, from: *const f32, to: *mut f32, count: usize) {
+        if !BF16 {
+            return trusted!(narrow_each(from, to, count));
+        }
+        for at in (0..count).step_by(32) {
+            let masks = half_masks(count - at);
+            let half = |index: usize| {
+                trusted!(_mm512_maskz_loadu_ps(masks[index], from.wrapping_add(at + 16 * index)))
+            };
+            let pairs: __m512i = trusted!(transmute(_mm512_cvtne2ps_pbh(half(1), half(0))));
+            let words = (count - at).div_ceil(2).min(16);
+            trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(at / 2).cast(), avx512_mask(words), pairs));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow_pairs(self, rows: [*const f32; 2], to: *mut f32, count: usize) {
+        if !BF16 {
+            return trusted!(narrow_pairs_each(rows, to, count));
+        }
+        // The two rows' values stand one after the other and are dealt out to even and odd places.
+        let deal: [u16; 32] = std::array::from_fn(|at| (at / 2 + at % 2 * 16) as u16);
+        let deal: __m512i = trusted!(_mm512_loadu_si512(deal.as_ptr().cast()));
+        for at in (0..count).step_by(16) {
+            let mask = avx512_mask((count - at).min(16));
+            let row = |index: usize| trusted!(_mm512_maskz_loadu_ps(mask, rows[index].wrapping_add(at)));
+            let rows: __m512i = trusted!(transmute(_mm512_cvtne2ps_pbh(row(1), row(0))));
+            let pairs = trusted!(_mm512_permutexvar_epi16(deal, rows));
+            trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(at).cast(), mask, pairs));
+        }
+    }
+
+    #[inline(always)]
     fn run<T: Task>(self, task: T) -> T::Output {
-        trusted!(run_avx512(task, self))
+        if BF16 { trusted!(run_avx512_bf16(task, self)) } else { trusted!(run_avx512(task, self)) }
     }
 }

@@ -5,7 +5,7 @@ use crate::Tensor;
 use crate::algorithm::{Choice, Pass, for_training};
 use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
-use crate::kernels::{Context, Level};
+use crate::kernels::{Context, Level, Operands};
 
 /// A convolution for one input size. Its weights are packed when a pass runs, in memory that all layers share.
 #[derive(Debug)]
@@ -87,7 +87,7 @@ impl Conv {
         residual: Option<&Tensor>,
     ) -> Tensor {
         let mut y = self.output_tensor(workspace, x);
-        let weight = &self.weight.value;
+        let weight = (Operands::F32, &self.weight.value[..]);
         workspace.direct.run(cx, &self.kernel, weight, x.data(), adding(residual), y.data_mut());
         y
     }
@@ -107,7 +107,7 @@ impl Conv {
         let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
         match &self.fast_backward {
             Some(conv) => workspace.fast.run(cx, conv, weight, dy, epilogue, out),
-            None => workspace.direct.grad_input(cx, &self.kernel, weight, dy, epilogue, out),
+            None => workspace.direct.grad_input(cx, &self.kernel, (Operands::F32, weight), dy, epilogue, out),
         }
         dx
     }
@@ -117,7 +117,7 @@ impl Conv {
         let dw = self.weight.grad_mut();
         match &self.fast_weights {
             Some(conv) => workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw),
-            None => workspace.direct.grad_weight(cx, &self.kernel, x.data(), dy.data(), dw),
+            None => workspace.direct.grad_weight(cx, &self.kernel, Operands::F32, [x.data(), dy.data()], dw),
         }
     }
 }
@@ -125,6 +125,7 @@ impl Conv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::conv::ConvScratch;
 
     #[test]
     fn passes_follow_the_weights() {
@@ -166,11 +167,12 @@ mod tests {
             let y = conv.forward(&cx, &mut workspace, &x, None);
             assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x, None)) < 1e-5);
             let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(&also));
-            let packed = conv.kernel.pack_backward(&cx, &conv.weight.value);
+            let packed = conv.kernel.pack_backward(&cx, Operands::F32, &conv.weight.value);
             let mut expected = Tensor::zeros(x.shape());
             let residual = Some(Residual::Tensor(also.data()));
             let epilogue = Epilogue { residual, ..Epilogue::default() };
-            conv.kernel.grad_input(&cx, dy.data(), &packed, epilogue, expected.data_mut());
+            let mut scratch = ConvScratch::default();
+            conv.kernel.grad_input(&cx, dy.data(), &packed, epilogue, &mut scratch, expected.data_mut());
             assert!(distance(&dx, &expected) < 1e-5);
             conv.weight.value.iter_mut().for_each(|value| *value = 1.0 - 3.0 * *value);
         }

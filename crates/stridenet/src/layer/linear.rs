@@ -6,7 +6,7 @@ use crate::arch;
 use crate::kernels::conv::{self, ConvGeometry, GeometryError};
 use crate::kernels::gemm::Epilogue;
 use crate::kernels::pool::LinearPool;
-use crate::kernels::{Context, Level};
+use crate::kernels::{Context, Level, Operands};
 
 /// A linear layer with bias, which is a 1×1 convolution of one pixel.
 #[derive(Debug)]
@@ -66,7 +66,8 @@ impl Linear {
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, relu: bool) -> Tensor {
         let mut y = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
         let epilogue = Epilogue { bias: Some(&self.bias.value), relu, ..Epilogue::default() };
-        workspace.direct.run(cx, &self.kernel, &self.weight.value, x.data(), epilogue, y.data_mut());
+        let weights = (Operands::F32, &self.weight.value[..]);
+        workspace.direct.run(cx, &self.kernel, weights, x.data(), epilogue, y.data_mut());
         y
     }
 
@@ -80,8 +81,9 @@ impl Linear {
         let mut dx = workspace.tensor(x.shape());
         let Linear { kernel, weight, .. } = self;
         let (direct, epilogue) = (&mut workspace.direct, Epilogue::default());
-        direct.grad_weight(cx, kernel, x.data(), dy.data(), weight.grad_mut());
-        direct.grad_input(cx, kernel, &weight.value, dy.data(), epilogue, dx.data_mut());
+        direct.grad_weight(cx, kernel, Operands::F32, [x.data(), dy.data()], weight.grad_mut());
+        let weights = (Operands::F32, &weight.value[..]);
+        direct.grad_input(cx, kernel, weights, dy.data(), epilogue, dx.data_mut());
         dx
     }
 }

@@ -2,11 +2,11 @@
 
 use crate::Tensor;
 use std::collections::HashMap;
-use stridenet_kernels::Context;
 use stridenet_kernels::conv::{
     BackwardWeights, Conv, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights,
 };
 use stridenet_kernels::gemm::Epilogue;
+use stridenet_kernels::{Context, Operands};
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
 ///
@@ -34,12 +34,12 @@ impl Direct {
         &mut self,
         cx: &Context,
         conv: &Conv,
-        weight: &[f32],
+        (operands, weight): (Operands, &[f32]),
         x: &[f32],
         epilogue: Epilogue,
         y: &mut [f32],
     ) {
-        conv.repack_forward(cx, weight, &mut self.forward);
+        conv.repack_forward(cx, operands, weight, &mut self.forward);
         conv.forward(cx, x, &self.forward, epilogue, &mut self.scratch, y);
     }
 
@@ -48,18 +48,25 @@ impl Direct {
         &mut self,
         cx: &Context,
         conv: &Conv,
-        weight: &[f32],
+        (operands, weight): (Operands, &[f32]),
         dy: &[f32],
         epilogue: Epilogue,
         dx: &mut [f32],
     ) {
-        conv.repack_backward(cx, weight, &mut self.backward);
-        conv.grad_input(cx, dy, &self.backward, epilogue, dx);
+        conv.repack_backward(cx, operands, weight, &mut self.backward);
+        conv.grad_input(cx, dy, &self.backward, epilogue, &mut self.scratch, dx);
     }
 
-    /// The gradient of the weights.
-    pub(crate) fn grad_weight(&mut self, cx: &Context, conv: &Conv, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-        conv.grad_weight(cx, x, dy, &mut self.scratch, dw);
+    /// The gradient of the weights, from the input and the output's gradient.
+    pub(crate) fn grad_weight(
+        &mut self,
+        cx: &Context,
+        conv: &Conv,
+        operands: Operands,
+        inputs: [&[f32]; 2],
+        dw: &mut [f32],
+    ) {
+        conv.grad_weight(cx, operands, inputs, &mut self.scratch, dw);
     }
 }
 

@@ -2,13 +2,13 @@
 
 use super::fold::Folded;
 use crate::algorithm::{Choice, Estimate};
-use crate::kernels::Context;
 use crate::kernels::conv::{
     Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights, GeometryError,
     PooledConv,
 };
 use crate::kernels::gemm::Epilogue;
 use crate::kernels::pool::MaxPool;
+use crate::kernels::{Context, Operands};
 
 /// A convolution with its weights packed in the one form that its algorithm wants.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ impl Kernel {
         Ok(match choice {
             Choice::Direct => {
                 let conv = Conv::new(cx.level(), geometry, input)?;
-                let weights = conv.pack_forward(cx, folded.weight);
+                let weights = conv.pack_forward(cx, Operands::F32, folded.weight);
                 Kernel::Direct(conv, weights)
             }
             Choice::Fast(tiling) => {
