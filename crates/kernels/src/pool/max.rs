@@ -3,7 +3,6 @@
 use crate::Context;
 use crate::buffer::LINE;
 use crate::conv::{GeometryError, Window};
-use crate::parallel::SharedMut;
 use crate::simd::{Simd, Task};
 
 /// A max pool prepared for one input size.
@@ -12,7 +11,12 @@ pub struct MaxPool {
     windows: [Window; 2],
     input: [usize; 2],
     output: [usize; 2],
+    /// Whether the winners of two channels share a byte.
+    paired: bool,
 }
+
+/// Taps of a window whose number fits into half a byte.
+const PAIRED: usize = 16;
 
 impl MaxPool {
     /// A max pool of `windows` `[vertical, horizontal]` over `[height, width]` pixels.
@@ -21,7 +25,8 @@ impl MaxPool {
     /// When the input is too small, a window would lie wholly in the padding, or has more than 256 taps.
     pub fn new(windows: [Window; 2], input: [usize; 2]) -> Result<Self, GeometryError> {
         let output = [windows[0].output(input[0])?, windows[1].output(input[1])?];
-        if windows[0].kernel.saturating_mul(windows[1].kernel) > 256 {
+        let taps = windows[0].kernel.saturating_mul(windows[1].kernel);
+        if taps > 256 {
             return Err(GeometryError::Overflow { what: "more than 256 taps in a max pool" });
         }
         for (axis, window) in windows.iter().enumerate() {
@@ -31,7 +36,7 @@ impl MaxPool {
                 return Err(GeometryError::TooSmall { input, padding, reach });
             }
         }
-        Ok(MaxPool { windows, input, output })
+        Ok(MaxPool { windows, input, output, paired: taps <= PAIRED })
     }
 
     /// Output size `[height, width]`.
@@ -39,21 +44,31 @@ impl MaxPool {
         self.output
     }
 
+    /// Bytes in which [`forward`](Self::forward) leaves the winners of `images` images: half a byte for each output where the
+    /// window has at most 16 taps, else one; each pixel begins a byte.
+    pub fn winners_len(&self, images: usize, channels: usize) -> usize {
+        images * self.output[0] * self.output[1] * self.pixel_winners(channels)
+    }
+
+    /// Bytes that the winners of a pixel take.
+    fn pixel_winners(&self, channels: usize) -> usize {
+        if self.paired { channels.div_ceil(2) } else { channels }
+    }
+
     /// `y = max over the window of x`, and for each output the tap (row-major) that won: the first of equals, as in
-    /// PyTorch; a NaN always wins. The padding never does.
+    /// PyTorch; a NaN always wins. The padding never does. [`winners_len`](Self::winners_len) says what `winners` holds.
     ///
     /// # Panics
     /// When lengths do not fit.
     pub fn forward(&self, cx: &Context, channels: usize, x: &[f32], y: &mut [f32], winners: &mut [u8]) {
         let ([height, width], [out_height, out_width]) = (self.input, self.output);
         let row = out_width * channels;
-        assert_eq!(y.len(), winners.len(), "a winner for each output");
         assert!(channels > 0 && y.len().is_multiple_of(out_height * row), "whole images");
-        assert_eq!(x.len(), y.len() / (out_height * row) * height * width * channels, "values of the input");
-        let winners = SharedMut(winners.as_mut_ptr());
-        cx.pool().pieces(y, row, |index, y| {
-            // SAFETY: `winners` has y's length; each task takes the row that its piece of y has.
-            let winners = unsafe { std::slice::from_raw_parts_mut(winners.get().add(index * row), row) };
+        let images = y.len() / (out_height * row);
+        assert_eq!(winners.len(), self.winners_len(images, channels), "a winner for each output");
+        assert_eq!(x.len(), images * height * width * channels, "values of the input");
+        let winners_row = out_width * self.pixel_winners(channels);
+        cx.pool().pairs((y, row), (winners, winners_row), |index, y, winners| {
             let (image, oy) = (index / out_height, index % out_height);
             let x = &x[image * height * width * channels..][..height * width * channels];
             cx.level().run(ForwardRow { pool: self, channels, x, oy, y, winners });
@@ -108,16 +123,33 @@ impl MaxPool {
     pub fn backward(&self, cx: &Context, channels: usize, dy: &[f32], winners: &[u8], dx: &mut [f32]) {
         let ([height, width], [out_height, out_width]) = (self.input, self.output);
         let row = width * channels;
-        assert_eq!(dy.len(), winners.len(), "a winner for each output");
         assert!(channels > 0 && dx.len().is_multiple_of(height * row), "whole images");
         let image_len = out_height * out_width * channels;
-        assert_eq!(dy.len(), dx.len() / (height * row) * image_len, "values of the output");
+        let images = dx.len() / (height * row);
+        assert_eq!(dy.len(), images * image_len, "values of the output");
+        assert_eq!(winners.len(), self.winners_len(images, channels), "a winner for each output");
+        let image_winners = self.winners_len(1, channels);
         cx.pool().pieces(dx, row, |index, dx| {
             let (image, iy) = (index / height, index % height);
             let dy = &dy[image * image_len..][..image_len];
-            let winners = &winners[image * image_len..][..image_len];
+            let winners = &winners[image * image_winners..][..image_winners];
             cx.level().run(BackwardRow { pool: self, channels, dy, winners, iy, dx });
         });
+    }
+}
+
+impl MaxPool {
+    /// The winning taps of up to [`LINE`] channels.
+    #[inline(always)]
+    fn winners(&self, bytes: &[u8]) -> [u8; LINE] {
+        let mut taps = [0; LINE];
+        match self.paired {
+            true => taps.chunks_exact_mut(2).zip(bytes).for_each(|(pair, &byte)| {
+                (pair[0], pair[1]) = (byte & 15, byte >> 4);
+            }),
+            false => taps.iter_mut().zip(bytes).for_each(|(tap, &byte)| *tap = byte),
+        }
+        taps
     }
 }
 
@@ -129,6 +161,7 @@ struct ForwardRow<'a> {
     x: &'a [f32],
     oy: usize,
     y: &'a mut [f32],
+    /// As [`MaxPool::winners_len`] describes them.
     winners: &'a mut [u8],
 }
 
@@ -139,11 +172,10 @@ impl Task for ForwardRow<'_> {
     fn run<S: Simd>(self, _: S) {
         let ForwardRow { pool, channels, x, oy, y, winners } = self;
         let [vertical, horizontal] = &pool.windows;
-        let pixels = y.chunks_exact_mut(channels).zip(winners.chunks_exact_mut(channels));
-        for (ox, (y, winners)) in pixels.enumerate() {
-            for (first, (y, winners)) in
-                (0..).step_by(LINE).zip(y.chunks_mut(LINE).zip(winners.chunks_mut(LINE)))
-            {
+        let winners = winners.chunks_exact_mut(pool.pixel_winners(channels));
+        for (ox, (y, winners)) in y.chunks_exact_mut(channels).zip(winners).enumerate() {
+            let winners = winners.chunks_mut(pool.pixel_winners(LINE));
+            for (first, (y, winners)) in (0..).step_by(LINE).zip(y.chunks_mut(LINE).zip(winners)) {
                 let count = y.len();
                 let (mut best, mut winner) = ([f32::NEG_INFINITY; LINE], [u32::MAX; LINE]);
                 for (ky, iy) in sources(vertical, oy, pool.input[0]) {
@@ -160,7 +192,13 @@ impl Task for ForwardRow<'_> {
                     }
                 }
                 y.copy_from_slice(&best[..count]);
-                winners.iter_mut().zip(winner).for_each(|(to, winner)| *to = winner as u8);
+                match pool.paired {
+                    true => {
+                        let pairs = winner.chunks_exact(2).map(|pair| (pair[0] & 15 | pair[1] << 4) as u8);
+                        winners.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair);
+                    }
+                    false => winners.iter_mut().zip(winner).for_each(|(to, winner)| *to = winner as u8),
+                }
             }
         }
     }
@@ -220,11 +258,15 @@ impl Task for BackwardRow<'_> {
             dx.fill(0.0);
             for (ky, oy) in readers(vertical, iy, pool.output[0]) {
                 for (kx, ox) in readers(horizontal, ix, pool.output[1]) {
-                    let (tap, at) =
-                        ((ky * horizontal.kernel + kx) as u8, (oy * pool.output[1] + ox) * channels);
-                    let outputs = dy[at..at + channels].iter().zip(&winners[at..at + channels]);
-                    for (dx, (&dy, &winner)) in dx.iter_mut().zip(outputs) {
-                        *dx += if winner == tap { dy } else { 0.0 };
+                    let (tap, pixel) = ((ky * horizontal.kernel + kx) as u8, oy * pool.output[1] + ox);
+                    let bytes = pool.pixel_winners(channels);
+                    let winners = winners[pixel * bytes..][..bytes].chunks(pool.pixel_winners(LINE));
+                    let outputs = dy[pixel * channels..][..channels].chunks(LINE).zip(winners);
+                    for (dx, (dy, winners)) in dx.chunks_mut(LINE).zip(outputs) {
+                        let winners = pool.winners(winners);
+                        for ((dx, &dy), winner) in dx.iter_mut().zip(dy).zip(winners) {
+                            *dx += if winner == tap { dy } else { 0.0 };
+                        }
                     }
                 }
             }

@@ -25,8 +25,8 @@ pub struct Pools(Vec<Pool>);
 pub struct Pooled {
     /// `[N, H/s, W/s, C]`.
     pub output: Tensor,
-    /// For each max pool the winning tap of each of its outputs.
-    winners: Vec<Vec<u8>>,
+    /// The winning taps of the max pools, one pool after the other; nothing where there is none.
+    winners: Option<Vec<u8>>,
 }
 
 impl Pool {
@@ -45,21 +45,19 @@ impl Pool {
         }
     }
 
-    fn forward(
-        &self,
-        cx: &Context,
-        workspace: &mut Workspace,
-        x: &Tensor,
-        winners: &mut Vec<Vec<u8>>,
-    ) -> Tensor {
+    /// Bytes for the winning taps of outputs for inputs of `images` images and `channels`.
+    fn winners_len(&self, images: usize, channels: usize) -> usize {
+        match self {
+            Pool::Max(pool) => pool.winners_len(images, channels),
+            Pool::Linear(_) => 0,
+        }
+    }
+
+    fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, winners: &mut [u8]) -> Tensor {
         let [height, width] = self.output();
         let mut y = workspace.tensor([x.batch(), height, width, x.channels()]);
         match self {
-            Pool::Max(pool) => {
-                let mut won = workspace.bytes(y.data().len());
-                pool.forward(cx, x.channels(), x.data(), y.data_mut(), &mut won);
-                winners.push(won);
-            }
+            Pool::Max(pool) => pool.forward(cx, x.channels(), x.data(), y.data_mut(), winners),
             Pool::Linear(pool) => pool.forward(cx, x.data(), y.data_mut()),
         }
         y
@@ -71,16 +69,12 @@ impl Pool {
         cx: &Context,
         workspace: &mut Workspace,
         shape: [usize; 4],
-        winners: &mut Vec<Vec<u8>>,
+        winners: &[u8],
         dy: &Tensor,
     ) -> Tensor {
         let mut dx = workspace.tensor(shape);
         match self {
-            Pool::Max(pool) => {
-                let won = winners.pop().expect("a max pool keeps its winners");
-                pool.backward(cx, shape[3], dy.data(), &won, dx.data_mut());
-                workspace.give_bytes(won);
-            }
+            Pool::Max(pool) => pool.backward(cx, shape[3], dy.data(), winners, dx.data_mut()),
             Pool::Linear(pool) => pool.backward(cx, dy.data(), dx.data_mut()),
         }
         dx
@@ -108,14 +102,18 @@ impl Pools {
 
     /// `[N, H, W, C]` → `[N, H/s, W/s, C]`.
     pub fn forward(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Pooled {
-        let mut winners = Vec::new();
-        let (first, rest) = self.0.split_first().expect("there is a pool");
-        let mut output = first.forward(cx, workspace, x, &mut winners);
-        for pool in rest {
-            let next = pool.forward(cx, workspace, &output, &mut winners);
-            workspace.give(std::mem::replace(&mut output, next));
+        let lengths = self.0.iter().map(|pool| pool.winners_len(x.batch(), x.channels()));
+        let mut winners =
+            Some(lengths.sum()).filter(|&length| length > 0).map(|length| workspace.bytes(length));
+        let mut rest = winners.as_deref_mut().unwrap_or_default();
+        let mut output: Option<Tensor> = None;
+        for pool in &self.0 {
+            let (own, others) = rest.split_at_mut(pool.winners_len(x.batch(), x.channels()));
+            let next = pool.forward(cx, workspace, output.as_ref().unwrap_or(x), own);
+            output.replace(next).into_iter().for_each(|old| workspace.give(old));
+            rest = others;
         }
-        Pooled { output, winners }
+        Pooled { output: output.expect("there is a pool"), winners }
     }
 
     /// The gradient of the input, which has the shape `shape`. What the forward kept is given up.
@@ -127,18 +125,23 @@ impl Pools {
         saved: Pooled,
         dy: &Tensor,
     ) -> Tensor {
-        let Pooled { output, mut winners } = saved;
+        let Pooled { output, winners } = saved;
         workspace.give(output);
+        let mut rest = winners.as_deref().unwrap_or_default();
         let mut gradient: Option<Tensor> = None;
         for (index, pool) in self.0.iter().enumerate().rev() {
             let [height, width] = match index {
                 0 => [shape[1], shape[2]],
                 _ => self.0[index - 1].output(),
             };
+            let own = pool.winners_len(shape[0], shape[3]);
+            let (before, own) = rest.split_at(rest.len() - own);
             let shape = [shape[0], height, width, shape[3]];
-            let dx = pool.backward(cx, workspace, shape, &mut winners, gradient.as_ref().unwrap_or(dy));
+            let dx = pool.backward(cx, workspace, shape, own, gradient.as_ref().unwrap_or(dy));
             gradient.replace(dx).into_iter().for_each(|old| workspace.give(old));
+            rest = before;
         }
+        winners.into_iter().for_each(|won| workspace.give_bytes(won));
         gradient.expect("there is a pool")
     }
 }
