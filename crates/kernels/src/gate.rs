@@ -11,6 +11,9 @@ const PIECE: usize = 1 << 14;
 /// Pixels that are summed in `f32` before the sum goes on in `f64`.
 const BLOCK: usize = 32;
 
+/// Channels whose sums are taken together.
+const WIDTH: usize = 64;
+
 /// What one image of a feature map has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -135,10 +138,7 @@ pub fn backward_weights(
         [("dy", dy.len()), ("x", x.len()), ("y", y.map_or(dy.len(), <[f32]>::len)), ("dsum", dsum.len())];
     extent.check(&lengths, &[("dweights", dweights.len())]);
     let image = extent.pixels * extent.channels;
-    let mut work: Vec<_> =
-        dsum.chunks_exact_mut(image).zip(dweights.chunks_exact_mut(extent.channels)).collect();
-    cx.pool().pieces(&mut work, 1, |index, piece| {
-        let (dsum, dweights) = &mut piece[0];
+    cx.pool().pairs((dsum, image), (dweights, extent.channels), |index, dsum, dweights| {
         let image = index * image..(index + 1) * image;
         let input = Backward { x: &x[image.clone()], dy: &dy[image.clone()], y: y.map(|y| &y[image]) };
         cx.level().run(Weigh { channels: extent.channels, input, dsum, dweights });
@@ -159,27 +159,27 @@ impl Task for Weigh<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let Weigh { channels, input: Backward { x, dy, y }, dsum, dweights } = self;
-        let mut block = vec![0.0f32; channels];
-        let mut total = vec![0.0f64; channels];
-        let pixels =
-            dsum.chunks_exact_mut(channels).zip(dy.chunks_exact(channels)).zip(x.chunks_exact(channels));
         let count = dy.len() / channels;
-        for (index, ((dsum, dy), x)) in pixels.enumerate() {
-            match y {
-                None => dsum.copy_from_slice(dy),
-                Some(y) => {
-                    let y = &y[index * channels..][..channels];
-                    let cut = dsum.iter_mut().zip(dy).zip(y);
-                    cut.for_each(|((dsum, &dy), &y)| *dsum = if y > 0.0 { dy } else { 0.0 });
+        for (from, dweights) in (0..channels).step_by(WIDTH).zip(dweights.chunks_mut(WIDTH)) {
+            let (mut block, mut total) = ([0.0f32; WIDTH], [0.0f64; WIDTH]);
+            for index in 0..count {
+                let at = index * channels + from..index * channels + from + dweights.len();
+                let (dsum, dy, x) = (&mut dsum[at.clone()], &dy[at.clone()], &x[at.clone()]);
+                match y {
+                    None => dsum.copy_from_slice(dy),
+                    Some(y) => {
+                        let cut = dsum.iter_mut().zip(dy).zip(&y[at]);
+                        cut.for_each(|((dsum, &dy), &y)| *dsum = if y > 0.0 { dy } else { 0.0 });
+                    }
+                }
+                block.iter_mut().zip(&*dsum).zip(x).for_each(|((sum, dsum), x)| *sum += dsum * x);
+                if index % BLOCK == BLOCK - 1 || index + 1 == count {
+                    total.iter_mut().zip(&block).for_each(|(total, &sum)| *total += f64::from(sum));
+                    block.fill(0.0);
                 }
             }
-            block.iter_mut().zip(&*dsum).zip(x).for_each(|((sum, dsum), x)| *sum += dsum * x);
-            if index % BLOCK == BLOCK - 1 || index + 1 == count {
-                total.iter_mut().zip(&block).for_each(|(total, &sum)| *total += f64::from(sum));
-                block.fill(0.0);
-            }
+            dweights.iter_mut().zip(&total).for_each(|(to, &from)| *to = from as f32);
         }
-        dweights.iter_mut().zip(&total).for_each(|(to, &from)| *to = from as f32);
     }
 }
 
@@ -260,8 +260,8 @@ pub fn sigmoid_of_channels(cx: &Context, channels: usize, taps: &[f32], x: &[f32
     });
 }
 
-/// The gradients of `taps` and of `x`, which is written to `dx`, from the output `y` of [`sigmoid_of_channels`] and its
-/// gradient `dy`.
+/// The gradients of `taps` and of `x`, which are written to `dtaps` and `dx`, from the output `y` of [`sigmoid_of_channels`]
+/// and its gradient `dy`.
 ///
 /// # Panics
 /// When lengths do not fit.
@@ -269,29 +269,27 @@ pub fn sigmoid_of_channels_backward(
     channels: usize,
     taps: &[f32],
     [x, y, dy]: [&[f32]; 3],
+    dtaps: &mut [f32],
     dx: &mut [f32],
-) -> Vec<f32> {
+) {
     assert!([x.len(), y.len(), dy.len()].iter().all(|&len| len == dx.len()), "as many values in each");
+    assert_eq!(taps.len(), dtaps.len(), "a gradient for each tap");
     assert!(x.len().is_multiple_of(channels), "whole rows of channels");
     let before = taps.len() / 2;
-    let mut dtaps = vec![0.0f64; taps.len()];
-    let rows = x.chunks_exact(channels).zip(y.chunks_exact(channels)).zip(dy.chunks_exact(channels));
-    for (dx, ((x, y), dy)) in dx.chunks_exact_mut(channels).zip(rows) {
-        let slope = |(&y, &dy): (&f32, &f32)| f64::from(dy) * f64::from(y) * (1.0 - f64::from(y));
-        let dsum: Vec<f64> = y.iter().zip(dy).map(slope).collect();
-        for (from, (dx, &x)) in dx.iter_mut().zip(x).enumerate() {
-            let mut gradient = 0.0;
-            for (tap, (&weight, dtap)) in taps.iter().zip(&mut dtaps).enumerate() {
-                // x[from] takes part in channel `from − tap + before`.
-                if let Some(dsum) = (from + before).checked_sub(tap).and_then(|channel| dsum.get(channel)) {
-                    gradient += f64::from(weight) * dsum;
-                    *dtap += f64::from(x) * dsum;
-                }
-            }
-            *dx = gradient as f32;
-        }
+    // The gradient of the sum that tap `tap` of x[from] takes part in, in the same row: that of channel `from − tap + before`.
+    let dsum = |from: usize, tap: usize| {
+        let channel = (from % channels + before).checked_sub(tap).filter(|&channel| channel < channels)?;
+        let at = from - from % channels + channel;
+        Some(f64::from(dy[at]) * f64::from(y[at]) * (1.0 - f64::from(y[at])))
+    };
+    for (from, dx) in dx.iter_mut().enumerate() {
+        let terms = taps.iter().enumerate().filter_map(|(tap, &w)| Some(f64::from(w) * dsum(from, tap)?));
+        *dx = terms.sum::<f64>() as f32;
     }
-    dtaps.into_iter().map(|dtap| dtap as f32).collect()
+    for (tap, dtap) in dtaps.iter_mut().enumerate() {
+        let terms = x.iter().enumerate().filter_map(|(from, &x)| Some(f64::from(x) * dsum(from, tap)?));
+        *dtap = terms.sum::<f64>() as f32;
+    }
 }
 
 #[cfg(test)]

@@ -45,11 +45,11 @@ struct Phase {
     scatter: Scatter,
 }
 
-/// Weights packed for [`Conv::forward`].
+/// Weights packed for [`Conv::forward`]: for each group, and perhaps more, which other weights have left there.
 #[derive(Debug, Clone, Default)]
 pub struct ForwardWeights(Vec<PackedMatrix>);
 
-/// Weights packed for [`Conv::grad_input`]: for each phase, for each group.
+/// Weights packed for [`Conv::grad_input`]: for each phase, for each group, and perhaps more, as in [`ForwardWeights`].
 #[derive(Debug, Clone, Default)]
 pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
 
@@ -140,8 +140,7 @@ impl Conv {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
         let (depth, columns) = (g.taps() * g.group_in(), g.group_out());
-        self.resize(&mut packed.0, g.groups);
-        for (group, matrix) in packed.0.iter_mut().enumerate() {
+        for (group, matrix) in self.matrices(&mut packed.0).iter_mut().enumerate() {
             matrix.reset(self.level, operands, depth, columns);
             matrix.refill_rows(cx, |k| &weight[k * g.out_channels + group * columns..][..columns]);
         }
@@ -170,10 +169,10 @@ impl Conv {
     ) {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
-        packed.0.resize_with(self.phases.len(), Vec::new);
+        let phases = packed.0.len().max(self.phases.len());
+        packed.0.resize_with(phases, Vec::new);
         for (phase, matrices) in self.phases.iter().zip(&mut packed.0) {
-            self.resize(matrices, g.groups);
-            for (group, matrix) in matrices.iter_mut().enumerate() {
+            for (group, matrix) in self.matrices(matrices).iter_mut().enumerate() {
                 matrix.reset(self.level, operands, phase.depth(g), g.group_in());
                 matrix.refill_columns(cx, g.group_out(), |tap, j| {
                     let row = phase.taps[tap] * g.group_in() + j;
@@ -183,9 +182,11 @@ impl Conv {
         }
     }
 
-    /// As many matrices as there are groups.
-    fn resize(&self, matrices: &mut Vec<PackedMatrix>, groups: usize) {
-        matrices.resize_with(groups, || PackedMatrix::empty(self.level));
+    /// A matrix for each group. Those beyond stay, for convolutions that need them again.
+    fn matrices<'a>(&self, matrices: &'a mut Vec<PackedMatrix>) -> &'a mut [PackedMatrix] {
+        let groups = self.geometry.groups;
+        matrices.resize_with(matrices.len().max(groups), || PackedMatrix::empty(self.level));
+        &mut matrices[..groups]
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images, which then allocates nothing.
@@ -211,7 +212,7 @@ impl Conv {
         let images = self.images(x.len(), y.len());
         let ConvScratch { widened, halves, .. } = scratch;
         let input = self.widen(cx, x, widened);
-        for (group, b) in weights.0.iter().enumerate() {
+        for (group, b) in weights.0.iter().take(self.geometry.groups).enumerate() {
             let (offset, column) = (group * self.geometry.group_in(), group * self.geometry.group_out());
             let (gather, scatter) = (&self.gather, &self.scatter);
             Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, halves, y);
@@ -234,7 +235,7 @@ impl Conv {
     ) {
         let images = self.images(dx.len(), dy.len());
         for (phase, matrices) in self.phases.iter().zip(&weights.0) {
-            for (group, b) in matrices.iter().enumerate() {
+            for (group, b) in matrices.iter().take(self.geometry.groups).enumerate() {
                 let (offset, column) = (group * self.geometry.group_out(), group * self.geometry.group_in());
                 let (gather, scatter) = (&phase.gather, &phase.scatter);
                 Product { images, input: dy, offset, gather, b, scatter, column, epilogue }.run(

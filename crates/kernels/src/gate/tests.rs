@@ -85,8 +85,8 @@ fn sigmoids_of_channels_agree_with_the_definition_and_its_differences() {
         sigmoid_of_channels(&cx, channels, &taps, &x, &mut y);
         assert_within("y", &y, &definition(channels, &widen(&taps), &widen(&x)), |_| 2.0 * UNIT);
 
-        let mut dx = vec![f32::NAN; x.len()];
-        let dtaps = sigmoid_of_channels_backward(channels, &taps, [&x, &y, &dy], &mut dx);
+        let (mut dtaps, mut dx) = (vec![f32::NAN; count], vec![f32::NAN; x.len()]);
+        sigmoid_of_channels_backward(channels, &taps, [&x, &y, &dy], &mut dtaps, &mut dx);
         let point = [widen(&taps), widen(&x)].concat();
         let function = |point: &[f64]| {
             let y = definition(channels, &point[..count], &point[count..]);

@@ -11,7 +11,7 @@ use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, with_free};
 use crate::simd::{Simd, Task};
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// `C = gather(A)ᵀ·B`, where C is `[taps][depth][columns]` and B is `[rows of the gather][columns]`; with groups, the
 /// channels of A and the columns of B and C are cut into as many pieces that do not see each other.
@@ -246,6 +246,12 @@ impl TransposedProduct<'_> {
         if own.len() < cx.pool().available() {
             own.resize_with(cx.pool().available(), Mutex::default);
         }
+        // Whichever threads take part later, nothing is allocated then.
+        let lengths = self.copied(&cut);
+        for own in &mut *own {
+            let own = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+            own.iter_mut().zip(lengths).for_each(|(rows, length)| rows.grow(length));
+        }
         let (first, others) = (SharedMut(c.as_mut_ptr()), SharedMut(parts.as_mut_ptr()));
         let pieces = cut.pieces(self);
         cx.pool().run(cut.parts * pieces, |task| {
@@ -267,6 +273,14 @@ impl TransposedProduct<'_> {
         });
     }
 
+    /// Values of the largest copied rows of A and of B.
+    fn copied(&self, cut: &Cut) -> [usize; 2] {
+        let length = self.stored(self.rows().div_ceil(cut.parts).min(self.length()));
+        let (depth, columns) = (self.gather.depth(), self.columns / self.groups);
+        [(depth, cut.depth), (columns, cut.columns)]
+            .map(|(group, width)| length * row_step((cut.groups - 1) * group + width.min(group)))
+    }
+
     /// One task: a piece of C, summed over some rows.
     fn piece(&self, cx: &Context, piece: &Piece, rows: Range<usize>, own: &mut [Aligned; 2], c: *mut f32) {
         let (group_depth, group_columns) = (self.gather.depth(), self.columns / self.groups);
@@ -277,8 +291,8 @@ impl TransposedProduct<'_> {
         let b_first = piece.groups.start * group_columns + piece.columns.start;
         let [a_rows, b_rows] = own;
         let length = self.stored(rows.len().min(self.length()));
-        a_rows.grow(length * row_step(a_width));
-        b_rows.grow(length * row_step(b_width));
+        let room = [(a_rows.len(), a_width), (b_rows.len(), b_width)];
+        assert!(room.iter().all(|&(room, width)| room >= length * row_step(width)), "room for copied rows");
         let (a, b) = (
             Copied { first: a_rows.as_ptr(), step: row_step(a_width) },
             Copied { first: b_rows.as_ptr(), step: row_step(b_width) },
@@ -290,7 +304,7 @@ impl TransposedProduct<'_> {
         for index in 0..count {
             let rows = at(index)..at(index + 1);
             let sources = |row: usize| dy.wrapping_add((rows.start + row) * self.columns);
-            // SAFETY: `run` has checked that B is long enough; the buffers were grown to hold the rows.
+            // SAFETY: `run` has checked that B is long enough; the buffers have room for the rows.
             unsafe { self.copy(cx, rows.len(), b_width, sources, b_rows.as_mut_ptr(), b.step) };
             let side = |first: *const f32, step, width| Side {
                 first: first.wrapping_add(rows.end * step),

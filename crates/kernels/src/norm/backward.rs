@@ -1,7 +1,7 @@
 //! The gradient through the statistics of the batch.
 
 use super::partition::{Partition, WIDTH};
-use super::{task_rows, tile_rows};
+use super::{Scratch, task_rows, tile_rows};
 use crate::Context;
 use crate::parallel::SharedMut;
 use crate::simd::{Simd, Task};
@@ -79,10 +79,10 @@ pub struct Gradients<'a> {
 ///
 /// # Panics
 /// When the lengths do not fit each other.
-pub fn backward(context: &Context, input: Backward, out: Gradients) {
+pub fn backward(context: &Context, input: Backward, scratch: &mut Scratch, out: Gradients) {
     let Gradients { x, dy, dgamma, dbeta } = out;
     let channels = input.gamma.len();
-    let rows = super::rows("x", x.values(), channels);
+    super::rows("x", x.values(), channels);
     let (scale, shift) = match input.relu {
         Relu::Recomputed { scale, shift } => (scale.len(), shift.len()),
         Relu::None | Relu::Output(_) => (channels, channels),
@@ -103,35 +103,38 @@ pub fn backward(context: &Context, input: Backward, out: Gradients) {
     assert_eq!(input.relu.output().map_or(length, <[f32]>::len), length, "y and x differ in length");
     // Where it is wanted, or cheaper than reading the output again, the first pass leaves what passes the ReLU in dy.
     let keep = matches!(x, Input::Replaced(_)) || matches!(input.relu, Relu::Output(_));
-    let coefficients = sums(context, input, x.values(), (dy, keep), [dgamma, dbeta], rows);
+    let coefficients = sums(context, input, x.values(), (dy, keep), scratch, [dgamma, dbeta]);
     let passed = Backward { relu: if keep { Relu::None } else { input.relu }, ..input };
     match x {
-        Input::Kept(x) => second_pass::<false>(context, passed, &coefficients, dy, x),
-        Input::Replaced(x) => second_pass::<true>(context, passed, &coefficients, x, dy),
+        Input::Kept(x) => second_pass::<false>(context, passed, coefficients, dy, x),
+        Input::Replaced(x) => second_pass::<true>(context, passed, coefficients, x, dy),
     }
 }
 
 /// `dx = gradient · g + distance · (x − mean) + constant`, each `[C]`.
-struct Coefficients {
+#[derive(Debug, Default)]
+pub(super) struct Coefficients {
     gradient: Vec<f32>,
     distance: Vec<f32>,
     constant: Vec<f32>,
 }
 
 /// Sets `dgamma` and `dbeta`; returns what follows for `dx`. With `keep`, dy becomes the part that passes the ReLU.
-fn sums(
+fn sums<'a>(
     context: &Context,
     input: Backward,
     x: &[f32],
     (dy, keep): (&mut [f32], bool),
+    scratch: &'a mut Scratch,
     [dgamma, dbeta]: [&mut [f32]; 2],
-    rows: usize,
-) -> Coefficients {
+) -> &'a Coefficients {
     let channels = input.gamma.len();
-    let mut totals = vec![[0.0; 2]; channels];
+    let rows = x.len() / channels;
+    let (partials, totals, coefficients) = scratch.parts(channels);
     let dy = SharedMut(dy.as_mut_ptr());
     Partition::new(rows, channels).reduce(
         context,
+        partials,
         |part, gradient, product| {
             let (rows, channels) = (part.rows.clone(), part.channels.clone());
             context.level().run(SumChunk { input, x, dy: dy.get(), keep, rows, channels, gradient, product });
@@ -144,8 +147,9 @@ fn sums(
             }
         },
     );
-    let mut coefficients = Coefficients { gradient: Vec::new(), distance: Vec::new(), constant: Vec::new() };
-    for (channel, [gradient, product]) in totals.into_iter().enumerate() {
+    let Coefficients { gradient, distance, constant } = &mut *coefficients;
+    [gradient, distance, constant].into_iter().for_each(Vec::clear);
+    for (channel, &mut [gradient, product]) in totals.iter_mut().enumerate() {
         let inv_std = f64::from(input.inv_std[channel]);
         let factor = f64::from(input.gamma[channel]) * inv_std;
         dbeta[channel] = gradient as f32;

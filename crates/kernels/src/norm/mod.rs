@@ -14,6 +14,25 @@ pub use apply::{Apply, apply};
 pub use backward::{Backward, Gradients, Input, Relu, backward};
 pub use statistics::statistics;
 
+/// Memory that the sums of statistics and gradients are taken in, reused from one batch norm to the next.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// Each task's sums.
+    partials: Vec<f64>,
+    /// For each channel, the two sums of all tasks.
+    totals: Vec<[f64; 2]>,
+    coefficients: backward::Coefficients,
+}
+
+impl Scratch {
+    /// Each task's sums, those of all tasks for `channels` channels, which are 0, and the coefficients.
+    fn parts(&mut self, channels: usize) -> (&mut Vec<f64>, &mut [[f64; 2]], &mut backward::Coefficients) {
+        self.totals.clear();
+        self.totals.resize(channels, [0.0; 2]);
+        (&mut self.partials, &mut self.totals, &mut self.coefficients)
+    }
+}
+
 /// Number of rows of `values` with `channels` each.
 fn rows(what: &str, values: &[f32], channels: usize) -> usize {
     assert!(channels > 0, "{what} has no channels");

@@ -45,16 +45,18 @@ impl Partition {
     }
 
     /// Runs `task` on each part with two zeroed `f64` for each of its channels (first all of the one, then all of the
-    /// other), then `combine` on the results, in the order of the rows.
+    /// other) in `partials`, then `combine` on the results, in the order of the rows.
     pub(super) fn reduce(
         &self,
         context: &Context,
+        partials: &mut Vec<f64>,
         task: impl Fn(&Part, &mut [f64], &mut [f64]) + Sync,
         mut combine: impl FnMut(&Part, &[f64], &[f64]),
     ) {
         let parts = self.rows.div_ceil(self.chunk) * self.blocks();
-        let mut partials = vec![0.0; parts * 2 * self.width];
-        context.pool().pieces(&mut partials, 2 * self.width, |index, partial| {
+        partials.clear();
+        partials.resize(parts * 2 * self.width, 0.0);
+        context.pool().pieces(partials, 2 * self.width, |index, partial| {
             let part = self.part(index);
             let (first, second) = partial.split_at_mut(self.width);
             let channels = part.channels.len();

@@ -1,5 +1,6 @@
 //! Mean and variance of each channel.
 
+use super::Scratch;
 use super::partition::Partition;
 use crate::Context;
 use crate::simd::{Simd, Task};
@@ -17,25 +18,29 @@ const TILE: usize = 32;
 ///
 /// # Panics
 /// When `mean` and `var` differ in length, or `x` is empty or no whole number of rows.
-pub fn statistics(context: &Context, x: &[f32], mean: &mut [f32], var: &mut [f32]) {
+pub fn statistics(context: &Context, x: &[f32], scratch: &mut Scratch, mean: &mut [f32], var: &mut [f32]) {
     let row_length = mean.len();
     assert_eq!(var.len(), row_length, "var and mean differ in length");
     let rows = super::rows("x", x, row_length);
-    let mut total = vec![Moments { mean: 0.0, squares: 0.0 }; row_length];
+    let (partials, totals, _) = scratch.parts(row_length);
     Partition::new(rows, row_length).reduce(
         context,
+        partials,
         |part, mean, squares| {
             let (rows, channels) = (part.rows.clone(), part.channels.clone());
             context.level().run(Chunk { x, row_length, rows, channels, mean, squares });
         },
         |part, mean, squares| {
             let merge = Merge::new(part.rows.start, part.rows.len());
-            for ((total, &mean), &squares) in total[part.channels.clone()].iter_mut().zip(mean).zip(squares) {
-                *total = merge.of(*total, Moments { mean, squares });
+            let totals = totals[part.channels.clone()].iter_mut();
+            for ((total, &mean), &squares) in totals.zip(mean).zip(squares) {
+                let merged = merge.of(Moments::from(*total), Moments { mean, squares });
+                *total = [merged.mean, merged.squares];
             }
         },
     );
-    for ((total, mean), var) in total.iter().zip(mean).zip(var) {
+    for ((&total, mean), var) in totals.iter().zip(mean).zip(var) {
+        let total = Moments::from(total);
         *mean = total.mean as f32;
         *var = (total.squares / rows as f64) as f32;
     }
@@ -46,6 +51,12 @@ pub fn statistics(context: &Context, x: &[f32], mean: &mut [f32], var: &mut [f32
 struct Moments {
     mean: f64,
     squares: f64,
+}
+
+impl From<[f64; 2]> for Moments {
+    fn from([mean, squares]: [f64; 2]) -> Self {
+        Moments { mean, squares }
+    }
 }
 
 /// Merges the moments of two sets whose sizes it knows.

@@ -31,7 +31,7 @@ fn activations(random: &mut Random, rows: usize, channels: usize) -> Vec<f32> {
 /// by 33 roundings of the mean; corrected in `f64`, that leaves only their square.
 fn assert_statistics(context: &Context, x: &[f32], channels: usize) {
     let (mut mean, mut var) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-    statistics(context, x, &mut mean, &mut var);
+    statistics(context, x, &mut Scratch::default(), &mut mean, &mut var);
     let [expected_mean, expected_var] = reference::statistics(&widen(x), channels);
     let what = format!("{} rows of {channels}, {}", x.len() / channels, context.level().name());
     let centre_error = |c: usize| 33.0 * UNIT * (expected_mean[c].abs() + 6.0 * expected_var[c].sqrt());
@@ -73,12 +73,12 @@ fn a_mean_far_above_the_deviation_loses_nothing() {
 #[test]
 fn constant_channels_have_no_variance_and_nan_is_seen() {
     for context in &contexts() {
-        let (mut mean, mut var) = ([0.0; 2], [f32::NAN; 2]);
-        statistics(context, &[0.5, 1000.1].repeat(3000), &mut mean, &mut var);
+        let (mut mean, mut var, mut scratch) = ([0.0; 2], [f32::NAN; 2], Scratch::default());
+        statistics(context, &[0.5, 1000.1].repeat(3000), &mut scratch, &mut mean, &mut var);
         assert_eq!((mean[0], var[0]), (0.5, 0.0));
         // The centre is a rounded mean: off by at most 33 roundings, and so is each value's distance.
         assert!((mean[1] - 1000.1).abs() < 1e-4 && f64::from(var[1]) < (33.0 * UNIT * 1000.1).powi(2) * 1e-6);
-        statistics(context, &[1.0, f32::NAN, 2.0, 3.0], &mut mean, &mut var);
+        statistics(context, &[1.0, f32::NAN, 2.0, 3.0], &mut scratch, &mut mean, &mut var);
         assert_eq!((mean[0], var[0]), (1.5, 0.25));
         assert!(mean[1].is_nan() && var[1].is_nan());
     }
@@ -148,6 +148,7 @@ fn narrow(values: &[f64]) -> Vec<f32> {
 fn gradients_agree_with_the_oracle() {
     let mut random = Random::new(4);
     let contexts = contexts();
+    let mut scratch = Scratch::default();
     for case in 0..200 {
         let (rows, channels) = shape(&mut random, case);
         let layer = layer(&mut random, rows, channels);
@@ -176,7 +177,8 @@ fn gradients_agree_with_the_oracle() {
             let out = Gradients { x: place, dy: &mut changed, dgamma: &mut dgamma, dbeta: &mut dbeta };
             let relu = if relu { Relu::Output(&y) } else { Relu::None };
             let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
-            backward(context, input, out);
+            // Whatever an earlier case has left there.
+            backward(context, input, &mut scratch, out);
             let (dx, residual) = if wanted { (replaced, changed) } else { (changed, Vec::new()) };
             let what = format!("{rows} rows of {channels}, {}", context.level().name());
             assert_within(format!("dbeta, {what}"), &dbeta, &expected.dbeta, |c| 34.0 * UNIT * sizes[c][0]);
@@ -198,6 +200,7 @@ fn gradients_agree_with_the_oracle() {
 #[test]
 fn a_relu_computed_again_passes_what_its_output_passes() {
     let mut random = Random::new(7);
+    let mut scratch = Scratch::default();
     for case in 0..60 {
         let (rows, channels) = shape(&mut random, case);
         let (x, dy) = (random.values(rows * channels), random.values(rows * channels));
@@ -205,13 +208,13 @@ fn a_relu_computed_again_passes_what_its_output_passes() {
         for context in &contexts() {
             let mut y = vec![f32::NAN; x.len()];
             apply(context, Apply { x: &x, scale: &scale, shift: &shift, residual: None, relu: true }, &mut y);
-            let gradients = |relu: Relu| {
+            let mut gradients = |relu: Relu| {
                 let (mut dx, mut residual, mut instead) = (x.clone(), dy.clone(), dy.clone());
                 let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
                 let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
                 for (x, dy) in [(Input::Kept(&x), &mut instead), (Input::Replaced(&mut dx), &mut residual)] {
                     let out = Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
-                    backward(context, input, out);
+                    backward(context, input, &mut scratch, out);
                 }
                 assert!(instead == dx, "{rows} rows of {channels}, in the other's place");
                 [dx, residual, dgamma, dbeta]
@@ -269,8 +272,8 @@ fn bits_do_not_depend_on_threads() {
         let gamma = random.values(channels);
         assert_same_bits_for_all_threads(|context| {
             let zeros = |length| vec![0.0; length];
-            let (mut mean, mut var) = (zeros(channels), zeros(channels));
-            statistics(context, &x, &mut mean, &mut var);
+            let (mut mean, mut var, mut scratch) = (zeros(channels), zeros(channels), Scratch::default());
+            statistics(context, &x, &mut scratch, &mut mean, &mut var);
             let mut applied = zeros(x.len());
             let input = Apply { x: &x, scale: &gamma, shift: &mean, residual: Some(&dy), relu: true };
             apply(context, input, &mut applied);
@@ -278,7 +281,12 @@ fn bits_do_not_depend_on_threads() {
             let (mut dgamma, mut dbeta) = (zeros(channels), zeros(channels));
             let input = Backward { relu: Relu::Output(&y), mean: &mean, inv_std: &var, gamma: &gamma };
             let (x, dy) = (Input::Replaced(&mut dx), &mut residual);
-            backward(context, input, Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta });
+            backward(
+                context,
+                input,
+                &mut scratch,
+                Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta },
+            );
             vec![mean, var, applied, dx, residual, dgamma, dbeta]
         });
     }
@@ -287,5 +295,5 @@ fn bits_do_not_depend_on_threads() {
 #[test]
 #[should_panic(expected = "x has 7 values, which are no rows of 3 channels")]
 fn broken_rows_are_refused() {
-    statistics(&contexts()[0], &[0.0; 7], &mut [0.0; 3], &mut [0.0; 3]);
+    statistics(&contexts()[0], &[0.0; 7], &mut Scratch::default(), &mut [0.0; 3], &mut [0.0; 3]);
 }

@@ -28,33 +28,55 @@ pub struct BatchNorm {
     pub batches: i64,
 }
 
-/// What the backward pass needs besides the input and the output.
+/// What the backward pass needs besides the input and the output: four values for each channel, `[1, 1, 4, C]`.
 #[derive(Debug)]
-pub struct NormSaved {
-    /// Mean of each channel over the batch.
-    mean: Vec<f32>,
-    /// 1 / √(variance + ε) of each channel over the batch.
-    inv_std: Vec<f32>,
-    /// What the layer did to each channel.
-    affine: Affine,
-}
+pub struct NormSaved(Tensor);
 
-/// `x · scale + shift` for each channel.
-#[derive(Debug)]
-struct Affine {
-    scale: Vec<f32>,
-    shift: Vec<f32>,
+/// What a [`NormSaved`] holds, each `[C]`.
+struct Vectors<T> {
+    /// Mean over the batch.
+    mean: T,
+    /// 1 / √(variance + ε) over the batch.
+    inv_std: T,
+    /// The layer's output is `x · scale + shift`.
+    scale: T,
+    shift: T,
 }
 
 impl NormSaved {
-    /// `relu?(γ·x̂ + β)` once more, with the same bits as in the forward pass.
-    pub fn apply(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, relu: bool) -> Tensor {
-        self.affine.apply(cx, workspace, x, None, relu)
+    /// For channels with these gains and biases; `statistics` writes their mean and `1 / √(variance + ε)`.
+    fn new(
+        workspace: &mut Workspace,
+        [gamma, beta]: [&[f32]; 2],
+        statistics: impl FnOnce(&mut Workspace, &mut [f32], &mut [f32]),
+    ) -> Self {
+        let mut saved = NormSaved(workspace.tensor([1, 1, 4, gamma.len()]));
+        let Vectors { mean, inv_std, scale, shift } = saved.vectors_mut();
+        statistics(workspace, mean, inv_std);
+        for (channel, (&gamma, &beta)) in gamma.iter().zip(beta).enumerate() {
+            scale[channel] = gamma * inv_std[channel];
+            shift[channel] = beta - mean[channel] * scale[channel];
+        }
+        saved
     }
-}
 
-impl Affine {
-    fn apply(
+    fn vectors(&self) -> Vectors<&[f32]> {
+        let (statistics, affine) = self.0.data().split_at(2 * self.0.channels());
+        let (mean, inv_std) = statistics.split_at(self.0.channels());
+        let (scale, shift) = affine.split_at(self.0.channels());
+        Vectors { mean, inv_std, scale, shift }
+    }
+
+    fn vectors_mut(&mut self) -> Vectors<&mut [f32]> {
+        let channels = self.0.channels();
+        let (statistics, affine) = self.0.data_mut().split_at_mut(2 * channels);
+        let (mean, inv_std) = statistics.split_at_mut(channels);
+        let (scale, shift) = affine.split_at_mut(channels);
+        Vectors { mean, inv_std, scale, shift }
+    }
+
+    /// `relu?(γ·x̂ + β + residual)`; once more, it has the same bits as in the forward pass.
+    pub fn apply(
         &self,
         cx: &Context,
         workspace: &mut Workspace,
@@ -63,10 +85,15 @@ impl Affine {
         relu: bool,
     ) -> Tensor {
         let mut y = workspace.tensor(x.shape());
-        let Affine { scale, shift } = self;
+        let Vectors { scale, shift, .. } = self.vectors();
         let residual = residual.map(Tensor::data);
         norm::apply(cx, norm::Apply { x: x.data(), scale, shift, residual, relu }, y.data_mut());
         y
+    }
+
+    /// Gives everything back.
+    pub fn discard(self, workspace: &mut Workspace) {
+        workspace.give(self.0);
     }
 }
 
@@ -112,28 +139,41 @@ impl BatchNorm {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> (Tensor, NormSaved) {
-        let channels = x.channels();
-        let (mut mean, mut var) = (vec![0.0; channels], vec![0.0; channels]);
-        norm::statistics(cx, x.data(), &mut mean, &mut var);
-        let rows = (x.data().len() / channels.max(1)) as f32;
+        let saved = self.batch_statistics(cx, workspace, x);
+        (saved.apply(cx, workspace, x, residual, relu), saved)
+    }
+
+    /// The batch's statistics, which also move the running ones.
+    fn batch_statistics(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> NormSaved {
+        let rows = (x.data().len() / x.channels().max(1)) as f32;
         // With one value a channel the unbiased variance does not exist; the biased one (0) is the honest answer.
         let unbias = if rows > 1.0 { rows / (rows - 1.0) } else { 1.0 };
-        for c in 0..channels {
-            self.running_mean[c] += MOMENTUM * (mean[c] - self.running_mean[c]);
-            self.running_var[c] += MOMENTUM * (var[c] * unbias - self.running_var[c]);
-        }
-        self.batches += 1;
-        let inv_std: Vec<f32> = var.iter().map(|var| 1.0 / (var + EPSILON).sqrt()).collect();
-        let affine = self.scale_and_shift(&mean, &inv_std);
-        let y = affine.apply(cx, workspace, x, residual, relu);
-        (y, NormSaved { mean, inv_std, affine })
+        let BatchNorm { gamma, beta, running_mean, running_var, batches, .. } = self;
+        *batches += 1;
+        NormSaved::new(workspace, [&gamma.value, &beta.value], |workspace, mean, var| {
+            norm::statistics(cx, x.data(), &mut workspace.norm, mean, var);
+            for (channel, (mean, var)) in mean.iter().zip(var).enumerate() {
+                running_mean[channel] += MOMENTUM * (mean - running_mean[channel]);
+                running_var[channel] += MOMENTUM * (*var * unbias - running_var[channel]);
+                *var = 1.0 / (*var + EPSILON).sqrt();
+            }
+        })
     }
 
     /// Gradients of γ and β; that of the input takes the place of `dy`. There was no residual.
-    pub fn backward(&mut self, cx: &Context, x: &Tensor, saved: &NormSaved, dy: &mut Tensor, relu: bool) {
-        let Affine { scale, shift } = &saved.affine;
+    pub fn backward(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+        saved: NormSaved,
+        dy: &mut Tensor,
+        relu: bool,
+    ) {
+        let Vectors { scale, shift, .. } = saved.vectors();
         let relu = if relu { Relu::Recomputed { scale, shift } } else { Relu::None };
-        self.gradients(cx, saved, Input::Kept(x.data()), relu, dy);
+        self.gradients(cx, workspace, &saved, Input::Kept(x.data()), relu, dy);
+        saved.discard(workspace);
     }
 
     /// Gradients of γ and β, where a residual and a ReLU followed, whose output was `y`: the gradient of the input takes the
@@ -141,20 +181,31 @@ impl BatchNorm {
     pub fn backward_residual(
         &mut self,
         cx: &Context,
+        workspace: &mut Workspace,
         x: &mut Tensor,
-        saved: &NormSaved,
+        saved: NormSaved,
         dy: &mut Tensor,
         y: &Tensor,
     ) {
-        self.gradients(cx, saved, Input::Replaced(x.data_mut()), Relu::Output(y.data()), dy);
+        let (x, relu) = (Input::Replaced(x.data_mut()), Relu::Output(y.data()));
+        self.gradients(cx, workspace, &saved, x, relu, dy);
+        saved.discard(workspace);
     }
 
-    fn gradients(&mut self, cx: &Context, saved: &NormSaved, x: Input, relu: Relu, dy: &mut Tensor) {
+    fn gradients(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        saved: &NormSaved,
+        x: Input,
+        relu: Relu,
+        dy: &mut Tensor,
+    ) {
         let (gamma, dgamma) = self.gamma.value_and_grad();
-        let NormSaved { mean, inv_std, .. } = saved;
+        let Vectors { mean, inv_std, .. } = saved.vectors();
         let input = norm::Backward { relu, mean, inv_std, gamma };
         let out = norm::Gradients { x, dy: dy.data_mut(), dgamma, dbeta: self.beta.grad_mut() };
-        norm::backward(cx, input, out);
+        norm::backward(cx, input, &mut workspace.norm, out);
     }
 
     /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.
@@ -166,15 +217,16 @@ impl BatchNorm {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> Tensor {
-        let inv_std: Vec<f32> = self.running_var.iter().map(|var| 1.0 / (var + EPSILON).sqrt()).collect();
-        self.scale_and_shift(&self.running_mean, &inv_std).apply(cx, workspace, x, residual, relu)
-    }
-
-    fn scale_and_shift(&self, mean: &[f32], inv_std: &[f32]) -> Affine {
-        let scale: Vec<f32> = self.gamma.value.iter().zip(inv_std).map(|(gamma, inv)| gamma * inv).collect();
-        let means = mean.iter().zip(&scale);
-        let shift =
-            self.beta.value.iter().zip(means).map(|(beta, (mean, scale))| beta - mean * scale).collect();
-        Affine { scale, shift }
+        let parameters = [&self.gamma.value[..], &self.beta.value];
+        let running = NormSaved::new(workspace, parameters, |_, mean, inv_std| {
+            mean.copy_from_slice(&self.running_mean);
+            inv_std
+                .iter_mut()
+                .zip(&self.running_var)
+                .for_each(|(to, var)| *to = 1.0 / (var + EPSILON).sqrt());
+        });
+        let y = running.apply(cx, workspace, x, residual, relu);
+        running.discard(workspace);
+        y
     }
 }

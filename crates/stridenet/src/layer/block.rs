@@ -19,6 +19,8 @@ pub struct Block {
     pub gate: Option<Gate>,
     /// What happens beside F.
     pub shortcut: Shortcut,
+    /// A list without contents, whose memory each step uses again.
+    pub(crate) spare: Vec<UnitSaved>,
 }
 
 /// What a training pass multiplies a block's main path by; nothing leaves it as it is.
@@ -217,7 +219,7 @@ impl Block {
     pub fn parts_mut(
         &mut self,
     ) -> (Option<&mut BatchNorm>, impl Iterator<Item = &mut Unit>, Option<&mut Gate>) {
-        let Block { norm, units, gate, shortcut } = self;
+        let Block { norm, units, gate, shortcut, .. } = self;
         let projection = match shortcut {
             Shortcut::Projection(_, unit) => Some(&mut **unit),
             Shortcut::Identity | Shortcut::ZeroPad { .. } => None,
@@ -234,11 +236,11 @@ impl Block {
         drop: BlockDrop,
     ) -> BlockSaved {
         let BlockDrop { images, mut pixels } = drop;
-        let Block { norm, units, gate, shortcut } = self;
+        let Block { norm, units, gate, shortcut, spare } = self;
         let activated = norm.as_mut().map(|norm| norm.forward(cx, workspace, x, None, true));
         let from = activated.as_ref().map_or(x, |(activated, _)| activated);
         let (last, first) = units.split_last_mut().expect("a block has units");
-        let mut saved: Vec<UnitSaved> = Vec::with_capacity(first.len() + 1);
+        let mut saved = std::mem::take(spare);
         let count = first.len();
         for (index, unit) in first.iter_mut().enumerate() {
             let factors = if index + 1 == count { pixels.take() } else { None };
@@ -274,7 +276,7 @@ impl Block {
         dy: Tensor,
     ) -> Tensor {
         let BlockSaved { activated, mut units, projection, weighed } = saved;
-        let Block { norm, units: layers, gate, shortcut } = self;
+        let Block { norm, units: layers, gate, shortcut, spare } = self;
         let from = activated.as_ref().map_or(x, |(activated, _)| activated);
         let (last, first) = layers.split_last_mut().expect("a block has units");
         let pop = |units: &mut Vec<UnitSaved>| units.pop().expect("one for each unit");
@@ -304,13 +306,14 @@ impl Block {
             dy = unit.backward(cx, workspace, input, saved, dy, also).0;
         }
         if let (Some(norm), Some((activated, saved))) = (norm, activated) {
-            norm.backward(cx, x, &saved, &mut dy, true);
+            norm.backward(cx, workspace, x, saved, &mut dy, true);
             if apart {
                 pointwise::add(cx, dshortcut.data(), dy.data_mut());
             }
             workspace.give(activated);
         }
         workspace.give(dshortcut);
+        *spare = units;
         dy
     }
 

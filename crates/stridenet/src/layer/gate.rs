@@ -55,11 +55,12 @@ impl GateSaved {
 
 impl Gate {
     /// The parameters, in torch's order.
-    pub fn parameters(&self) -> Vec<&Parameter> {
-        match &self.kind {
-            GateKind::Se(layers) => layers.iter().flat_map(Linear::parameters).collect(),
-            GateKind::Eca(weight) => vec![weight],
-        }
+    pub fn parameters(&self) -> impl Iterator<Item = &Parameter> {
+        let (layers, taps) = match &self.kind {
+            GateKind::Se(layers) => (Some(layers.iter()), None),
+            GateKind::Eca(taps) => (None, Some(taps)),
+        };
+        layers.into_iter().flatten().flat_map(Linear::parameters).chain(taps)
     }
 
     /// The parameters, in torch's order.
@@ -109,7 +110,8 @@ impl Gate {
                 let [narrow, wide] = &mut **parts;
                 let mut dlogits = workspace.tensor(logits.shape());
                 let known = [logits.data(), weights.data(), dweights.data()];
-                gate::sigmoid_of_channels_backward(channels, &ALONE, known, dlogits.data_mut());
+                let (mut alone, to) = (ALONE, dlogits.data_mut());
+                gate::sigmoid_of_channels_backward(channels, &ALONE, known, &mut alone, to);
                 let mut dhidden = wide.backward(cx, workspace, &hidden, &dlogits);
                 let cut = dhidden.data_mut().iter_mut().zip(hidden.data());
                 cut.filter(|(_, hidden)| **hidden <= 0.0).for_each(|(dhidden, _)| *dhidden = 0.0);
@@ -119,9 +121,8 @@ impl Gate {
             }
             (GateKind::Eca(taps), _) => {
                 let known = [means.data(), weights.data(), dweights.data()];
-                let dtaps =
-                    gate::sigmoid_of_channels_backward(channels, &taps.value, known, dmeans.data_mut());
-                taps.grad_mut().copy_from_slice(&dtaps);
+                let (taps, dtaps) = taps.value_and_grad();
+                gate::sigmoid_of_channels_backward(channels, taps, known, dtaps, dmeans.data_mut());
             }
             (GateKind::Se(_), None) => unreachable!("the layers' outputs are kept"),
         }

@@ -127,7 +127,7 @@ impl Unit {
     /// Computes the output again that [`UnitSaved::release`] has given up.
     pub fn restore(&self, cx: &Context, workspace: &mut Workspace, saved: &mut UnitSaved) {
         if let (None, None, Some(norm)) = (&saved.activated, &saved.pooled, &saved.norm) {
-            let mut activated = norm.apply(cx, workspace, &saved.raw, self.relu);
+            let mut activated = norm.apply(cx, workspace, &saved.raw, None, self.relu);
             if let Some(factors) = &saved.factors {
                 pointwise::scale_pixels(cx, factors, activated.data_mut());
             }
@@ -162,11 +162,11 @@ impl Unit {
         };
         let gradients = match &activated {
             Some(output) if residual => {
-                layer.backward_residual(cx, &mut raw, &norm, &mut dy, output);
+                layer.backward_residual(cx, workspace, &mut raw, norm, &mut dy, output);
                 (raw, Some(dy))
             }
             _ => {
-                layer.backward(cx, &raw, &norm, &mut dy, self.relu);
+                layer.backward(cx, workspace, &raw, norm, &mut dy, self.relu);
                 workspace.give(raw);
                 (dy, None)
             }

@@ -6,7 +6,7 @@ use stridenet_kernels::conv::{
     BackwardWeights, Conv, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights,
 };
 use stridenet_kernels::gemm::Epilogue;
-use stridenet_kernels::{Context, Operands};
+use stridenet_kernels::{Context, Operands, norm};
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
 ///
@@ -17,6 +17,8 @@ pub struct Workspace {
     bytes: HashMap<usize, Vec<Vec<u8>>>,
     pub(crate) direct: Direct,
     pub(crate) fast: Fast,
+    /// What batch norms take their sums in.
+    pub(crate) norm: norm::Scratch,
 }
 
 /// What direct convolutions work in: the packed weights of one pass, and scratch memory. Weights change with each step, so that

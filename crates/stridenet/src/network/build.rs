@@ -83,7 +83,7 @@ impl Builder {
                 Shortcut::ZeroPad { pool: pool.map_err(ArchError::at(&description.name))?, out_channels }
             }
         };
-        Ok(Block { norm, units, gate, shortcut })
+        Ok(Block { norm, units, gate, shortcut, spare: Vec::new() })
     }
 
     /// Weights and bias of a linear layer from `features` to `outputs` values.

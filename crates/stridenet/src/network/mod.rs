@@ -205,7 +205,7 @@ impl Network {
         if let (Some(norm), Some((normed, saved))) = (&mut self.norm, normed) {
             let before = stem.last().map_or(&input, UnitSaved::output);
             let x = blocks.last().map_or(before, BlockSaved::output);
-            norm.backward(cx, x, &saved, &mut dy, true);
+            norm.backward(cx, workspace, x, saved, &mut dy, true);
             workspace.give(normed);
         }
         for block in self.blocks.iter_mut().rev() {

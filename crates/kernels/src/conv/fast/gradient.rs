@@ -152,7 +152,8 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         sums.grow(self.cut.parts * self.sums_len());
         let out = SharedMut(sums.as_mut_ptr());
         if self.cut.parts > 1 {
-            self.apart(memory.own(self.cx.pool().available()), &out);
+            let [_, length] = self.lengths();
+            self.apart(memory.own(self.cx.pool().available(), [length, 0]), &out);
         } else {
             self.together(&mut memory.shared, &out);
         }
@@ -166,10 +167,9 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
 
     /// Sums each part by itself, in memory of the thread's own.
     fn apart(&self, own: &[Mutex<Own>], sums: &SharedMut<f32>) {
-        let (blocks, [v_len, length]) = (self.cut.blocks, self.lengths());
+        let (blocks, [v_len, _]) = (self.cut.blocks, self.lengths());
         self.cx.pool().run(self.cut.parts, |part| {
             with_free(own, |own| {
-                own.v.grow(length);
                 let (v, d) = (own.v.as_mut_ptr(), own.v.as_mut_ptr().wrapping_add(v_len));
                 let sums = sums.get().wrapping_add(part * self.sums_len());
                 for index in 0..blocks {

@@ -365,9 +365,10 @@ impl FastConv {
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
         let points = self.tiling.points();
         let out = SharedMut(values.as_mut_ptr());
-        let panels: Vec<Panel> = self.sections().flat_map(|section| self.panels(section)).collect();
-        cx.pool().run(panels.len(), |panel| {
-            let panel = &panels[panel];
+        // As many panels in each section.
+        let each = self.panels(0).len();
+        cx.pool().run(self.sections().len() * each, |index| {
+            let Some(panel) = &self.panels(index / each).nth(index % each) else { return };
             let depth = self.view.depth;
             let width = panel.vectors * self.lanes();
             let start = self.panel_start(panel.channels.start);

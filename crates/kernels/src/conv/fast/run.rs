@@ -32,18 +32,24 @@ pub(super) struct Memory {
     pub(super) own: Vec<Mutex<Own>>,
 }
 
-/// What each of `threads` threads has for itself.
-fn with_threads(own: &mut Vec<Mutex<Own>>, threads: usize) -> &[Mutex<Own>] {
+/// What each of `threads` threads has for itself, with room for V and M: whichever threads take part later, nothing is
+/// allocated then.
+fn with_room(own: &mut Vec<Mutex<Own>>, threads: usize, [v_len, m_len]: [usize; 2]) -> &[Mutex<Own>] {
     if own.len() < threads {
         own.resize_with(threads, Mutex::default);
+    }
+    for own in &mut own[..threads] {
+        let Own { v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        v.grow(v_len);
+        m.grow(m_len);
     }
     own
 }
 
 impl Memory {
-    /// What each of `threads` threads has for itself.
-    pub(super) fn own(&mut self, threads: usize) -> &[Mutex<Own>] {
-        with_threads(&mut self.own, threads)
+    /// What each of `threads` threads has for itself, with room for V and M.
+    pub(super) fn own(&mut self, threads: usize, lengths: [usize; 2]) -> &[Mutex<Own>] {
+        with_room(&mut self.own, threads, lengths)
     }
 
     /// Makes room for at most `tiles` tiles and `threads` threads.
@@ -51,12 +57,7 @@ impl Memory {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
         let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
-        self.own(threads);
-        for own in &mut self.own[..threads] {
-            let Own { v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
-            v.grow(if alone { v_len } else { 0 });
-            m.grow(m_len);
-        }
+        self.own(threads, [if alone { v_len } else { 0 }, m_len]);
         self.shared.grow(if threads > 1 { v_len } else { 0 });
     }
 }
@@ -276,7 +277,9 @@ impl Run<'_> {
         let chunks = sections.div_ceil(together);
         let most = tiles.div_ceil(blocks);
         let Memory { shared, own } = memory;
-        let own = with_threads(own, threads);
+        let chunk = if schedule.shared { 1 } else { together };
+        let [v_len, m_len] = conv.block_lens(most, chunk);
+        let own = with_room(own, threads, [if schedule.shared { 0 } else { v_len }, m_len]);
         let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
@@ -294,7 +297,6 @@ impl Run<'_> {
             });
             return;
         }
-        let [v_len, m_len] = conv.block_lens(most, 1);
         shared.grow(v_len);
         let v = SharedMut(shared.as_mut_ptr());
         let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
@@ -310,7 +312,6 @@ impl Run<'_> {
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
                 with_free(own, |Own { m, .. }| {
-                    m.grow(m_len);
                     let mut ahead = if schedule.streamed { Ahead::Weights } else { Ahead::Nothing };
                     self.panel::<T>(&mut ahead, &block, panel, (v.get(), step), m.as_mut_ptr());
                 });
