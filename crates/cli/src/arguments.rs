@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::pixels::{DoctorFlags, OrientationFlag, PreprocessFlags};
-use crate::recipe::RecipeFlags;
+use crate::recipe::{AmpChoice, RecipeFlags};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -421,7 +421,8 @@ pub(crate) struct BenchInferFlags {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   stridenet bench train resnet20 -b 128
-  stridenet bench train resnet50 -b 16 --threads 1 --json")]
+  stridenet bench train resnet50 -b 16 --threads 1 --json
+  stridenet bench train resnet50 --amp bf16")]
 pub(crate) struct BenchTrainFlags {
     /// A preset's name, a JSON file that describes an architecture, or a model
     pub(crate) network: String,
@@ -431,6 +432,9 @@ pub(crate) struct BenchTrainFlags {
     /// Size of the images instead of the network's own: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
+    /// Mixed precision, as in training
+    #[arg(long, value_name = "PRECISION")]
+    pub(crate) amp: Option<AmpChoice>,
     /// Time to measure for
     #[arg(long, default_value = "3", value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) seconds: f64,

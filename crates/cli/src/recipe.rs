@@ -4,7 +4,7 @@ use crate::arguments::OnErrorChoice;
 use crate::failure::Failure;
 use crate::pixels::{AugmentFlags, OrientationFlag};
 use clap::{Args, ValueEnum};
-use stridenet::train::{Decline, Opt, TrainOptions};
+use stridenet::train::{Amp, Decline, Opt, TrainOptions};
 
 /// Which optimizer makes the steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,6 +24,21 @@ impl From<OptChoice> for Opt {
             OptChoice::Sgd => Opt::Sgd,
             OptChoice::AdamW => Opt::AdamW,
             OptChoice::Lamb => Opt::Lamb,
+        }
+    }
+}
+
+/// What convolutions multiply in beside f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AmpChoice {
+    /// Operands of 16 bits with f32's range, sums in f32
+    Bf16,
+}
+
+impl From<AmpChoice> for Amp {
+    fn from(choice: AmpChoice) -> Self {
+        match choice {
+            AmpChoice::Bf16 => Amp::Bf16,
         }
     }
 }
@@ -58,6 +73,10 @@ pub(crate) struct RecipeFlags {
     /// each batch by itself [default: 1]
     #[arg(long, value_name = "N", visible_alias = "accumulate")]
     pub(crate) grad_accum_steps: Option<usize>,
+    /// Mixed precision: multiply in bf16 where convolutions are faster so (1x1 and strided ones); weights, sums, batch norms and
+    /// steps stay f32. It pays on CPUs with AVX512-BF16; others get the same precision by f32 arithmetic, more slowly
+    #[arg(long, value_name = "PRECISION")]
+    pub(crate) amp: Option<AmpChoice>,
     /// Optimizer [default: sgd]
     #[arg(long, value_name = "NAME")]
     pub(crate) opt: Option<OptChoice>,
@@ -144,6 +163,7 @@ impl RecipeFlags {
             batch_size: flags.batch_size.unwrap_or(base.batch_size),
             grad_accum_steps: flags.grad_accum_steps.unwrap_or(base.grad_accum_steps),
             opt,
+            amp: flags.amp.map(Amp::from).or(base.amp),
             lr: flags.lr.unwrap_or(base.lr),
             momentum: flags.momentum.unwrap_or(base.momentum),
             nesterov: base.nesterov && !flags.no_nesterov,

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, refuse, succeed};
+use common::{Answer, Folder, command, refuse, succeed};
 use serde_json::{Value, json};
 
 fn number(value: &Value, key: &str) -> f64 {
@@ -38,6 +38,10 @@ fn train_prints_its_json() {
     let [median, min] = ["median", "min"].map(|key| number(&result["ms_per_step"], key));
     assert!(0.0 < min && min <= median, "{result}");
     assert!((number(&result, "images_per_second") * median / 4e3 - 1.0).abs() < 1e-6, "{result}");
+    let halves = [&small[..], &["--json", "--amp", "bf16"]].concat();
+    assert_eq!(succeed(&halves).json()["precision"], json!("bf16"));
+    let without: Answer = command(&halves).env("STRIDENET_BF16", "off").output().unwrap().into();
+    assert!(without.code == Some(0) && without.stderr.contains("takes longer than f32 here"), "{without:?}");
     let answer = succeed(&[&small[..], &["-v"]].concat());
     assert_eq!(answer.stdout.lines().count(), 1, "{answer:?}");
     assert!(answer.stdout.contains("ms a step"), "{answer:?}");

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Folder, check_refusal, command, refuse, run, succeed, tiny};
 use serde_json::Value;
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -135,9 +136,9 @@ fn an_interrupted_run_keeps_moments_and_averages() {
     interrupt(&EVERYTHING);
 }
 
-/// Each part of the optimizer that has something to remember.
-const EVERYTHING: [&str; 8] =
-    ["--opt", "lamb", "--accumulate", "2", "--clip-norm", "0.5", "--ema-decay", "0.9"];
+/// Each part of the optimizer that has something to remember, and mixed precision.
+const EVERYTHING: [&str; 10] =
+    ["--opt", "lamb", "--accumulate", "2", "--clip-norm", "0.5", "--ema-decay", "0.9", "--amp", "bf16"];
 
 /// Interrupts a run in its first epoch and in its second, goes on each time, and compares with a run in one go.
 fn interrupt(recipe: &[&str]) {
@@ -249,8 +250,16 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "--drop-block",
         "0.2",
     ];
-    for (name, shape) in [("basic", &[][..]), ("bottleneck", &bottleneck[..]), ("averaged", &EVERYTHING[..])]
-    {
+    let halves = ["--block", "bottleneck", "--widths", "8,16", "--amp", "bf16"];
+    let singles = &halves[..4];
+    let mut first = HashMap::new();
+    for (name, shape) in [
+        ("basic", &[][..]),
+        ("bottleneck", &bottleneck[..]),
+        ("averaged", &EVERYTHING[..]),
+        ("singles", singles),
+        ("halves", &halves[..]),
+    ] {
         let mut arguments = vec!["train".to_owned(), folder.text("data")];
         arguments.extend(tiny(shape));
         let weights = ["1", "2", "3", "8"].map(|threads| {
@@ -260,7 +269,9 @@ fn the_number_of_threads_does_not_change_a_bit() {
             folder.read(&format!("{out}/{WEIGHTS}"))
         });
         assert!(weights.iter().all(|found| *found == weights[0]), "{name} depends on the number of threads");
+        first.insert(name, weights.into_iter().next());
     }
+    assert!(first["halves"] != first["singles"], "--amp bf16 changes nothing");
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! that plans of the same network give the same bits on any of them. A [tuning](crate::plan::Tuning) takes its place where there
 //! is one.
 
-use crate::kernels::Level;
 use crate::kernels::conv::{ConvGeometry, Tiling, TilingCost};
+use crate::kernels::{Level, Operands};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
@@ -123,8 +123,46 @@ const WEIGHTS_SHARE: f64 = 0.73;
 const DIRECT_WEIGHTS_SHARE: f64 = 0.85;
 const MACS_PER_WEIGHTS_TILE_VALUE: f64 = 12.0;
 
-/// The algorithm for a pass of training over images of `[height, width]`. The direct sum, where nothing else is faster.
-pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize; 2], pass: Pass) -> Choice {
+/// Multiply-accumulates of `f32` that a core does while it does one of bf16.
+const MACS_PER_HALVES_MAC: f64 = 0.53;
+
+/// Multiply-accumulates that a core does while it rounds what an output pixel reads through a tap; for the weights' gradients
+/// besides while it rounds a value of the input or of the output's gradient, which it does for each tap.
+const MACS_PER_ROUNDED_TAP: f64 = 350.0;
+const MACS_PER_ROUNDED_VALUE: f64 = 1.7;
+
+/// Input channels below which a direct sum reads the taps of a kernel row as one.
+const NARROW: usize = 8;
+
+/// The operands of a direct sum in training, where `wanted` are allowed. Products within groups are too narrow to pay for
+/// rounding.
+///
+/// What CPU it is does not matter: runs with bf16 round the same operands everywhere.
+pub(crate) fn operands_for_training(geometry: &ConvGeometry, wanted: Operands) -> Operands {
+    if geometry.groups == 1 { wanted } else { Operands::F32 }
+}
+
+/// The direct sum's cost in a pass of training over `pixels` output pixels with operands of bf16, by measurement.
+fn halves_cost(geometry: &ConvGeometry, pixels: usize, pass: Pass) -> f64 {
+    let ConvGeometry { kernel: [height, width], in_channels, out_channels, .. } = *geometry;
+    let taps = if in_channels < NARROW { height } else { height * width };
+    let values = match pass {
+        Pass::Through => 0,
+        Pass::Weights => in_channels * geometry.taps() / taps + out_channels,
+    };
+    let tap = MACS_PER_ROUNDED_TAP + values as f64 * MACS_PER_ROUNDED_VALUE;
+    pixels as f64 * (geometry.weight_len() as f64 * MACS_PER_HALVES_MAC + taps as f64 * tap)
+}
+
+/// The algorithm for a pass of training over images of `[height, width]`, where the direct sum has such operands: that,
+/// where nothing else is faster.
+pub(crate) fn for_training(
+    level: Level,
+    geometry: &ConvGeometry,
+    input: [usize; 2],
+    pass: Pass,
+    operands: Operands,
+) -> Choice {
     let Ok(output) = geometry.output_size(input) else { return Choice::Direct };
     // What the products of pairs save is less than transforming the weights takes, once for each step.
     let tilings = || {
@@ -135,11 +173,14 @@ pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize;
         let fast = costs.min_by(|(_, a), (_, b)| a.total_cmp(b));
         fast.filter(|&(_, cost)| cost < direct).map_or(Choice::Direct, |(tiling, _)| Choice::Fast(tiling))
     };
+    let pixels = output[0] * output[1] * TRAINING_BATCH;
+    let halves = (operands == Operands::Bf16).then(|| halves_cost(geometry, pixels, pass));
     match pass {
         Pass::Through => {
             let estimates = candidates(level, geometry, input, TRAINING_BATCH);
             let cost = |choice: Choice| estimates.iter().find(|estimate| estimate.choice == choice);
             let direct = cost(Choice::Direct).map_or(f64::INFINITY, |estimate| estimate.cost);
+            let direct = halves.unwrap_or(direct);
             let mut costs = tilings().filter_map(|(tiling, TilingCost { weights, .. })| {
                 let each =
                     if weights > STREAMED_VALUES { MACS_PER_STREAMED_VALUE } else { MACS_PER_PACKED_VALUE };
@@ -148,8 +189,8 @@ pub(crate) fn for_training(level: Level, geometry: &ConvGeometry, input: [usize;
             fastest(direct, &mut costs)
         }
         Pass::Weights => {
-            let products = output[0] * output[1] * geometry.weight_len();
-            let direct = (products * TRAINING_BATCH) as f64 / DIRECT_WEIGHTS_SHARE;
+            let direct = (pixels * geometry.weight_len()) as f64 / DIRECT_WEIGHTS_SHARE;
+            let direct = halves.unwrap_or(direct);
             let fast = tilings().filter(|_| geometry.groups == 1);
             let mut costs = fast.map(|(tiling, TilingCost { products, inputs, outputs, weights })| {
                 let moved = (inputs + outputs) as f64;

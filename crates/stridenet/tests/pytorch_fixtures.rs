@@ -2,11 +2,12 @@
 //! case of `fixtures/manifest.json`, at every instruction-set level of this CPU.
 
 use serde::Deserialize;
+use std::f64::consts::PI;
 use std::path::{Path, PathBuf};
 use stridenet::Tensor;
 use stridenet::arch::Arch;
 use stridenet::kernels::loss::softmax_cross_entropy;
-use stridenet::kernels::{Context, Level};
+use stridenet::kernels::{Context, Level, Operands};
 use stridenet::layer::Workspace;
 use stridenet::network::{Initialise, Network};
 use stridenet::train::{Descent, SgdOptions};
@@ -16,6 +17,18 @@ use stridenet::weights::{NamedTensor, NonFinite, StateDict, TensorValues, read_s
 /// The manifest says how much each item magnifies such noise (`noise_gain`, at most 20); the product is the tolerance,
 /// at most 4e-5 and far below the smallest mistake that the manifest records (`nearest_mistake`, above 1e-3).
 const NOISE: f64 = 2e-6;
+
+/// The same where convolutions round their operands to bf16. Rounding moves an operand by 2⁻⁹ of itself at most, by 2⁻⁹ / √3 in
+/// the root mean square. Errors of different products are independent, so that a sum of products of two moves by √2 · 2⁻⁹ / √3 of
+/// what its terms make in the root mean square, about its own size: 1.6e-3. Twice that, because a tensor is one draw.
+const BF16_NOISE: f64 = 2.0 * 0.816 / 512.0;
+
+/// What that does to gradients, which ReLUs do not let grow in proportion: the noise turns the sign of a share `noise / π` of
+/// their normally distributed inputs. Their gradients come or go, of the half that passes a share of `2 · noise / π`, whose
+/// root is the relative distance: 0.045, and more where the noise has grown by `gain` on its way.
+fn bf16_gradient_noise(gain: f64) -> f64 {
+    (2.0 * BF16_NOISE * gain / PI).sqrt()
+}
 
 #[derive(Deserialize)]
 struct Manifest {
@@ -54,6 +67,14 @@ struct Optimizer {
     decay_norm_and_bias: bool,
 }
 
+/// Relative distance in the L2 norm, with a floor for what is zero up to rounding.
+fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
+    let pairs = found.iter().zip(expected);
+    let distance = norm(&mut pairs.map(|(&found, &expected)| f64::from(found) - f64::from(expected)));
+    distance / norm(&mut expected.iter().map(|&value| f64::from(value))).max(1e-3)
+}
+
 struct Fixture {
     case: Case,
     tensors: StateDict,
@@ -73,7 +94,7 @@ impl Fixture {
         Arch::from_json(&serde_json::to_string(&arch).unwrap()).unwrap()
     }
 
-    fn network(&self, cx: &Context) -> Network {
+    fn network(&self, cx: &Context, operands: Operands) -> Network {
         let mut network =
             Network::new(&self.arch(), self.case.image, cx.level(), Initialise::default()).unwrap();
         let mut state = StateDict::new();
@@ -84,6 +105,7 @@ impl Fixture {
             }
         }
         network.load(cx, &self.path, state).unwrap();
+        network.set_operands(operands);
         network
     }
 
@@ -109,23 +131,24 @@ impl Fixture {
 
     /// Relative distance in the L2 norm, with a floor for tensors that are zero up to rounding: a convolution's
     /// gradient sums over thousands of products near 1.
-    fn assert_close(&self, level: Level, name: &str, found: &[f32], gain: f64) {
-        let tolerance = NOISE * gain.max(1.0);
-        assert!(tolerance <= 1e-4, "{}: {name} magnifies noise too much for a test", self.case.name);
+    fn assert_close(&self, way: Way, name: &str, found: &[f32], gain: f64) {
+        let follows_gradients = name.starts_with("grad.") || name == "sgd_losses";
+        let (noise, most) = match way.operands {
+            Operands::F32 => (NOISE, 1e-4),
+            Operands::Bf16 if follows_gradients => (bf16_gradient_noise(1.0), 0.9),
+            Operands::Bf16 => (BF16_NOISE, 0.02),
+        };
+        let tolerance = noise * gain.max(1.0);
+        assert!(tolerance <= most, "{}: {name} magnifies noise too much for a test", self.case.name);
         let expected = self.values(name);
         assert_eq!(found.len(), expected.len(), "{} {name}", self.case.name);
-        let norm =
-            |values: &mut dyn Iterator<Item = f64>| values.map(|value| value * value).sum::<f64>().sqrt();
-        let distance = norm(
-            &mut found.iter().zip(expected).map(|(&found, &expected)| f64::from(found) - f64::from(expected)),
-        );
-        let size = norm(&mut expected.iter().map(|&value| f64::from(value)));
-        let relative = distance / size.max(1e-3);
+        let relative = distance(found, expected);
         assert!(
             relative <= tolerance,
-            "{} {name} at {}: distance {relative:.1e}",
+            "{} {name} at {} with {:?}: distance {relative:.1e}, expected {tolerance:.1e} at most",
             self.case.name,
-            level.name()
+            way.level.name(),
+            way.operands
         );
     }
 }
@@ -141,45 +164,66 @@ fn fixtures() -> Vec<Fixture> {
     manifest.cases.into_iter().map(read).collect()
 }
 
-fn contexts() -> impl Iterator<Item = Context> {
-    Level::available().into_iter().map(|level| Context::new(level, 2))
+/// How a network is computed.
+#[derive(Clone, Copy)]
+struct Way {
+    level: Level,
+    operands: Operands,
+}
+
+/// Every level with each kind of operands, and the best one without its instructions for bf16.
+fn ways() -> impl Iterator<Item = (Context, Way)> {
+    let kinds = [Operands::F32, Operands::Bf16];
+    let ways =
+        Level::available().into_iter().flat_map(move |level| kinds.map(|operands| Way { level, operands }));
+    let best = Level::detect();
+    let without = Way { level: best.without_bf16(), operands: Operands::Bf16 };
+    let ways = ways.chain(best.multiplies_bf16().then_some(without));
+    ways.map(|way| (Context::new(way.level, 2), way))
 }
 
 #[test]
 fn inference_gives_pytorchs_logits() {
     let fixtures = fixtures();
     assert!(fixtures.len() >= 12, "the cases of the manifest");
-    for cx in contexts() {
+    // Inference does not ask what training multiplies.
+    for (cx, way) in ways().filter(|(_, way)| way.operands == Operands::F32) {
         for fixture in &fixtures {
-            let network = fixture.network(&cx);
+            let network = fixture.network(&cx, Operands::Bf16);
             let logits = network.infer(&cx, &mut Workspace::default(), &fixture.images()).unwrap();
-            fixture.assert_close(
-                cx.level(),
-                "eval_logits",
-                logits.data(),
-                fixture.case.noise_gain.eval_logits,
-            );
+            fixture.assert_close(way, "eval_logits", logits.data(), fixture.case.noise_gain.eval_logits);
         }
     }
 }
 
 #[test]
 fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
-    for cx in contexts() {
+    for (cx, way) in ways() {
         for fixture in &fixtures() {
-            let (mut network, mut workspace) = (fixture.network(&cx), Workspace::default());
+            let (mut network, mut workspace) = (fixture.network(&cx, way.operands), Workspace::default());
             let gain = &fixture.case.noise_gain;
             let (logits, saved) = network.forward(&cx, &mut workspace, fixture.images()).unwrap();
-            fixture.assert_close(cx.level(), "train_logits", logits.data(), gain.train_logits);
+            fixture.assert_close(way, "train_logits", logits.data(), gain.train_logits);
             let mut dlogits = Tensor::zeros(logits.shape());
             let (classes, smoothing) = (network.arch().num_classes, fixture.case.label_smoothing);
             let (labels, to) = (fixture.labels(), dlogits.data_mut());
             let loss = softmax_cross_entropy(&cx, classes, logits.data(), &labels, smoothing, to);
-            fixture.assert_close(cx.level(), "loss", &[loss as f32], gain.loss);
+            fixture.assert_close(way, "loss", &[loss as f32], gain.loss);
             network.backward(&cx, &mut workspace, saved, &dlogits);
+            let mut all = [Vec::new(), Vec::new()];
             for parameter in network.parameters() {
                 let (name, grad) = (format!("grad.{}", parameter.name), parameter.to_torch(&parameter.grad));
-                fixture.assert_close(cx.level(), &name, &grad, gain.grad);
+                fixture.assert_close(way, &name, &grad, gain.grad);
+                all[0].extend_from_slice(&grad);
+                all[1].extend_from_slice(fixture.values(&name));
+            }
+            // All parameters together, which magnify less than the worst of them: what the layers' ReLUs do adds up as a
+            // random walk, with noise that has grown as much as that of the logits.
+            if way.operands == Operands::Bf16 {
+                let relus = network.parameters().filter(|parameter| parameter.shape.len() == 4).count();
+                let limit = bf16_gradient_noise(gain.train_logits) * (relus as f64).sqrt();
+                let apart = distance(&all[0], &all[1]);
+                assert!(apart <= limit, "{}: the gradient is {apart:.3} off", fixture.case.name);
             }
             let state = network.state().unwrap();
             let after: Vec<_> =
@@ -187,7 +231,7 @@ fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
             assert!(after.len() > 4, "running statistics of each norm");
             for name in after {
                 let values = state.get(name).and_then(|entry| entry.as_f32()).unwrap();
-                fixture.assert_close(cx.level(), &format!("after.{name}"), values, gain.after);
+                fixture.assert_close(way, &format!("after.{name}"), values, gain.after);
             }
         }
     }
@@ -195,9 +239,9 @@ fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
 
 #[test]
 fn ten_steps_of_sgd_give_pytorchs_losses() {
-    for cx in contexts() {
+    for (cx, way) in ways() {
         for fixture in &fixtures() {
-            let mut network = fixture.network(&cx);
+            let mut network = fixture.network(&cx, way.operands);
             let Optimizer { lr, momentum, nesterov, weight_decay, decay_norm_and_bias } =
                 fixture.case.optimizer;
             let options = SgdOptions { momentum, nesterov, weight_decay, decay_norm_and_bias };
@@ -207,7 +251,7 @@ fn ten_steps_of_sgd_give_pytorchs_losses() {
                 || descent.step(&cx, &mut network, fixture.images(), &labels, smoothing, lr).unwrap().loss;
             let losses: Vec<f32> = fixture.values("sgd_losses").iter().map(|_| step() as f32).collect();
             assert_eq!(losses.len(), 10);
-            fixture.assert_close(cx.level(), "sgd_losses", &losses, fixture.case.noise_gain.sgd_losses);
+            fixture.assert_close(way, "sgd_losses", &losses, fixture.case.noise_gain.sgd_losses);
         }
     }
 }

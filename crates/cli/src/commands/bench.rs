@@ -1,6 +1,6 @@
 //! `stridenet bench`: how fast this machine runs networks.
 
-use super::{architecture, is_model, open_model, random_network, tuning};
+use super::{architecture, is_model, note_bf16, open_model, random_network, tuning};
 use crate::arguments::{BenchCommand, BenchInferFlags, BenchLayersFlags, BenchNetwork, BenchTrainFlags};
 use crate::console::Console;
 use crate::failure::Failure;
@@ -16,7 +16,7 @@ use stridenet::file::write_atomically;
 use stridenet::kernels::Context;
 use stridenet::network::Network;
 use stridenet::plan::{Plan, PlanOptions, Tuning};
-use stridenet::train::{Descent, SgdOptions};
+use stridenet::train::{Amp, Descent, SgdOptions};
 
 /// Runs the benchmark that was asked for.
 pub(crate) fn run(cx: &Arc<Context>, console: &Console, command: &BenchCommand) -> Result<(), Failure> {
@@ -138,6 +138,9 @@ fn train(cx: &Arc<Context>, console: &Console, flags: &BenchTrainFlags) -> Resul
     let ([height, width], arch) = (network.input(), network.arch().clone());
     let images = random_images([batch, height, width, arch.in_channels]);
     let labels: Vec<usize> = (0..batch).map(|image| image % arch.num_classes).collect();
+    let amp = flags.amp.map(Amp::from);
+    network.set_operands(Amp::operands(amp));
+    note_bf16(cx, console, amp);
     let mut descent = Descent::new(&network, SGD);
     let mut step = || descent.step(cx, &mut network, images.clone(), &labels, 0.0, LR);
     let first = step()?.loss;
@@ -160,7 +163,7 @@ fn train(cx: &Arc<Context>, console: &Console, flags: &BenchTrainFlags) -> Resul
         arch: arch.name,
         batch,
         threads: cx.threads(),
-        precision: "f32",
+        precision: if amp.is_some() { "bf16" } else { "f32" },
         img_size: [height, width],
         level: cx.level().name(),
         ms_per_step: Milliseconds { median, min: milliseconds(timing.min) },
@@ -170,8 +173,13 @@ fn train(cx: &Arc<Context>, console: &Console, flags: &BenchTrainFlags) -> Resul
     match console.json {
         true => console.json(&outcome)?,
         false => console.result(&format!(
-            "{} at {height}x{width}, batch {batch}, {} threads, {}: {median:.1} ms a step (best {:.1}), {:.1} images a second\n",
-            outcome.arch, outcome.threads, outcome.level, outcome.ms_per_step.min, outcome.images_per_second
+            "{} at {height}x{width}, batch {batch}, {}, {} threads, {}: {median:.1} ms a step (best {:.1}), {:.1} images a second\n",
+            outcome.arch,
+            outcome.precision,
+            outcome.threads,
+            outcome.level,
+            outcome.ms_per_step.min,
+            outcome.images_per_second
         ))?,
     }
     Ok(())

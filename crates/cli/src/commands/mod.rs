@@ -25,6 +25,7 @@ use stridenet::data::{Dataset, OnError, Skipped};
 use stridenet::kernels::Context;
 use stridenet::model::{ImportOptions, Model, OpenOptions, Opened};
 use stridenet::network::{Initialise, Network};
+use stridenet::train::Amp;
 
 impl From<OnErrorChoice> for OnError {
     fn from(choice: OnErrorChoice) -> Self {
@@ -54,6 +55,15 @@ fn is_model(name: &str) -> bool {
 /// A network that `arch` describes, with random weights.
 fn random_network(cx: &Context, arch: &Arch) -> Result<Network, Failure> {
     Ok(Network::new(arch, arch.img_size, cx.level(), Initialise::default())?)
+}
+
+/// Says so where mixed precision is made of f32 arithmetic.
+fn note_bf16(cx: &Context, console: &Console, amp: Option<Amp>) {
+    if amp == Some(Amp::Bf16) && !cx.level().multiplies_bf16() {
+        console.message(format_args!(
+            "--amp bf16 takes longer than f32 here: instructions for bf16 (AVX512-BF16) are missing or switched off"
+        ));
+    }
 }
 
 /// Opens a model and says so to those who asked for more.

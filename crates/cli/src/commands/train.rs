@@ -2,7 +2,7 @@
 
 use super::evaluate::measure;
 use super::report::write_report;
-use super::{architecture, open_model, verify};
+use super::{architecture, note_bf16, open_model, verify};
 use crate::arguments::{Common, TrainFlags};
 use crate::console::{Console, Progress};
 use crate::failure::Failure;
@@ -115,6 +115,7 @@ fn begin<'a>(
     let folder = RunFolder::open(&out, existing)?;
     folder.write_options(&resolved(cx, &arch, &options))?;
     announce(console, &arch, &options, [&train, &val], &folder);
+    note_bf16(cx, console, options.amp);
     let model = Model::new(Arc::clone(cx), network, preprocess, classes);
     Ok((Trainer::new(cx, model, options, [train, val], folder.clone()), folder))
 }
@@ -151,6 +152,7 @@ fn resume<'a>(
     }
     let [train, val] = open_data(cx, console, &options, arch.in_channels)?;
     folder.write_options(&resolved(cx, &arch, &options))?;
+    note_bf16(cx, console, options.amp);
     let done = checkpoint.progress.epoch;
     let mut trainer = Trainer::new(cx, model, options, [train, val], folder.clone());
     trainer.resume(checkpoint)?;
@@ -230,6 +232,9 @@ fn resolved(cx: &Context, arch: &Arch, options: &TrainOptions) -> Map<String, Va
         all.insert("arch".into(), arch);
     }
     all.insert("level".into(), cx.level().name().into());
+    if options.amp.is_some() {
+        all.insert("bf16_instructions".into(), cx.level().multiplies_bf16().into());
+    }
     all.insert("threads".into(), cx.threads().into());
     all
 }

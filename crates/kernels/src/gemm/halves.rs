@@ -11,7 +11,7 @@ use crate::buffer::Aligned;
 use crate::parallel::{SharedMut, with_free};
 use crate::simd::{Simd, Task};
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 /// Values of A's rows that are multiplied before the next ones, an even number: as pairs, 2048 rows of B by 64 columns are a
 /// quarter of a 1 MiB L2 cache.
@@ -61,6 +61,9 @@ impl Product<'_> {
         if own.len() < cx.pool().available() {
             own.resize_with(cx.pool().available(), Mutex::default);
         }
+        // Whichever threads take part later, nothing is allocated then.
+        let room = chunk.min(rows) * step;
+        own.iter_mut().for_each(|pairs| pairs.get_mut().unwrap_or_else(PoisonError::into_inner).grow(room));
         let out = SharedMut(c.as_mut_ptr());
         cx.pool().run(chunks * groups, |task| {
             let (from, group) = (task / groups * chunk, task % groups);
@@ -74,7 +77,7 @@ impl Product<'_> {
                 self.gather.advance(&mut position);
             }
             with_free(own, |pairs| {
-                pairs.grow(rows.len() * step);
+                assert!(pairs.len() >= rows.len() * step, "room for pairs");
                 let mut depth = 0..whole.min(DEPTH);
                 loop {
                     let (rows, input) = (rows.clone(), self.input.as_ptr().wrapping_add(self.offset));

@@ -2,7 +2,7 @@
 
 use super::{Parameter, Workspace};
 use crate::Tensor;
-use crate::algorithm::{Choice, Pass, for_training};
+use crate::algorithm::{Choice, Pass, for_training, operands_for_training};
 use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level, Operands};
@@ -13,10 +13,35 @@ pub struct Conv {
     kernel: conv::Conv,
     /// The weights.
     pub weight: Parameter,
-    /// The passes of training that a fast algorithm makes.
-    fast_forward: Option<FastConv>,
-    fast_backward: Option<FastConv>,
-    fast_weights: Option<FastConv>,
+    /// Operands of the direct sums of training.
+    operands: Operands,
+    fast: FastPasses,
+}
+
+/// The passes of training that a fast algorithm makes.
+#[derive(Debug)]
+struct FastPasses {
+    forward: Option<FastConv>,
+    backward: Option<FastConv>,
+    weights: Option<FastConv>,
+}
+
+impl FastPasses {
+    /// Those that are faster than the direct sums of `kernel` with such operands.
+    fn new(level: Level, kernel: &conv::Conv, operands: Operands) -> Result<Self, GeometryError> {
+        let (&geometry, input) = (kernel.geometry(), kernel.input());
+        let fast = |pass| match for_training(level, &geometry, input, pass, operands) {
+            Choice::Direct => Ok(None),
+            Choice::Fast(tiling) => FastConv::new(level, tiling, geometry, input).map(Some),
+        };
+        let turned = FastConv::turned(&geometry)
+            .map(|turned| for_training(level, &turned, kernel.output(), Pass::Through, operands));
+        let backward = match turned {
+            Some(Choice::Fast(tiling)) => FastConv::grad_input(level, tiling, geometry, input),
+            Some(Choice::Direct) | None => None,
+        };
+        Ok(FastPasses { forward: fast(Pass::Through)?, backward, weights: fast(Pass::Weights)? })
+    }
 }
 
 /// What adds a tensor to each result.
@@ -39,18 +64,16 @@ impl Conv {
         let kernel = conv::Conv::new(level, geometry, input)?;
         let shape = vec![geometry.out_channels, geometry.group_in(), geometry.kernel[0], geometry.kernel[1]];
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
-        let fast = |pass| match for_training(level, &geometry, input, pass) {
-            Choice::Direct => Ok(None),
-            Choice::Fast(tiling) => FastConv::new(level, tiling, geometry, input).map(Some),
-        };
-        let (fast_forward, fast_weights) = (fast(Pass::Through)?, fast(Pass::Weights)?);
-        let turned = FastConv::turned(&geometry)
-            .map(|turned| for_training(level, &turned, kernel.output(), Pass::Through));
-        let fast_backward = match turned {
-            Some(Choice::Fast(tiling)) => FastConv::grad_input(level, tiling, geometry, input),
-            Some(Choice::Direct) | None => None,
-        };
-        Ok(Conv { kernel, weight, fast_forward, fast_backward, fast_weights })
+        let fast = FastPasses::new(level, &kernel, Operands::F32)?;
+        Ok(Conv { kernel, weight, operands: Operands::F32, fast })
+    }
+
+    /// From now on, direct sums of training multiply such operands where that is faster. The passes are divided anew between
+    /// them and fast algorithms, which always work in `f32`.
+    pub fn set_operands(&mut self, level: Level, operands: Operands) {
+        self.operands = operands_for_training(self.kernel.geometry(), operands);
+        let fast = FastPasses::new(level, &self.kernel, self.operands);
+        self.fast = fast.expect("a geometry that was valid before");
     }
 
     /// Output size `[height, width]`.
@@ -66,10 +89,12 @@ impl Conv {
         x: &Tensor,
         residual: Option<&Tensor>,
     ) -> Tensor {
-        let Some(conv) = &self.fast_forward else { return self.infer(cx, workspace, x, residual) };
         let mut y = self.output_tensor(workspace, x);
-        let weight = &self.weight.value;
-        workspace.fast.run(cx, conv, weight, x.data(), adding(residual), y.data_mut());
+        let (weight, epilogue, out) = (&self.weight.value, adding(residual), y.data_mut());
+        match &self.fast.forward {
+            Some(conv) => workspace.fast.run(cx, conv, weight, x.data(), epilogue, out),
+            None => workspace.direct.run(cx, &self.kernel, (self.operands, weight), x.data(), epilogue, out),
+        }
         y
     }
 
@@ -78,7 +103,7 @@ impl Conv {
         workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels])
     }
 
-    /// Inference: `[N, H, W, in]` → `[N, H/s, W/s, out]` by direct sums, to which the residual is added.
+    /// Inference: `[N, H, W, in]` → `[N, H/s, W/s, out]` by direct sums of `f32`, to which the residual is added.
     pub fn infer(
         &self,
         cx: &Context,
@@ -105,9 +130,9 @@ impl Conv {
         let mut dx = workspace.tensor(x.shape());
         let epilogue = adding(also);
         let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
-        match &self.fast_backward {
+        match &self.fast.backward {
             Some(conv) => workspace.fast.run(cx, conv, weight, dy, epilogue, out),
-            None => workspace.direct.grad_input(cx, &self.kernel, (Operands::F32, weight), dy, epilogue, out),
+            None => workspace.direct.grad_input(cx, &self.kernel, (self.operands, weight), dy, epilogue, out),
         }
         dx
     }
@@ -115,9 +140,9 @@ impl Conv {
     /// The weights' gradient alone, for the first convolution of a network.
     pub fn grad_weight(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) {
         let dw = self.weight.grad_mut();
-        match &self.fast_weights {
+        match &self.fast.weights {
             Some(conv) => workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw),
-            None => workspace.direct.grad_weight(cx, &self.kernel, Operands::F32, [x.data(), dy.data()], dw),
+            None => workspace.direct.grad_weight(cx, &self.kernel, self.operands, [x.data(), dy.data()], dw),
         }
     }
 }
@@ -125,6 +150,7 @@ impl Conv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::bf16;
     use crate::kernels::conv::ConvScratch;
 
     #[test]
@@ -158,7 +184,7 @@ mod tests {
         let value = |at: usize| (at * 37 % 101) as f32 / 50.0 - 1.0;
         let weight = (0..geometry.weight_len()).map(value).collect();
         let mut conv = Conv::new(cx.level(), "conv", geometry, [12, 9], weight).unwrap();
-        assert!(conv.fast_forward.is_some() && conv.fast_backward.is_some());
+        assert!(conv.fast.forward.is_some() && conv.fast.backward.is_some());
         let images = |channels: usize| {
             Tensor::new([2, 12, 9, channels], (0..216 * channels).map(value).collect()).unwrap()
         };
@@ -175,6 +201,52 @@ mod tests {
             conv.kernel.grad_input(&cx, dy.data(), &packed, epilogue, &mut scratch, expected.data_mut());
             assert!(distance(&dx, &expected) < 1e-5);
             conv.weight.value.iter_mut().for_each(|value| *value = 1.0 - 3.0 * *value);
+        }
+    }
+    #[test]
+    fn direct_passes_of_training_see_operands_of_bf16_and_others_do_not() {
+        let value = |at: usize| (at * 37 % 101) as f32 / 50.0 - 1.0;
+        let rounded = |values: &[f32]| -> Vec<f32> {
+            values.iter().map(|&value| bf16::to_f32(bf16::from_f32(value))).collect()
+        };
+        // Pairs that end in the middle of a tap, a 1×1, and groups, which stay f32.
+        let cases = [
+            (ConvGeometry::square(33, 40, 3, 2), true),
+            (ConvGeometry::square(48, 40, 1, 1), true),
+            (ConvGeometry { groups: 2, ..ConvGeometry::square(32, 32, 3, 2) }, false),
+        ];
+        for level in Level::available() {
+            let (cx, mut workspace) = (Context::new(level, 2), Workspace::default());
+            for (geometry, rounds) in cases {
+                let weight: Vec<f32> = (0..geometry.weight_len()).map(value).collect();
+                let make = |weight| Conv::new(level, "conv", geometry, [9, 10], weight).unwrap();
+                let (mut halves, mut exact) = (make(weight.clone()), make(rounded(&weight)));
+                halves.set_operands(level, Operands::Bf16);
+                exact.fast = FastPasses { forward: None, backward: None, weights: None };
+                let [height, width] = halves.output();
+                let tensor = |shape: [usize; 4], turn: usize| {
+                    let values: Vec<f32> = (0..shape.iter().product()).map(|at| value(turn * at)).collect();
+                    [Tensor::new(shape, values.clone()), Tensor::new(shape, rounded(&values))]
+                        .map(Result::unwrap)
+                };
+                let x = tensor([2, 9, 10, geometry.in_channels], 3);
+                let dy = tensor([2, height, width, geometry.out_channels], 5);
+                let mut passes = |conv: &mut Conv, x: &Tensor, dy: &Tensor| {
+                    let y = conv.forward(&cx, &mut workspace, x, None);
+                    let dx = conv.backward(&cx, &mut workspace, x, dy, None);
+                    let dw =
+                        Tensor::new([1, 1, 1, conv.weight.grad.len()], conv.weight.grad.clone()).unwrap();
+                    [y, dx, dw]
+                };
+                let found = passes(&mut halves, &x[0], &dy[0]);
+                let expected = passes(&mut exact, &x[1], &dy[1]);
+                for (found, expected) in found.iter().zip(&expected) {
+                    // Products of bf16 are exact, so that only the order of sums differs; rounding would be 1e-3.
+                    assert_eq!(distance(found, expected) < 1e-5, rounds, "{} {geometry:?}", level.name());
+                }
+                let inferred = halves.infer(&cx, &mut workspace, &x[0], None);
+                assert!(distance(&inferred, &expected[0]) > 1e-4, "inference rounds");
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ pub use build::Initialise;
 pub use drop::DropRates;
 
 use crate::arch::Arch;
-use crate::kernels::{Context, Level};
+use crate::kernels::{Context, Level, Operands};
 use crate::layer::{
     BatchNorm, Block, BlockDrop, BlockSaved, Head, HeadSaved, Linear, NormSaved, Parameter, Unit, UnitSaved,
     Workspace,
@@ -93,6 +93,14 @@ impl Network {
     /// The instruction-set level that the weights are packed for.
     pub fn level(&self) -> Level {
         self.level
+    }
+
+    /// From now on, training's convolutions multiply such operands where that is faster than `f32`; their sums, and everything
+    /// else, stay `f32`. Inference always is.
+    pub fn set_operands(&mut self, operands: Operands) {
+        let level = self.level;
+        let blocks = self.blocks.iter_mut().flat_map(Block::all_units_mut);
+        self.stem.iter_mut().chain(blocks).for_each(|unit| unit.conv.set_operands(level, operands));
     }
 
     /// The units of the stem.

@@ -12,7 +12,7 @@ pub use checkpoint::{Checkpoint, EpochRow, Progress};
 pub use optimizer::{
     AdamWOptions, LambOptions, Opt, Optimizer, OptimizerOptions, Rule, SgdOptions, Update, WeightAverage,
 };
-pub use options::TrainOptions;
+pub use options::{Amp, TrainOptions};
 pub use run_folder::{Existing, RunFolder};
 pub use schedule::{Decline, Schedule};
 pub use step::{Descent, Step};

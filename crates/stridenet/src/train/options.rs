@@ -5,8 +5,28 @@ use super::{
 };
 use crate::arch::{Arch, Order};
 use crate::data::{Augment, Crop, OnError};
+use crate::kernels::Operands;
 use crate::network::{DropRates, Initialise};
 use serde::{Deserialize, Serialize};
+
+/// A precision beside `f32` for what automatic mixed precision lets lose digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Amp {
+    /// Operands of convolutions rounded to bf16, with sums in `f32`. Weights, their gradients and all that batch norms and
+    /// the optimizer do stay `f32`.
+    Bf16,
+}
+
+impl Amp {
+    /// The operands of convolutions in training.
+    pub fn operands(amp: Option<Amp>) -> Operands {
+        match amp {
+            Some(Amp::Bf16) => Operands::Bf16,
+            None => Operands::F32,
+        }
+    }
+}
 
 /// How to train. The names are those of the flags, which are timm's where timm has one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +53,10 @@ pub struct TrainOptions {
     /// How parameters follow from gradients.
     #[serde(default)]
     pub opt: Opt,
+    /// The precision that convolutions multiply in where they are faster so, beside `f32` for everything else; without it
+    /// everything is `f32`.
+    #[serde(default)]
+    pub amp: Option<Amp>,
     /// Highest learning rate.
     pub lr: f64,
     /// Share of the last step's velocity that is kept.
@@ -101,6 +125,7 @@ impl Default for TrainOptions {
             batch_size: 128,
             grad_accum_steps: 1,
             opt: Opt::Sgd,
+            amp: None,
             lr: 0.1,
             momentum: 0.9,
             nesterov: true,

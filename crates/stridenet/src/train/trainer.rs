@@ -2,7 +2,7 @@
 
 use super::checkpoint::{Checkpoint, EpochRow, Progress};
 use super::step::{Descent, Step};
-use super::{Optimizer, RunFolder, TrainError, TrainOptions, Update, WeightAverage};
+use super::{Amp, Optimizer, RunFolder, TrainError, TrainOptions, Update, WeightAverage};
 use crate::data::{Batch, Dataset, Loader, LoaderOptions, TrainPass};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::kernels::Context;
@@ -115,6 +115,7 @@ impl<'a> Trainer<'a> {
     ) -> Self {
         let descent = Descent::new(model.network(), options.optimizer());
         model.drop = options.drop_rates();
+        model.network_mut().set_operands(Amp::operands(options.amp));
         Trainer { cx, model, options, train, val, folder, descent, progress: Progress::default() }
     }
 
