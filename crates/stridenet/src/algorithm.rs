@@ -51,6 +51,7 @@ impl fmt::Display for Choice {
             Choice::Fast(Tiling::S3) => "polyphase F(3x3,3x3) stride 2",
             Choice::Fast(Tiling::S7) => "polyphase F(3x3,4x4) stride 2",
             Choice::Fast(Tiling::Strassen) => "Strassen",
+            Choice::Fast(Tiling::Twice) => "Strassen twice",
         })
     }
 }
@@ -85,6 +86,10 @@ const MACS_PER_TILE_VALUE: f64 = 7.5;
 /// The same for pairs of pixels, into it and out of it: their input arrives while products are made.
 const MACS_PER_PAIR_INPUT: f64 = 0.5;
 const MACS_PER_PAIR_OUTPUT: f64 = 10.0;
+
+/// How many times longer one level of Strassen's algorithm must be expected to take for a second to be worth its memory: the weights
+/// take 1.75 times as much.
+const SECOND_LEVEL: f64 = 1.04;
 
 /// Multiply-accumulates that a core does while the direct sum goes to the next tap for an output pixel and a panel.
 const MACS_PER_TAP: f64 = 190.0;
@@ -166,7 +171,8 @@ pub(crate) fn for_training(
     let Ok(output) = geometry.output_size(input) else { return Choice::Direct };
     // What the products of pairs save is less than transforming the weights takes, once for each step.
     let tilings = || {
-        let all = Tiling::ALL.into_iter().filter(|&tiling| tiling != Tiling::Strassen);
+        let all =
+            Tiling::ALL.into_iter().filter(|&tiling| !matches!(tiling, Tiling::Strassen | Tiling::Twice));
         all.filter_map(|tiling| Some((tiling, tiling.cost(level, geometry, input)?)))
     };
     let fastest = |direct: f64, costs: &mut dyn Iterator<Item = (Tiling, f64)>| {
@@ -212,9 +218,10 @@ pub(crate) fn candidates(
     let Ok(output) = geometry.output_size(input) else { return Vec::new() };
     let estimate = |choice: Choice, products: usize, weights: usize, work: f64| {
         let (macs, weight_bytes) = ((products * batch) as f64, 4.0 * weights as f64);
-        // The weights stream by while the products are made; the slower of the two decides.
+        // The weights stream by while the products are made: a half of the quicker hides behind the slower.
         let (work, reading) = (work * batch as f64, weight_bytes * MACS_PER_BYTE);
-        Estimate { choice, macs, weight_bytes, streams: reading > work, cost: work.max(reading) }
+        let cost = work.max(reading) + work.min(reading) / 2.0;
+        Estimate { choice, macs, weight_bytes, streams: reading > work, cost }
     };
     let weights = geometry.weight_len();
     let products = output[0] * output[1] * weights;
@@ -230,14 +237,16 @@ pub(crate) fn candidates(
     for tiling in Tiling::ALL {
         if let Some(cost) = tiling.cost(level, geometry, input) {
             let (into, back) = match tiling {
-                Tiling::Strassen => (MACS_PER_PAIR_INPUT, MACS_PER_PAIR_OUTPUT),
+                Tiling::Strassen | Tiling::Twice => (MACS_PER_PAIR_INPUT, MACS_PER_PAIR_OUTPUT),
                 Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => {
                     (MACS_PER_TILE_VALUE, MACS_PER_TILE_VALUE)
                 }
             };
             let moved = cost.inputs as f64 * into + cost.outputs as f64 * back;
             let work = cost.products as f64 / SHARE + moved;
-            all.push(estimate(Choice::Fast(tiling), cost.products, cost.weights, work));
+            let estimate = estimate(Choice::Fast(tiling), cost.products, cost.weights, work);
+            let worth = if tiling == Tiling::Twice { SECOND_LEVEL } else { 1.0 };
+            all.push(Estimate { cost: estimate.cost * worth, ..estimate });
         }
     }
     all.sort_by(|a, b| a.cost.total_cmp(&b.cost));

@@ -68,11 +68,10 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     let tuning = tuning(cx, console, &network, &flags.network)?;
     let tuned = tuning.is_some();
     let start = Instant::now();
-    let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
-    let load = read + start.elapsed();
     let summary = network.arch().summary(network.input()).map_err(stridenet::Error::from)?;
     let arch = network.arch().name.clone();
-    drop(network);
+    let plan = Plan::compile_owned(network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
+    let load = read + start.elapsed();
     let [height, width, channels] = plan.input();
     let images = random_images([batch, height, width, channels]);
     let mut logits = Tensor::zeros([batch, 1, 1, plan.classes()]);

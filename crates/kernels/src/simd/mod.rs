@@ -86,9 +86,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Lanes of a vector.
     const LANES: usize;
 
-    /// Registers for vectors.
-    const REGISTERS: usize;
-
     /// A vector.
     type V: Copy;
 
@@ -118,6 +115,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// `value` in the lanes where `condition > 0`, else 0.
     fn keep_where_positive(self, condition: Self::V, value: Self::V) -> Self::V;
+
+    /// Lane `lane` of each `GROUP` lanes, in all of these: a power of two below [`LANES`](Self::LANES).
+    fn spread<const GROUP: usize>(self, value: Self::V, lane: usize) -> Self::V;
 
     /// Reads a vector.
     ///

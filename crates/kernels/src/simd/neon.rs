@@ -21,7 +21,6 @@ fn run_neon<T: Task>(task: T, token: Neon) -> T::Output {
 
 impl Simd for Neon {
     const LANES: usize = 4;
-    const REGISTERS: usize = 32;
     type V = float32x4_t;
 
     #[inline(always)]
@@ -64,6 +63,15 @@ impl Simd for Neon {
         trusted!({
             let mask = vcgtq_f32(condition, vdupq_n_f32(0.0));
             vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(value)))
+        })
+    }
+
+    #[inline(always)]
+    fn spread<const GROUP: usize>(self, value: float32x4_t, lane: usize) -> float32x4_t {
+        trusted!(match (GROUP, lane) {
+            (2, 0) => vtrn1q_f32(value, value),
+            (2, _) => vtrn2q_f32(value, value),
+            _ => value,
         })
     }
 

@@ -15,7 +15,6 @@ fn zip(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; L
 
 impl Simd for Scalar {
     const LANES: usize = LANES;
-    const REGISTERS: usize = 16;
     type V = [f32; LANES];
 
     #[inline(always)]
@@ -57,6 +56,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn keep_where_positive(self, condition: Self::V, value: Self::V) -> Self::V {
         zip(condition, value, |condition, value| if condition > 0.0 { value } else { 0.0 })
+    }
+
+    #[inline(always)]
+    fn spread<const GROUP: usize>(self, value: Self::V, lane: usize) -> Self::V {
+        std::array::from_fn(|to| value[to / GROUP * GROUP + lane])
     }
 
     #[inline(always)]

@@ -28,7 +28,6 @@ fn avx2_mask(count: usize) -> [i32; 8] {
 
 impl Simd for Avx2 {
     const LANES: usize = 8;
-    const REGISTERS: usize = 16;
     type V = __m256;
 
     #[inline(always)]
@@ -69,6 +68,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn keep_where_positive(self, condition: __m256, value: __m256) -> __m256 {
         trusted!(_mm256_and_ps(value, _mm256_cmp_ps::<_CMP_GT_OQ>(condition, _mm256_setzero_ps())))
+    }
+
+    #[inline(always)]
+    fn spread<const GROUP: usize>(self, value: __m256, lane: usize) -> __m256 {
+        trusted!(match (GROUP, lane) {
+            (2, 0) => _mm256_moveldup_ps(value),
+            (2, _) => _mm256_movehdup_ps(value),
+            (4, 0) => _mm256_permute_ps::<0x00>(value),
+            (4, 1) => _mm256_permute_ps::<0x55>(value),
+            (4, 2) => _mm256_permute_ps::<0xaa>(value),
+            (4, _) => _mm256_permute_ps::<0xff>(value),
+            _ => value,
+        })
     }
 
     #[inline(always)]
@@ -160,7 +172,6 @@ fn avx512_mask(count: usize) -> __mmask16 {
 
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
-    const REGISTERS: usize = 32;
     type V = __m512;
 
     #[inline(always)]
@@ -201,6 +212,22 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn keep_where_positive(self, condition: __m512, value: __m512) -> __m512 {
         trusted!(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(condition, _mm512_setzero_ps()), value))
+    }
+
+    #[inline(always)]
+    fn spread<const GROUP: usize>(self, value: __m512, lane: usize) -> __m512 {
+        trusted!(match (GROUP, lane) {
+            (2, 0) => _mm512_moveldup_ps(value),
+            (2, _) => _mm512_movehdup_ps(value),
+            (4, 0) => _mm512_permute_ps::<0x00>(value),
+            (4, 1) => _mm512_permute_ps::<0x55>(value),
+            (4, 2) => _mm512_permute_ps::<0xaa>(value),
+            (4, _) => _mm512_permute_ps::<0xff>(value),
+            // The quarter of the lanes that holds it, twice for each half; then as for four.
+            (8, 0..4) => self.spread::<4>(_mm512_shuffle_f32x4::<0b10_10_00_00>(value, value), lane),
+            (8, _) => self.spread::<4>(_mm512_shuffle_f32x4::<0b11_11_01_01>(value, value), lane - 4),
+            _ => value,
+        })
     }
 
     #[inline(always)]

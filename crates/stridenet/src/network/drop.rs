@@ -84,7 +84,7 @@ impl DropRates {
             images.iter().map(|&image| generator(seed, purpose, [epoch, image as u64])).collect()
         };
         let (mut paths, mut blocks) = (random(Use::DropPath), random(Use::DropBlock));
-        let (count, rows) = (network.blocks().len(), &network.arch().stages);
+        let (count, rows) = (network.blocks.len(), &network.arch().stages);
         let stages = rows.iter().enumerate().flat_map(|(stage, row)| std::iter::repeat_n(stage, row.blocks));
         let drop = |(index, (block, stage)): (usize, (&crate::layer::Block, usize))| {
             let rate = self.path * index as f64 / (count.max(2) - 1) as f64;
@@ -103,7 +103,7 @@ impl DropRates {
             });
             BlockDrop { images, pixels }
         };
-        network.blocks().iter().zip(stages).enumerate().map(drop).collect()
+        network.blocks.iter().zip(stages).enumerate().map(drop).collect()
     }
 }
 

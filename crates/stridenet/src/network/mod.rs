@@ -68,6 +68,17 @@ impl From<Tensor> for Input {
     }
 }
 
+/// The layers of a network, by reference or by value.
+pub(crate) struct Layers<U, B, N, L> {
+    pub(crate) stem: U,
+    /// The blocks of all stages.
+    pub(crate) blocks: B,
+    /// The batch norm before the head, where there is one.
+    pub(crate) norm: Option<N>,
+    /// The head's linear layer.
+    pub(crate) linear: L,
+}
+
 /// What the backward pass needs: the input and what every layer has kept.
 #[derive(Debug)]
 pub struct Saved {
@@ -103,24 +114,24 @@ impl Network {
         self.stem.iter_mut().chain(blocks).for_each(|unit| unit.conv.set_operands(level, operands));
     }
 
-    /// The units of the stem.
-    pub(crate) fn stem(&self) -> &[Unit] {
-        &self.stem
+    /// The layers in execution order.
+    pub(crate) fn layers(
+        &self,
+    ) -> Layers<std::slice::Iter<'_, Unit>, std::slice::Iter<'_, Block>, &BatchNorm, &Linear> {
+        Layers {
+            stem: self.stem.iter(),
+            blocks: self.blocks.iter(),
+            norm: self.norm.as_ref(),
+            linear: &self.head.linear,
+        }
     }
 
-    /// The blocks of all stages.
-    pub(crate) fn blocks(&self) -> &[Block] {
-        &self.blocks
-    }
-
-    /// The batch norm before the head, where there is one.
-    pub(crate) fn norm(&self) -> Option<&BatchNorm> {
-        self.norm.as_ref()
-    }
-
-    /// The head's linear layer.
-    pub(crate) fn linear(&self) -> &Linear {
-        &self.head.linear
+    /// The layers in execution order, which the network gives away.
+    pub(crate) fn into_layers(
+        self,
+    ) -> Layers<std::vec::IntoIter<Unit>, std::vec::IntoIter<Block>, BatchNorm, Linear> {
+        let Network { stem, blocks, norm, head, .. } = self;
+        Layers { stem: stem.into_iter(), blocks: blocks.into_iter(), norm, linear: head.linear }
     }
 
     /// All batch norms.

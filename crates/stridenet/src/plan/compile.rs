@@ -5,13 +5,14 @@ use super::fold::{Folded, fold};
 use super::kernel::Kernel;
 use super::segment::{Operation, Place, Segment, Step};
 use crate::algorithm::{Choice, Chooser, Estimate, candidates};
-use crate::arch::{self, ArchError, BlockShortcut, PoolKind};
+use crate::arch::{self, Arch, ArchError, BlockShortcut, PoolKind};
 use crate::kernels::Context;
 use crate::kernels::conv::ConvGeometry;
 use crate::kernels::gate::Extent;
 use crate::kernels::pool::{LinearPool, MaxPool};
 use crate::layer::{BatchNorm, Block, Gate, GateKind, Linear, Shortcut, Unit};
-use crate::network::Network;
+use crate::network::Layers;
+use std::borrow::Borrow;
 
 /// Bytes of activations that a group of images may keep busy: what stays in a core's L2 cache.
 const GROUP_BYTES: usize = 1 << 20;
@@ -94,29 +95,37 @@ impl<'a> Compiler<'a> {
         Compiler { cx, batch, choose, infos: Vec::new(), segments: Vec::new(), space: Vec::new() }
     }
 
-    /// Compiles the whole network.
-    pub(super) fn network(mut self, network: &Network) -> Result<(Vec<Segment>, Vec<StepInfo>), ArchError> {
-        let (arch, structure) = (network.arch(), network.arch().structure()?);
-        let mut size = network.input();
+    /// Compiles the layers of `arch` for images of `size`. Layers that are given by value are freed one after the other.
+    pub(super) fn network<U, B>(
+        mut self,
+        arch: &Arch,
+        mut size: [usize; 2],
+        layers: Layers<U, B, impl Borrow<BatchNorm>, impl Borrow<Linear>>,
+    ) -> Result<(Vec<Segment>, Vec<StepInfo>), ArchError>
+    where
+        U: Iterator<Item: Borrow<Unit>>,
+        B: Iterator<Item: Borrow<Block>>,
+    {
+        let structure = arch.structure()?;
         let mut stage = Stage::new(size[0] * size[1] * arch.in_channels);
         let mut value = Value(0);
-        for (description, unit) in structure.stem.iter().zip(network.stem()) {
-            value = self.unit(&mut stage, value.into(), description, unit, &mut size)?;
+        for (description, unit) in structure.stem.iter().zip(layers.stem) {
+            value = self.unit(&mut stage, value.into(), description, unit.borrow(), &mut size)?;
         }
-        let mut blocks = structure.blocks.iter().zip(network.blocks()).peekable();
-        while let Some((block, layer)) = blocks.next() {
-            value = self.block(&mut stage, value, block, layer, &mut size)?;
-            let ends = blocks.peek().is_none_or(|(next, _)| next.stage != block.stage);
-            if ends && blocks.peek().is_some() {
+        let mut blocks = structure.blocks.iter().peekable();
+        for layer in layers.blocks {
+            let Some(block) = blocks.next() else { break };
+            value = self.block(&mut stage, value, block, layer.borrow(), &mut size)?;
+            if blocks.peek().is_some_and(|next| next.stage != block.stage) {
                 let next = Stage::new(stage.values[value.0]);
                 self.finish(std::mem::replace(&mut stage, next), value);
                 value = Value(0);
             }
         }
-        if let Some(norm) = network.norm() {
-            value = self.norm(&mut stage, value, norm, size);
+        if let Some(norm) = layers.norm {
+            value = self.norm(&mut stage, value, norm.borrow(), size);
         }
-        let value = self.head(&mut stage, value, &structure.head, network, size)?;
+        let value = self.head(&mut stage, value, &structure.head, layers.linear.borrow(), size)?;
         self.finish(stage, value);
         Ok((self.segments, self.infos))
     }
@@ -355,14 +364,14 @@ impl<'a> Compiler<'a> {
         stage: &mut Stage,
         input: Value,
         head: &arch::Head,
-        network: &Network,
+        linear: &Linear,
         size: [usize; 2],
     ) -> Result<Value, ArchError> {
         let features = head.in_features;
         let pool = LinearPool::global_average(size, features).map_err(ArchError::at(&head.name))?;
         let info = StepInfo::pool("global_pool".to_owned(), "global average pool", size, [1, 1], features);
         let pooled = self.push(stage, Operation::LinearPool(pool), input, features, info);
-        self.linear(stage, pooled, network.linear(), false)
+        self.linear(stage, pooled, linear, false)
     }
 
     /// Gives a stage's activations buffers and closes it with `output` as its result.

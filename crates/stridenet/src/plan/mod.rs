@@ -45,10 +45,13 @@ use self::compile::Compiler;
 use self::profile::Profile;
 use self::segment::{Local, Segment};
 use crate::algorithm::Chooser;
+use crate::arch::Arch;
 use crate::kernels::{Aligned, Context, Level, with_free};
-use crate::network::Network;
+use crate::layer::{BatchNorm, Block, Linear, Unit};
+use crate::network::{Layers, Network};
 use crate::{Error, ShapeError, Tensor};
 use serde::Serialize;
+use std::borrow::Borrow;
 use std::fmt::Arguments;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -68,6 +71,17 @@ impl Default for PlanOptions {
     /// One image at a time, with the best instructions and all physical processors.
     fn default() -> Self {
         PlanOptions { batch: 1, context: Arc::new(Context::detect()), tuning: None }
+    }
+}
+
+impl PlanOptions {
+    /// Refuses a tuning that was measured for something else.
+    fn check(&self, network: &Network) -> Result<(), Error> {
+        assert_eq!(network.level(), self.context.level(), "the network's instruction-set level");
+        match &self.tuning {
+            Some(tuning) => Ok(tuning.check(network, self.batch, &self.context)?),
+            None => Ok(()),
+        }
     }
 }
 
@@ -193,12 +207,22 @@ impl Plan {
     /// # Panics
     /// When the context's instruction-set level is not the network's.
     pub fn compile(network: &Network, options: PlanOptions) -> Result<Self, Error> {
-        let PlanOptions { batch, context, tuning } = options;
-        let Some(tuning) = tuning else { return Plan::choosing(network, batch, context, &|_, _| None) };
-        tuning.check(network, batch, &context)?;
-        let plan = Plan::choosing(network, batch, context, &|name, _| tuning.choices().get(name).copied())?;
-        tuning.check_applied(&plan)?;
-        Ok(plan)
+        options.check(network)?;
+        Plan::assemble((network.arch(), network.input()), network.layers(), options)
+    }
+
+    /// As [`compile`](Self::compile), for a network that is not needed beside the plan: its weights are freed while the plan's are
+    /// made, so that there are never both in memory.
+    ///
+    /// # Errors
+    /// As for [`compile`](Self::compile).
+    ///
+    /// # Panics
+    /// As for [`compile`](Self::compile).
+    pub fn compile_owned(network: Network, options: PlanOptions) -> Result<Self, Error> {
+        options.check(&network)?;
+        let (arch, input) = (network.arch().clone(), network.input());
+        Plan::assemble((&arch, input), network.into_layers(), options)
     }
 
     /// Compiles with the algorithms that `choose` takes.
@@ -209,15 +233,46 @@ impl Plan {
         choose: &Chooser,
     ) -> Result<Self, Error> {
         assert_eq!(network.level(), context.level(), "the network's instruction-set level");
+        Plan::chosen((network.arch(), network.input()), network.layers(), batch, context, choose)
+    }
+
+    /// Compiles layers with options that have been checked.
+    fn assemble<U, B>(
+        about: (&Arch, [usize; 2]),
+        layers: Layers<U, B, impl Borrow<BatchNorm>, impl Borrow<Linear>>,
+        PlanOptions { batch, context, tuning }: PlanOptions,
+    ) -> Result<Self, Error>
+    where
+        U: Iterator<Item: Borrow<Unit>>,
+        B: Iterator<Item: Borrow<Block>>,
+    {
+        let measured = |name: &str| tuning.as_ref()?.choices().get(name).copied();
+        let plan = Plan::chosen(about, layers, batch, context, &|name, _| measured(name))?;
+        if let Some(tuning) = &tuning {
+            tuning.check_applied(&plan)?;
+        }
+        Ok(plan)
+    }
+
+    fn chosen<U, B>(
+        (arch, input): (&Arch, [usize; 2]),
+        layers: Layers<U, B, impl Borrow<BatchNorm>, impl Borrow<Linear>>,
+        batch: usize,
+        context: Arc<Context>,
+        choose: &Chooser,
+    ) -> Result<Self, Error>
+    where
+        U: Iterator<Item: Borrow<Unit>>,
+        B: Iterator<Item: Borrow<Block>>,
+    {
         let batch = batch.max(1);
-        let (segments, steps) = Compiler::new(&context, batch, choose).network(network)?;
-        let [height, width] = network.input();
+        let (segments, steps) = Compiler::new(&context, batch, choose).network(arch, input, layers)?;
         Ok(Plan {
             level: context.level(),
             context,
             batch,
-            input: [height, width, network.arch().in_channels],
-            classes: network.arch().num_classes,
+            input: [input[0], input[1], arch.in_channels],
+            classes: arch.num_classes,
             segments,
             steps,
             idle: Mutex::default(),

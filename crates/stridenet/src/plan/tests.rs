@@ -54,6 +54,12 @@ fn plans_agree_with_networks_and_with_f64_at_every_level() {
                     arch.name,
                     level.name()
                 );
+                if batch == 16 && level == Level::detect() {
+                    let options = PlanOptions { batch, context: plan.context().clone(), tuning: None };
+                    let owned =
+                        Plan::compile_owned(self::network(&arch, plan.context(), 1), options).unwrap();
+                    assert_eq!(logits(&owned, &images), found, "{}", arch.name);
+                }
             }
         }
     }

@@ -62,7 +62,7 @@ impl FastConv {
     /// Whether there is a [`grad_weight`](Self::grad_weight): for one group, and not by Strassen's algorithm, whose sums in
     /// memory cost what its products save.
     pub fn has_grad_weight(&self) -> bool {
-        self.tiling != Tiling::Strassen && self.geometry.groups == 1 && !self.view.is_transposed()
+        self.tiling.parts() == 1 && self.geometry.groups == 1 && !self.view.is_transposed()
     }
 
     /// `dw = Σ x · dy` over the batch's pixels, as HWIO; shapes as for [`Conv::grad_weight`](super::super::Conv::grad_weight).
@@ -94,7 +94,7 @@ impl FastConv {
             Tiling::F4 => Pass::<Square<F4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S3 => Pass::<Square<S3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S7 => Pass::<Square<F3Of4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
-            Tiling::Strassen => unreachable!("there is no such gradient"),
+            Tiling::Strassen | Tiling::Twice => unreachable!("there is no such gradient"),
         }
     }
 
@@ -218,7 +218,8 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
             zeros: conv.zeros.as_ptr(),
             v,
             steps: v_steps,
-            ahead: false,
+            ahead: 0,
+            across: conv.columns.len(),
             transform: PhantomData,
         });
         self.cx.level().run(Gradient::<T> {

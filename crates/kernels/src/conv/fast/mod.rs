@@ -6,6 +6,7 @@
 
 mod algorithm;
 mod gradient;
+mod narrow;
 mod pack;
 mod pooled;
 mod run;
@@ -24,7 +25,7 @@ use self::algorithm::{Algorithm, F2, F3Of4, F4, S3};
 use self::pack::{Pack, TAPS};
 use self::run::Run;
 use self::square::Square;
-use self::strassen::{HALVES, PackPairs, Strassen};
+use self::strassen::{HALVES, PackParts, QUARTERS, Strassen, Twice};
 use self::tiles::Span;
 use self::transform::Transform;
 use self::view::View;
@@ -49,11 +50,14 @@ pub enum Tiling {
     S7,
     /// 1×1 with any stride: pairs of pixels by Strassen's algorithm, 7 products of halves of the channels for 8.
     Strassen,
+    /// The same twice: fours of pixels, 49 products of quarters of the channels for 64.
+    Twice,
 }
 
 impl Tiling {
     /// All algorithms.
-    pub const ALL: [Tiling; 5] = [Tiling::F2, Tiling::F4, Tiling::S3, Tiling::S7, Tiling::Strassen];
+    pub const ALL: [Tiling; 6] =
+        [Tiling::F2, Tiling::F4, Tiling::S3, Tiling::S7, Tiling::Strassen, Tiling::Twice];
 
     /// What the algorithm costs at `level` for an image of `[height, width]`, or `None` where it does not compute the
     /// convolution: another kernel, stride or dilation, or groups that do not fill vectors.
@@ -73,7 +77,7 @@ impl Tiling {
             .sum();
         let lanes = level.micro_kernels().lanes;
         let channels = |channels: usize| (channels / parts).next_multiple_of(lanes);
-        let pairs = view.depth * geometry.out_channels / parts;
+        let pairs = view.summed() * geometry.out_channels / parts;
         Some(TilingCost {
             products: needed * pairs,
             inputs: needed * channels(view.channels),
@@ -89,7 +93,7 @@ impl Tiling {
             Tiling::F2 | Tiling::F4 => ([3, 3], [1, 1]),
             Tiling::S3 => ([3, 3], [2, 2]),
             Tiling::S7 => ([7, 7], [2, 2]),
-            Tiling::Strassen => ([1, 1], [geometry.stride[0]; 2]),
+            Tiling::Strassen | Tiling::Twice => ([1, 1], [geometry.stride[0]; 2]),
         };
         if (geometry.kernel, geometry.stride, geometry.dilation) != (kernel, stride, [1, 1]) {
             return None;
@@ -101,11 +105,11 @@ impl Tiling {
                 let narrow = geometry.groups == 1 && geometry.in_channels <= 4 && geometry.padding == [3, 3];
                 narrow.then(|| View::squares(geometry, input))
             }
-            Tiling::Strassen => {
-                let cut = |channels: usize| channels.is_multiple_of(HALVES * lanes);
+            Tiling::Strassen | Tiling::Twice => {
+                let cut = |channels: usize| channels.is_multiple_of(self.parts() * lanes);
                 let fits = geometry.groups == 1 && geometry.padding == [0, 0];
                 (fits && cut(geometry.in_channels) && cut(geometry.out_channels))
-                    .then(|| View::parts(geometry, input, HALVES))
+                    .then(|| View::parts(geometry, input, self.parts()))
             }
         }
     }
@@ -118,6 +122,7 @@ impl Tiling {
             Tiling::S3 => Square::<S3>::POINTS,
             Tiling::S7 => Square::<F3Of4>::POINTS,
             Tiling::Strassen => Strassen::POINTS,
+            Tiling::Twice => Twice::POINTS,
         }
     }
 
@@ -129,6 +134,7 @@ impl Tiling {
             Tiling::S3 => Square::<S3>::last(point),
             Tiling::S7 => Square::<F3Of4>::last(point),
             Tiling::Strassen => Strassen::last(point),
+            Tiling::Twice => Twice::last(point),
         }
     }
 
@@ -137,6 +143,7 @@ impl Tiling {
         match self {
             Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => 1,
             Tiling::Strassen => HALVES,
+            Tiling::Twice => QUARTERS,
         }
     }
 
@@ -148,7 +155,9 @@ impl Tiling {
             Tiling::S3 => S3::OUTPUTS,
             Tiling::S7 => F3Of4::OUTPUTS,
             // All pixels stand in one row.
-            Tiling::Strassen => return (tiles::cut(1, 1), tiles::cut(HALVES, height * width)),
+            Tiling::Strassen | Tiling::Twice => {
+                return (tiles::cut(1, 1), tiles::cut(self.parts(), height * width));
+            }
         };
         (tiles::cut(along, height), tiles::cut(along, width))
     }
@@ -167,7 +176,7 @@ impl Tiling {
             Tiling::F4 => rows::<F4>(),
             Tiling::S3 => rows::<S3>(),
             Tiling::S7 => rows::<F3Of4>(),
-            Tiling::Strassen => Vec::new(),
+            Tiling::Strassen | Tiling::Twice => Vec::new(),
         }
     }
 }
@@ -204,7 +213,8 @@ pub struct FastConv {
     factors: Vec<[f64; TAPS]>,
 }
 
-/// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`.
+/// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`, with the input channels of a group
+/// where [groups share vectors](View::narrow).
 #[derive(Debug, Clone)]
 pub struct FastWeights {
     level: Level,
@@ -324,7 +334,7 @@ impl FastConv {
 
     /// First value of a panel in the packed weights.
     fn panel_start(&self, first_channel: usize) -> usize {
-        first_channel * self.view.depth * self.tiling.points()
+        first_channel * self.view.summed() * self.tiling.points()
     }
 
     /// Transforms weights (HWIO) and packs them. The transform is computed in `f64` and rounded once.
@@ -369,16 +379,16 @@ impl FastConv {
         let each = self.panels(0).len();
         cx.pool().run(self.sections().len() * each, |index| {
             let Some(panel) = &self.panels(index / each).nth(index % each) else { return };
-            let depth = self.view.depth;
             let width = panel.vectors * self.lanes();
             let start = self.panel_start(panel.channels.start);
+            let length = points * self.view.summed() * width;
             // SAFETY: panels are disjoint and lie within `values`.
-            let packed =
-                unsafe { std::slice::from_raw_parts_mut(out.get().add(start), points * depth * width) };
+            let packed = unsafe { std::slice::from_raw_parts_mut(out.get().add(start), length) };
             let (geometry, view, factors) = (&self.geometry, &self.view, &self.factors[..]);
             let pack = Pack { weight, geometry, view, factors, panel, width, packed };
             match self.tiling {
-                Tiling::Strassen => cx.level().run(PackPairs(pack)),
+                Tiling::Strassen => cx.level().run(PackParts::<HALVES>(pack)),
+                Tiling::Twice => cx.level().run(PackParts::<QUARTERS>(pack)),
                 _ => cx.level().run(pack),
             }
         });
@@ -418,6 +428,7 @@ impl FastConv {
             Tiling::S3 => run.batch::<Square<S3>>(images, memory),
             Tiling::S7 => run.batch::<Square<F3Of4>>(images, memory),
             Tiling::Strassen => run.batch::<Strassen>(images, memory),
+            Tiling::Twice => run.batch::<Twice>(images, memory),
         }
     }
 

@@ -62,8 +62,15 @@ impl Task for Pack<'_> {
                         }
                     }
                 }
+                let inputs = match self.view.narrow {
+                    Some(group) => {
+                        transformed.iter_mut().take(points * points).for_each(|rows| gather(rows, group));
+                        group
+                    }
+                    None => inputs,
+                };
                 for (point, rows) in transformed.iter().enumerate().take(points * points) {
-                    let at = (point * depth + input) * self.width + first - channels.start;
+                    let at = (point * self.view.summed() + input) * self.width + first - channels.start;
                     for (to, row) in self.packed[at..].chunks_mut(self.width).zip(&rows[..inputs]) {
                         match to.first_chunk_mut::<LINE>() {
                             Some(to) if count == LINE => *to = *row,
@@ -73,5 +80,14 @@ impl Task for Pack<'_> {
                 }
             }
         }
+    }
+}
+
+/// Moves the weights of groups of `group` channels that share a vector, of which a row holds those from one input channel, into
+/// as many rows: row `k` becomes those from each group's channel `k`.
+#[inline(always)]
+fn gather(rows: &mut [[f32; LINE]; INPUTS], group: usize) {
+    for k in 0..group {
+        rows[k] = std::array::from_fn(|output| rows[output / group * group + k][output]);
     }
 }

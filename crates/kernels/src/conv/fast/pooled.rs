@@ -24,7 +24,7 @@ pub struct PooledConv {
 impl FastConv {
     /// Whether a [`PooledConv`] can be made of the convolution: its weights stay in a cache, and its tiles are rows.
     pub fn pools(&self) -> bool {
-        self.tiling != Tiling::Strassen && self.sections().len() == 1 && !Cut::new(self).streamed
+        self.tiling.parts() == 1 && self.geometry.groups == 1 && !Cut::new(self).streamed
     }
 }
 
@@ -95,7 +95,7 @@ impl PooledConv {
             Tiling::F4 => self.images::<Square<F4>>(&run, images, own, y),
             Tiling::S3 => self.images::<Square<S3>>(&run, images, own, y),
             Tiling::S7 => self.images::<Square<F3Of4>>(&run, images, own, y),
-            Tiling::Strassen => unreachable!("refused when it was made"),
+            Tiling::Strassen | Tiling::Twice => unreachable!("refused when it was made"),
         }
     }
 

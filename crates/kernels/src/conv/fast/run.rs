@@ -2,7 +2,7 @@
 
 use super::tiles::{Block, MAX_TILES, Tile};
 use super::transform::{self, Steps, Transform};
-use super::{FastConv, FastWeights, PANEL, Panel};
+use super::{FastConv, FastWeights, PANEL, Panel, narrow};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
@@ -65,7 +65,7 @@ impl Memory {
 #[derive(Debug, Default)]
 pub(super) struct Own {
     pub(super) v: Aligned,
-    m: Aligned,
+    pub(super) m: Aligned,
     /// Rows of outputs that a pool will read.
     pub(super) strip: Aligned,
 }
@@ -82,6 +82,9 @@ const ENOUGH: usize = 24;
 
 /// Values of V at most, where the weights stream by.
 const TRANSFORMED: usize = 3 << 19;
+
+/// Pixels of a block of tiles that are pixels in a row, at most.
+const MOST_PIXELS: usize = 256;
 
 /// Tiles of a small block: about as many as two calls of the shortest micro-kernels take.
 const SMALL: usize = 12;
@@ -115,12 +118,15 @@ impl Cut {
         let points = conv.tiling.points();
         let kernels = conv.level.micro_kernels();
         let sections = conv.sections().len();
-        let streamed = sections == 1 && conv.weight_values() > STREAMED;
+        let streamed = conv.geometry.groups == 1 && conv.weight_values() > STREAMED;
         let vectors = PANEL.min(conv.outputs() / sections / kernels.lanes).max(1);
         let tallest = kernels.max_blocked_rows(vectors);
-        let most = match streamed {
-            true => (TRANSFORMED / (points * conv.view.depth)).clamp(SMALL, MAX_TILES),
-            false => tallest * SMALL.div_ceil(tallest),
+        // M of many products would leave the L2 cache.
+        let most_tiles = MAX_TILES.min(MOST_PIXELS / conv.tiling.parts());
+        let most = match (streamed, conv.view.narrow) {
+            (true, _) => (TRANSFORMED / (points * conv.view.depth)).clamp(SMALL, most_tiles),
+            (false, Some(_)) => narrow::MOST,
+            (false, None) => tallest * SMALL.div_ceil(tallest),
         };
         Cut { most, streamed }
     }
@@ -145,7 +151,7 @@ impl Schedule {
             true => !reads_all(conv, tiles, threads),
             false => blocks < 2 * threads,
         };
-        let shared = threads > 1 && conv.sections().len() == 1 && few;
+        let shared = threads > 1 && conv.geometry.groups == 1 && few;
         let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
         Schedule { blocks: blocks.min(tiles), shared, streamed }
     }
@@ -169,13 +175,18 @@ impl FastConv {
         self.section_len(tiles) * sections + LINE
     }
 
+    /// The steps of V for a block of `tiles` tiles, whose points are `point` values apart.
+    fn v_steps(&self, tiles: usize, point: usize) -> Steps {
+        Steps { point, vector: tiles * self.lanes(), slot: self.lanes() }
+    }
+
     /// Values between two slots of M for a panel of `width` channels; a line more, as for V.
-    fn m_step(&self, width: usize) -> usize {
+    pub(super) fn m_step(&self, width: usize) -> usize {
         self.tiling.points() * width + LINE
     }
 
     /// Values of V, for some sections, and of M for a block of `tiles` tiles.
-    fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
+    pub(super) fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
         let points = self.tiling.points();
         [points * self.v_step(tiles, sections), tiles * self.m_step(PANEL * self.lanes())]
     }
@@ -283,9 +294,12 @@ impl Run<'_> {
         let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
-                let block = self.block(range(task / chunks));
                 let first = task % chunks * together;
                 let chunk = first..sections.min(first + together);
+                if let Some(group) = conv.view.narrow {
+                    return with_free(own, |own| self.narrow::<T>(group, range(task / chunks), chunk, own));
+                }
+                let block = self.block(range(task / chunks));
                 // Threads take blocks in turn.
                 let next = task / chunks + threads;
                 let mut ahead = match schedule.streamed {
@@ -307,7 +321,8 @@ impl Run<'_> {
             self.cx.pool().run(pieces, |piece| {
                 let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
                 let first = vectors.start * block.tiles().len() * conv.lanes();
-                self.transform::<T>(&block, vectors, step, v.get().wrapping_add(first));
+                let steps = conv.v_steps(block.tiles().len(), step);
+                self.transform::<T>(&block, vectors, steps, v.get().wrapping_add(first));
             });
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
@@ -333,7 +348,7 @@ impl Run<'_> {
         m.grow(m_len);
         let step = conv.v_step(tiles, chunk.len());
         let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
-        self.transform::<T>(block, vectors, step, v.as_mut_ptr());
+        self.transform::<T>(block, vectors, conv.v_steps(tiles, step), v.as_mut_ptr());
         for section in chunk.clone() {
             let v = v.as_ptr().wrapping_add((section - chunk.start) * conv.section_len(tiles));
             for panel in conv.panels(section) {
@@ -378,10 +393,14 @@ impl Run<'_> {
         Block::new([&self.conv.rows, &self.conv.columns], tiles)
     }
 
-    /// Transforms some vectors of channels into V, which begins with the first of them and has its points `step` values
-    /// apart.
-    fn transform<T: Transform>(&self, block: &Block, vectors: Range<usize>, step: usize, v: *mut f32) {
-        let (slots, lanes) = (block.tiles().len(), self.conv.lanes());
+    /// Transforms some vectors of channels into V, which begins with the first of them.
+    pub(super) fn transform<T: Transform>(
+        &self,
+        block: &Block,
+        vectors: Range<usize>,
+        steps: Steps,
+        v: *mut f32,
+    ) {
         self.cx.level().run(transform::Input::<T> {
             tiles: block.tiles(),
             x: self.x.as_ptr(),
@@ -393,8 +412,13 @@ impl Run<'_> {
             vectors,
             zeros: self.conv.zeros.as_ptr(),
             v,
-            steps: Steps { point: step, vector: slots * lanes, slot: lanes },
-            ahead: self.conv.geometry.groups > 1,
+            steps,
+            ahead: match (self.conv.view.narrow, self.conv.geometry.groups) {
+                (Some(_), _) => narrow::TILES,
+                (None, 1) => 0,
+                (None, _) => 1,
+            },
+            across: self.conv.columns.len(),
             transform: PhantomData,
         });
     }
@@ -454,14 +478,25 @@ impl Run<'_> {
             }
             b = b.wrapping_add(depth * width);
         }
+        self.back::<T>(block, panel.channels, m, m_step);
+    }
+
+    /// The way back of the products in M, whose slots are `slot_step` values apart, for some output channels.
+    pub(super) fn back<T: Transform>(
+        &self,
+        block: &Block,
+        channels: Range<usize>,
+        m: *const f32,
+        slot_step: usize,
+    ) {
         self.cx.level().run(transform::Output::<T> {
             block,
             m,
-            slot_step: m_step,
+            slot_step,
             y: self.y.get(),
-            size: conv.output,
-            channels: conv.geometry.out_channels,
-            panel: panel.channels,
+            size: self.conv.output,
+            channels: self.conv.geometry.out_channels,
+            panel: channels,
             bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
             residual: match self.epilogue.residual {
                 Some(Residual::Tensor(values)) => values.as_ptr(),

@@ -34,23 +34,21 @@ struct Patch<'a, S> {
     /// The first point's vector.
     v: *mut f32,
     point_step: usize,
-    /// Whether to ask for what the next tile reads.
-    ahead: bool,
+    /// How many values further on a tile's values are that are asked for; 0 for none.
+    ahead: usize,
 }
 
 impl<S: Simd> Patch<'_, S> {
-    /// Transforms into `COUNT` rows of points from row `FROM` on: as many as their columns stay in registers.
+    /// Along the columns, then along the rows: what is between stays in the L1 cache, and each value is read once, from wherever it
+    /// is.
     ///
     /// # Safety
     /// Each row must be valid for reads of `count` values at each of the existing columns, and V for a vector at each
     /// point. Without `TAIL`, `count` is LANES.
     #[inline(always)]
-    unsafe fn points<A: Algorithm, const FROM: usize, const COUNT: usize, const TAIL: bool>(&self) {
-        if FROM >= A::POINTS {
-            return;
-        }
+    unsafe fn run<A: Algorithm, const TAIL: bool>(&self) {
         let simd = self.simd;
-        let mut columns = [[MaybeUninit::uninit(); MAX]; COUNT];
+        let mut columns = [[MaybeUninit::uninit(); MAX]; MAX];
         let mut offset = self.start;
         for j in 0..A::INPUTS {
             let mut values = [simd.zero(); MAX];
@@ -62,28 +60,26 @@ impl<S: Simd> Patch<'_, S> {
                         unsafe { if TAIL { simd.load_partial(at, self.count) } else { simd.load(at) } };
                 }
             }
-            // What the next tile reads and this one does not.
-            let beyond = A::OUTPUTS * A::STRIDE;
-            if FROM == 0 && self.ahead && j + beyond >= A::INPUTS {
+            // What that tile reads and the one before it does not.
+            if self.ahead > 0 && j + A::OUTPUTS * A::STRIDE >= A::INPUTS {
                 for row in &self.rows[..A::INPUTS] {
-                    simd.prefetch(row.wrapping_add(offset).wrapping_add(beyond * self.step));
+                    simd.prefetch(row.wrapping_add(offset).wrapping_add(self.ahead));
                 }
             }
             let points = A::input(simd, values);
-            for k in 0..COUNT {
-                columns[k][j].write(points[if FROM + k < MAX { FROM + k } else { 0 }]);
+            for p in 0..A::POINTS {
+                columns[p][j].write(points[p]);
             }
             offset = opaque(offset.wrapping_add(self.step));
         }
-        for k in 0..COUNT {
-            let p = FROM + k;
-            if p >= A::POINTS || (A::is_last(p) && !self.full) {
+        for p in 0..A::POINTS {
+            if A::is_last(p) && !self.full {
                 continue;
             }
             let mut values = [simd.zero(); MAX];
             for j in 0..A::INPUTS {
                 // SAFETY: written above, for each of the INPUTS columns.
-                values[j] = unsafe { columns[k][j].assume_init() };
+                values[j] = unsafe { columns[p][j].assume_init() };
             }
             let points = A::input(simd, values);
             let mut to = self.v.wrapping_add(p * A::POINTS * self.point_step);
@@ -91,25 +87,6 @@ impl<S: Simd> Patch<'_, S> {
                 // SAFETY: V holds a vector for each point.
                 unsafe { simd.store(to, points[q]) };
                 to = to.wrapping_add(self.point_step);
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`points`](Self::points).
-    #[inline(always)]
-    unsafe fn run<A: Algorithm, const TAIL: bool>(&self) {
-        // SAFETY: promised by the caller.
-        unsafe {
-            if S::REGISTERS >= 32 {
-                self.points::<A, 0, 3, TAIL>();
-                self.points::<A, 3, 3, TAIL>();
-                self.points::<A, 6, 2, TAIL>();
-            } else {
-                self.points::<A, 0, 2, TAIL>();
-                self.points::<A, 2, 2, TAIL>();
-                self.points::<A, 4, 2, TAIL>();
-                self.points::<A, 6, 2, TAIL>();
             }
         }
     }
@@ -221,6 +198,10 @@ impl<A: Algorithm> Transform for Square<A> {
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
         let [height, width] = input.size;
         let step = input.channels;
+        // Along a row of tiles, and from its end to the next one.
+        let tile_step = A::OUTPUTS * A::STRIDE * step;
+        let ahead =
+            [input.ahead, (input.ahead + width).saturating_sub(input.across)].map(|tiles| tiles * tile_step);
         for tile in input.tiles {
             let image = input.x.wrapping_add(tile.image * height * width * step);
             // The tile's first value, counted from the padding's.
@@ -248,7 +229,8 @@ impl<A: Algorithm> Transform for Square<A> {
                         (vector - input.vectors.start) * input.steps.vector + tile.slot * input.steps.slot,
                     ),
                     point_step: input.steps.point,
-                    ahead: input.ahead,
+                    ahead: ahead
+                        [usize::from((tile.columns.start / A::OUTPUTS + input.ahead) >= input.across)],
                 };
                 // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
                 // has `count` channels from `channel` on; V holds a vector for each point, vector of channels and slot.

@@ -12,9 +12,9 @@ use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, co
 
 const SHAPES: usize = 200;
 
-/// A 1×1 convolution with any stride, whose channels are halves of vectors at every level.
-fn random_pairs(random: &mut Random) -> ConvGeometry {
-    let channels = [32, 64, 96, 160].map(|channels| channels * (1 + random.below(2)));
+/// A 1×1 convolution with any stride, whose channels are so many parts of vectors at every level.
+fn random_parts(random: &mut Random, parts: usize) -> ConvGeometry {
+    let channels = [16, 32, 48, 80].map(|channels| parts * channels * (1 + random.below(2)));
     let (inputs, outputs) = (channels[random.below(4)], channels[random.below(4)]);
     ConvGeometry::square(inputs, outputs, 1, 1 + random.below(3))
 }
@@ -32,11 +32,11 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
         let padding = [random.below(4), random.below(3)];
         let geometry = match tiling {
             Tiling::S7 => ConvGeometry::square(1 + random.below(4), channels(random), 7, 2),
-            Tiling::Strassen => random_pairs(random),
+            Tiling::Strassen | Tiling::Twice => random_parts(random, tiling.parts()),
             Tiling::F2 | Tiling::F4 | Tiling::S3 => {
                 let stride = if tiling == Tiling::S3 { 2 } else { 1 };
                 // Groups that fill vectors at every level, some smaller and some larger than one.
-                let (each, groups) = ([4, 8, 16, 32][random.below(4)], 4 * (1 + random.below(2)));
+                let (each, groups) = ([1, 2, 4, 8, 16, 32][random.below(6)], 16 * (1 + random.below(2)));
                 match random.below(4) {
                     0 => ConvGeometry {
                         padding,
@@ -63,79 +63,45 @@ fn square(
     ConvGeometry::square(channels(random), channels(random), kernel, stride)
 }
 
-/// What Strassen's algorithm computes with everything in absolute values, as [`Matrices::magnitude`]: every product of a
-/// pair's blocks meets at most two blocks of each factor, and every output four products.
-fn pair_magnitude(conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
-    let g = &conv.geometry;
-    let (halves_in, halves_out) = (g.in_channels / HALVES, g.out_channels / HALVES);
-    let pixels = conv.output[0] * conv.output[1];
+/// What Strassen's algorithm computes with everything in absolute values, as [`Matrices::magnitude`]: with one level every product
+/// of a tile's blocks meets at most two blocks of each factor, and every output four products; with two levels it is the same
+/// of those.
+fn parts_magnitude(conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    let (g, parts) = (&conv.geometry, conv.tiling.parts());
+    let (inputs, outputs) = (g.in_channels / parts, g.out_channels / parts);
     let value = |image: usize, pixel: usize, channel: usize| {
         let (row, column) = (pixel / conv.output[1] * g.stride[0], pixel % conv.output[1] * g.stride[1]);
         let at = (image * conv.input[0] + row) * conv.input[1] + column;
         f64::from(x[at * g.in_channels + channel].abs())
     };
-    let mut y = Vec::with_capacity(batch * pixels * g.out_channels);
-    for (image, pixel) in (0..batch).flat_map(|image| (0..pixels).map(move |pixel| (image, pixel))) {
-        let pair = pixel / HALVES * HALVES..pixels.min(pixel / HALVES * HALVES + HALVES);
-        // All blocks of the pair, against all blocks of the weights.
-        let data: Vec<f64> = (0..halves_in)
-            .map(|i| {
-                pair.clone().map(|pixel| value(image, pixel, i) + value(image, pixel, halves_in + i)).sum()
-            })
-            .collect();
-        for o in 0..g.out_channels {
-            let at = |i: usize, o: usize| match conv.view.is_transposed() {
-                true => o * g.in_channels + i,
-                false => i * g.out_channels + o,
-            };
-            let weight = |i: usize, o: usize| f64::from(w[at(i, o)].abs());
-            let sum = |i: usize| -> f64 {
-                let blocks = [(i, o % halves_out), (i, halves_out + o % halves_out)];
-                let blocks = blocks.into_iter().flat_map(|(i, o)| [(i, o), (halves_in + i, o)]);
-                blocks.map(|(i, o)| weight(i, o)).sum()
-            };
-            y.push((0..halves_in).map(|i| data[i] * sum(i)).sum());
+    let weight = |i: usize, o: usize| {
+        let at = match conv.view.is_transposed() {
+            true => o * g.in_channels + i,
+            false => i * g.out_channels + o,
+        };
+        f64::from(w[at].abs())
+    };
+    let pairs = || (0..parts * parts).map(|index| (index / parts, index % parts));
+    // All blocks of the weights.
+    let blocks = |i: usize, o: usize| -> f64 {
+        pairs().map(|(row, column)| weight(row * inputs + i, column * outputs + o)).sum()
+    };
+    let weights: Vec<Vec<f64>> = (0..inputs).map(|i| (0..outputs).map(|o| blocks(i, o)).collect()).collect();
+    let mut y = Vec::with_capacity(batch * conv.output[0] * conv.output[1] * g.out_channels);
+    for (image, tile) in (0..batch).flat_map(|image| conv.columns.iter().map(move |tile| (image, tile))) {
+        // All blocks of the tile.
+        let data = |i: usize| -> f64 {
+            let places = pairs().filter(|&(pixel, _)| pixel < tile.outputs);
+            places.map(|(pixel, part)| value(image, tile.start + pixel, part * inputs + i)).sum()
+        };
+        let mut outputs = vec![0.0; outputs];
+        for (i, weights) in weights.iter().enumerate() {
+            let data = data(i);
+            outputs.iter_mut().zip(weights).for_each(|(output, weight)| *output += data * weight);
         }
+        (0..tile.outputs * parts).for_each(|_| y.extend_from_slice(&outputs));
     }
     y
-}
-
-/// As [`pair_magnitude`], for the gradient of the weights: every output reaches at most four products, of which each
-/// reaches at most three weights of a block.
-fn pair_gradient_magnitude(conv: &FastConv, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
-    let g = &conv.geometry;
-    let (halves_in, halves_out) = (g.in_channels / HALVES, g.out_channels / HALVES);
-    let pixels = conv.output[0] * conv.output[1];
-    let mut sums = vec![0.0; halves_in * halves_out];
-    for (image, pair) in
-        (0..batch).flat_map(|image| (0..pixels).step_by(HALVES).map(move |pixel| (image, pixel)))
-    {
-        let pair = pair..pixels.min(pair + HALVES);
-        let data = |i: usize| -> f64 {
-            let value = |pixel: usize| {
-                let (row, column) =
-                    (pixel / conv.output[1] * g.stride[0], pixel % conv.output[1] * g.stride[1]);
-                let at = ((image * conv.input[0] + row) * conv.input[1] + column) * g.in_channels + i;
-                f64::from(x[at].abs()) + f64::from(x[at + halves_in].abs())
-            };
-            pair.clone().map(value).sum()
-        };
-        let gradient = |o: usize| -> f64 {
-            let value = |pixel: usize| {
-                let at = (image * pixels + pixel) * g.out_channels + o;
-                f64::from(dy[at].abs()) + f64::from(dy[at + halves_out].abs())
-            };
-            pair.clone().map(value).sum()
-        };
-        let gradients: Vec<f64> = (0..halves_out).map(gradient).collect();
-        for (i, sums) in sums.chunks_exact_mut(halves_out).enumerate() {
-            let data = data(i);
-            sums.iter_mut().zip(&gradients).for_each(|(sum, gradient)| *sum += 4.0 * data * gradient);
-        }
-    }
-    let weight =
-        |at: usize| (at / g.out_channels % halves_in) * halves_out + at % g.out_channels % halves_out;
-    (0..g.weight_len()).map(|at| sums[weight(at)]).collect()
 }
 
 /// The matrices of an algorithm in absolute values: `|Bᵀ|`, `|G|`, `|Aᵀ|`.
@@ -281,21 +247,14 @@ fn matrices(tiling: Tiling) -> Option<Matrices> {
         Tiling::F4 => Matrices::of::<F4>(),
         Tiling::S3 => Matrices::of::<S3>(),
         Tiling::S7 => Matrices::of::<F3Of4>(),
-        Tiling::Strassen => return None,
+        Tiling::Strassen | Tiling::Twice => return None,
     })
 }
 
 fn magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
     match matrices(conv.tiling) {
         Some(matrices) => matrices.magnitude(cx, conv, batch, x, w),
-        None => pair_magnitude(conv, batch, x, w),
-    }
-}
-
-fn gradient_magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], dy: &[f32]) -> Vec<f64> {
-    match matrices(conv.tiling) {
-        Some(matrices) => matrices.gradient_magnitude(cx, conv, batch, x, dy),
-        None => pair_gradient_magnitude(conv, batch, x, dy),
+        None => parts_magnitude(conv, batch, x, w),
     }
 }
 
@@ -363,7 +322,7 @@ fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(16);
     let contexts = contexts();
     let mut scratch = FastScratch::default();
-    for tiling in [Tiling::F2, Tiling::F4, Tiling::Strassen] {
+    for tiling in [Tiling::F2, Tiling::F4, Tiling::Strassen, Tiling::Twice] {
         for _ in 0..SHAPES / 4 {
             let (g, batch, input) = random_shape(&mut random, tiling);
             if g.stride != [1, 1] || g.groups != 1 || g.padding.iter().any(|&padding| padding > 2) {
@@ -406,7 +365,7 @@ fn gradients_of_the_weights_agree_with_the_oracle_at_every_level() {
             let expected = oracle::grad_weight(&g, batch, input, &widen(&x), &widen(&dy));
             for cx in &contexts {
                 let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-                assert_eq!(conv.has_grad_weight(), g.groups == 1 && tiling != Tiling::Strassen);
+                assert_eq!(conv.has_grad_weight(), g.groups == 1 && tiling.parts() == 1);
                 if !conv.has_grad_weight() {
                     continue;
                 }
@@ -414,7 +373,9 @@ fn gradients_of_the_weights_agree_with_the_oracle_at_every_level() {
                 conv.grad_weight(cx, &x, &dy, &mut scratch, &mut dw);
                 let tiles = batch * conv.rows.len() * conv.columns.len();
                 let gamma = (tiles as f64 + 40.0) * crate::testing::UNIT;
-                let sizes = sizes.get_or_insert_with(|| gradient_magnitude(cx, &conv, batch, &x, &dy));
+                let sizes = sizes.get_or_insert_with(|| {
+                    matrices(tiling).unwrap().gradient_magnitude(cx, &conv, batch, &x, &dy)
+                });
                 let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
                 assert_within(what, &dw, &expected, |index| gamma * sizes[index] + 1e-30);
             }
@@ -466,6 +427,10 @@ fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
         (Tiling::S7, ConvGeometry::square(3, 40, 7, 2), 3, [33, 30]),
         (Tiling::Strassen, ConvGeometry::square(96, 160, 1, 1), 5, [15, 15]),
         (Tiling::Strassen, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
+        (Tiling::Twice, ConvGeometry::square(64, 192, 1, 1), 5, [13, 15]),
+        (Tiling::Twice, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
+        (Tiling::F4, ConvGeometry { groups: 32, ..ConvGeometry::square(128, 128, 3, 1) }, 3, [23, 22]),
+        (Tiling::S3, ConvGeometry { groups: 32, ..ConvGeometry::square(256, 256, 3, 2) }, 3, [23, 22]),
     ]
 }
 

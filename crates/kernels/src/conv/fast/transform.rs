@@ -65,8 +65,11 @@ pub(super) struct Input<'a, T> {
     /// V from the first of these vectors on.
     pub(super) v: *mut f32,
     pub(super) steps: Steps,
-    /// Whether to ask for what the next of a square's tiles reads: pays where few products are made with what is read.
-    pub(super) ahead: bool,
+    /// How many tiles further on the one is whose input is asked for, of square tiles; 0 for none. Pays where few products are made
+    /// with what is read.
+    pub(super) ahead: usize,
+    /// Tiles in a row of an image.
+    pub(super) across: usize,
     pub(super) transform: PhantomData<T>,
 }
 

@@ -20,6 +20,8 @@ pub(super) struct View {
     pub(super) taps: usize,
     /// Channels of a product: all of them, a part of them, or those of the groups that share an output's vector.
     pub(super) depth: usize,
+    /// Channels of a group, where several groups share a vector.
+    pub(super) narrow: Option<usize>,
     /// Whether squares of the input become pixels first.
     folded: bool,
     /// Whether the weights are those of the convolution whose gradient of the input this is.
@@ -27,8 +29,8 @@ pub(super) struct View {
 }
 
 impl View {
-    /// The input as it is. Groups that are smaller than a vector of `lanes` channels are computed together, as one group
-    /// whose weights between channels of different groups are 0; where they do not fill vectors, there is no view.
+    /// The input as it is. Groups that are smaller than a vector of `lanes` channels share vectors; where they do not fill
+    /// them, there is no view.
     pub(super) fn plain(geometry: &ConvGeometry, input: [usize; 2], lanes: usize) -> Option<Self> {
         let depth = match geometry.groups {
             1 => geometry.in_channels,
@@ -44,6 +46,7 @@ impl View {
             padding: geometry.padding,
             taps: geometry.kernel[0],
             depth,
+            narrow: (geometry.groups > 1 && geometry.group_in() < lanes).then_some(geometry.group_in()),
             folded: false,
             transposed: false,
         })
@@ -57,6 +60,7 @@ impl View {
             padding: [0, 0],
             taps: 1,
             depth: geometry.in_channels / parts,
+            narrow: None,
             folded: false,
             transposed: false,
         }
@@ -71,9 +75,15 @@ impl View {
             padding: [2, 2],
             taps: 4,
             depth: geometry.in_channels * SQUARE * SQUARE,
+            narrow: None,
             folded: true,
             transposed: false,
         }
+    }
+
+    /// Channels that an output's product sums over.
+    pub(super) fn summed(&self) -> usize {
+        self.narrow.unwrap_or(self.depth)
     }
 
     /// The view of the gradient of a convolution's input, which is a convolution of the output's gradient with the weights

@@ -55,15 +55,16 @@ pub(super) fn logits(network: &Network, images: &Tensor) -> Vec<f64> {
     let structure = network.arch().structure().unwrap();
     let values = images.data().iter().map(|&value| f64::from(value)).collect();
     let maps = Maps { images: images.batch(), size: images.size(), channels: images.channels(), values };
-    let stem = structure.stem.iter().zip(network.stem());
+    let layers = network.layers();
+    let stem = structure.stem.iter().zip(layers.stem);
     let mut maps = stem.fold(maps, |maps, (description, layer)| unit(description, layer, &maps, None));
-    for (block, layer) in structure.blocks.iter().zip(network.blocks()) {
+    for (block, layer) in structure.blocks.iter().zip(layers.blocks) {
         maps = self::block(block, layer, &maps);
     }
-    if let Some(norm) = network.norm() {
+    if let Some(norm) = layers.norm {
         maps = relu(batch_norm(norm, maps));
     }
-    linear(network.linear(), &means(&maps)).values
+    linear(layers.linear, &means(&maps)).values
 }
 
 fn block(description: &BlockDescription, block: &Block, x: &Maps) -> Maps {
