@@ -83,12 +83,12 @@ const SHARE: f64 = 0.93;
 /// Multiply-accumulates that a core does while it takes a value into or out of the domain of products: of square tiles.
 const MACS_PER_TILE_VALUE: f64 = 7.5;
 
-/// The same for pairs of pixels, into it and out of it: their input arrives while products are made.
+/// The same for pairs and fours of pixels, into it and out of it: their input arrives while products are made.
 const MACS_PER_PAIR_INPUT: f64 = 0.5;
 const MACS_PER_PAIR_OUTPUT: f64 = 10.0;
 
-/// How many times longer one level of Strassen's algorithm must be expected to take for a second to be worth its memory: the weights
-/// take 1.75 times as much.
+/// How many times longer one level of Strassen's algorithm must be expected to take for a second to be worth its memory: the
+/// weights take 1.75 times as much.
 const SECOND_LEVEL: f64 = 1.04;
 
 /// Multiply-accumulates that a core does while the direct sum goes to the next tap for an output pixel and a panel.

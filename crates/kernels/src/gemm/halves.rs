@@ -180,9 +180,8 @@ impl Task for Round<'_> {
             gather.pointers(self.input, &position, taps.start, taps.len(), |tap, from| {
                 let first = (taps.start + tap) * each;
                 let part = wanted.start.max(first)..wanted.end.min(first + each);
-                let (from, mut at, mut count) =
+                let (mut from, mut at, mut count) =
                     (from.wrapping_add(part.start - first), part.start - wanted.start, part.len());
-                let mut from = from;
                 // SAFETY: the part is one of a row that the gather made; `to` has room for all of the row's pairs.
                 unsafe {
                     if let Some(before) = waiting.take() {

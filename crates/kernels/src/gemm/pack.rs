@@ -5,6 +5,7 @@ use crate::bf16::Operands;
 use crate::buffer::Aligned;
 use crate::parallel::SharedMut;
 use crate::{Context, Level};
+use std::ops::Range;
 
 /// A `depth × columns` matrix cut into panels of a few vectors of columns each, for the level that packed it.
 ///
@@ -97,32 +98,39 @@ impl PackedMatrix {
         }
     }
 
-    /// Replaces row `k` by `row(k)`, on all threads.
-    ///
-    /// # Panics
-    /// When a row is shorter than the matrix is wide.
-    pub fn refill_rows<'a>(&mut self, cx: &Context, row: impl Fn(usize) -> &'a [f32] + Sync) {
-        let (depth, stored, lanes) = (self.depth, self.stored_rows(), self.level.micro_kernels().lanes);
-        let (panels, pieces) = (panels(self.level, self.columns), stored.div_ceil(ROWS));
-        let (level, operands) = (self.level, self.operands);
+    /// Fills the stored rows of all panels, `each` at a time, on all threads; `fill` gets a panel, which of its rows these are,
+    /// their values, and how many a row has.
+    fn fill(
+        &mut self,
+        cx: &Context,
+        each: usize,
+        fill: impl Fn(Panel, Range<usize>, &mut [f32], usize) + Sync,
+    ) {
+        let (stored, lanes) = (self.stored_rows(), self.level.micro_kernels().lanes);
+        let (panels, pieces) = (panels(self.level, self.columns), stored.div_ceil(each));
         let values = SharedMut(self.values.as_mut_ptr());
         cx.pool().run(panels.len() * pieces, |task| {
             let Some(panel) = panels.clone().nth(task / pieces) else { return };
-            let rows = task % pieces * ROWS..stored.min((task % pieces + 1) * ROWS);
+            let rows = task % pieces * each..stored.min((task % pieces + 1) * each);
             let width = panel.vectors * lanes;
             let start = panel.first_vector * lanes * stored + rows.start * width;
             // SAFETY: the panels' rows are disjoint and lie within `values`.
             let packed =
                 unsafe { std::slice::from_raw_parts_mut(values.get().add(start), rows.len() * width) };
+            fill(panel, rows, packed, width);
+        });
+    }
+
+    /// Replaces row `k` by `row(k)`, on all threads.
+    ///
+    /// # Panics
+    /// When a row is shorter than the matrix is wide.
+    pub fn refill_rows<'a>(&mut self, cx: &Context, row: impl Fn(usize) -> &'a [f32] + Sync) {
+        let (level, operands, depth) = (self.level, self.operands, self.depth);
+        self.fill(cx, ROWS, |panel, rows, packed, width| {
             if operands == Operands::Bf16 {
-                return level.run_halves(PackRows {
-                    row: &row,
-                    depth,
-                    first: rows.start,
-                    panel,
-                    packed,
-                    width,
-                });
+                let (row, first) = (&row, rows.start);
+                return level.run_halves(PackRows { row, depth, first, panel, packed, width });
             }
             for (to, k) in packed.chunks_exact_mut(width).zip(rows) {
                 let (columns, padding) = to.split_at_mut(panel.columns);
@@ -145,7 +153,12 @@ impl PackedMatrix {
         let (depth, lanes) = (self.depth, self.level.micro_kernels().lanes);
         assert!(depth.is_multiple_of(length.max(1)), "rows of the matrix");
         if self.operands == Operands::Bf16 {
-            return self.refill_columns_of_pairs(cx, length, column);
+            // A pair may stand in two blocks.
+            let level = self.level;
+            return self.fill(cx, COLUMN_ROWS, |panel, pairs, packed, width| {
+                let rows = 2 * pairs.start..depth.min(2 * pairs.end);
+                level.run_halves(PackColumns { column: &column, length, rows, panel, packed, width });
+            });
         }
         let (panels, pieces) = (panels(self.level, self.columns), length.div_ceil(COLUMN_ROWS));
         let blocks = depth.checked_div(length).unwrap_or(0);
@@ -164,30 +177,6 @@ impl PackedMatrix {
                 packed[j..].iter_mut().step_by(width).zip(from).for_each(|(to, &value)| *to = value);
             }
             packed.chunks_exact_mut(width).for_each(|row| row[panel.columns..].fill(0.0));
-        });
-    }
-
-    /// [`refill_columns`](Self::refill_columns) of bf16. A pair may stand in two blocks.
-    fn refill_columns_of_pairs<'a>(
-        &mut self,
-        cx: &Context,
-        length: usize,
-        column: impl Fn(usize, usize) -> &'a [f32] + Sync,
-    ) {
-        let (depth, stored, level) = (self.depth, self.stored_rows(), self.level);
-        let lanes = level.micro_kernels().lanes;
-        let (panels, pieces) = (panels(level, self.columns), stored.div_ceil(COLUMN_ROWS));
-        let values = SharedMut(self.values.as_mut_ptr());
-        cx.pool().run(panels.len() * pieces, |task| {
-            let Some(panel) = panels.clone().nth(task / pieces) else { return };
-            let pairs = task % pieces * COLUMN_ROWS..stored.min((task % pieces + 1) * COLUMN_ROWS);
-            let width = panel.vectors * lanes;
-            let start = panel.first_vector * lanes * stored + pairs.start * width;
-            // SAFETY: the panels' rows are disjoint and lie within `values`.
-            let packed =
-                unsafe { std::slice::from_raw_parts_mut(values.get().add(start), pairs.len() * width) };
-            let rows = 2 * pairs.start..depth.min(2 * pairs.end);
-            level.run_halves(PackColumns { column: &column, length, rows, panel, packed, width });
         });
     }
 

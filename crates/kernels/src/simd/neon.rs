@@ -71,7 +71,8 @@ impl Simd for Neon {
         trusted!(match (GROUP, lane) {
             (2, 0) => vtrn1q_f32(value, value),
             (2, _) => vtrn2q_f32(value, value),
-            _ => value,
+            (1, _) => value,
+            _ => unreachable!("such groups fill vectors"),
         })
     }
 

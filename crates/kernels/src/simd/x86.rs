@@ -79,7 +79,8 @@ impl Simd for Avx2 {
             (4, 1) => _mm256_permute_ps::<0x55>(value),
             (4, 2) => _mm256_permute_ps::<0xaa>(value),
             (4, _) => _mm256_permute_ps::<0xff>(value),
-            _ => value,
+            (1, _) => value,
+            _ => unreachable!("such groups fill vectors"),
         })
     }
 
@@ -226,7 +227,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             // The quarter of the lanes that holds it, twice for each half; then as for four.
             (8, 0..4) => self.spread::<4>(_mm512_shuffle_f32x4::<0b10_10_00_00>(value, value), lane),
             (8, _) => self.spread::<4>(_mm512_shuffle_f32x4::<0b11_11_01_01>(value, value), lane - 4),
-            _ => value,
+            (1, _) => value,
+            _ => unreachable!("such groups fill vectors"),
         })
     }
 

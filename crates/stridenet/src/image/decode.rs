@@ -323,11 +323,14 @@ fn high_byte(sample: u16) -> u8 {
     (sample >> 8) as u8
 }
 
-/// The samples of `N`-channel pixels without the last channel, in the same memory: a picture may take hundreds of megabytes.
+/// The samples of `N`-channel pixels without the last channel, in the same memory: a picture may take hundreds of
+/// megabytes.
 fn without_alpha<const N: usize>(mut samples: Vec<u8>) -> Vec<u8> {
     let pixels = samples.len() / N;
     for pixel in 0..pixels {
-        samples.copy_within(pixel * N..pixel * N + N - 1, pixel * (N - 1));
+        for channel in 0..N - 1 {
+            samples[pixel * (N - 1) + channel] = samples[pixel * N + channel];
+        }
     }
     samples.truncate(pixels * (N - 1));
     samples.shrink_to_fit();

@@ -214,7 +214,7 @@ pub struct FastConv {
 }
 
 /// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`, with the input channels of a group
-/// where [groups share vectors](View::narrow).
+/// where groups share vectors.
 #[derive(Debug, Clone)]
 pub struct FastWeights {
     level: Level,

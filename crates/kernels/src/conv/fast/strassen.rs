@@ -224,43 +224,72 @@ impl<S: Simd, T> Writer<'_, S, T> {
     }
 }
 
-/// Takes all tiles out of the domain of products.
+/// A number of levels, with so many pixels in a tile and parts of the channels.
+trait Parts<const PARTS: usize>: Transform {
+    /// The left factors of a vector from channel `at` of each part on, a point after the other.
+    ///
+    /// # Safety
+    /// As for [`Reader::load`] and [`Factors::store`].
+    unsafe fn factors<S: Simd>(reader: &Reader<S, PARTS>, at: usize, factors: Factors<S>);
+
+    /// Transforms a vector of channels of a tile back.
+    ///
+    /// # Safety
+    /// As for [`Writer::result`] and [`Writer::store`].
+    unsafe fn outputs<S: Simd>(writer: Writer<S, Self>);
+}
+
+/// Takes all tiles into the domain of products.
 #[inline(always)]
-fn write<S: Simd, T: Parts>(simd: S, output: &Output<T>) {
-    let part = output.channels / T::PARTS;
-    for tile in output.block.tiles() {
-        let m = output.m.wrapping_add(tile.slot * output.slot_step);
-        let channel = output.panel.start;
-        // A panel has one vector or PANEL of them: so much the compiler should know.
-        if output.panel.len() <= S::LANES {
-            T::out(Writer { simd, output, tile, m, vectors: 1, part, channel });
-            continue;
-        }
-        for at in (0..PANEL).map(|vector| vector * S::LANES) {
-            let (m, channel) = (m.wrapping_add(at), channel + at);
-            T::out(Writer { simd, output, tile, m, vectors: PANEL, part, channel });
+fn read<S: Simd, T: Parts<PARTS>, const PARTS: usize>(simd: S, input: &Input<T>) {
+    let (point, next) = (input.steps.point, input.steps.vector);
+    for tile in input.tiles {
+        let reader = Reader::<S, PARTS>::new(simd, input, tile);
+        let mut to = input.v.wrapping_add(tile.slot * input.steps.slot);
+        for vector in input.vectors.clone() {
+            // SAFETY: all parts of a pixel's channels are whole vectors, and V holds a vector for each point, vector of channels
+            // and slot.
+            unsafe { T::factors(&reader, vector * S::LANES, Factors { simd, to, point, next }) };
+            to = to.wrapping_add(next);
         }
     }
 }
 
-/// A number of levels.
-trait Parts: Transform {
-    /// Pixels of a tile and parts of the channels.
-    const PARTS: usize;
-
-    /// Transforms a vector of channels of a tile back.
-    fn out<S: Simd>(writer: Writer<S, Self>);
+/// Takes all tiles out of the domain of products.
+#[inline(always)]
+fn write<S: Simd, T: Parts<PARTS>, const PARTS: usize>(simd: S, output: &Output<T>) {
+    let part = output.channels / PARTS;
+    for tile in output.block.tiles() {
+        let m = output.m.wrapping_add(tile.slot * output.slot_step);
+        let channel = output.panel.start;
+        // SAFETY: M holds a vector for each point and vector of the panel, and the tile's outputs exist.
+        unsafe {
+            // A panel has one vector or PANEL of them: so much the compiler should know.
+            if output.panel.len() <= S::LANES {
+                T::outputs(Writer { simd, output, tile, m, vectors: 1, part, channel });
+                continue;
+            }
+            for at in (0..PANEL).map(|vector| vector * S::LANES) {
+                let (m, channel) = (m.wrapping_add(at), channel + at);
+                T::outputs(Writer { simd, output, tile, m, vectors: PANEL, part, channel });
+            }
+        }
+    }
 }
 
 /// One level.
 pub(super) struct Strassen;
 
-impl Parts for Strassen {
-    const PARTS: usize = HALVES;
+impl Parts<HALVES> for Strassen {
+    #[inline(always)]
+    unsafe fn factors<S: Simd>(reader: &Reader<S, HALVES>, at: usize, mut factors: Factors<S>) {
+        // SAFETY: promised by the caller.
+        unsafe { factors.store(left(reader.simd, reader.block(at, 0, 0))) };
+    }
 
     #[inline(always)]
-    fn out<S: Simd>(writer: Writer<S, Self>) {
-        // SAFETY: M holds a vector for each of the tile's points, and its outputs exist.
+    unsafe fn outputs<S: Simd>(writer: Writer<S, Self>) {
+        // SAFETY: promised by the caller.
         unsafe { writer.store(0, 0, writer.result(0)) };
     }
 }
@@ -274,18 +303,7 @@ impl Transform for Strassen {
 
     #[inline(always)]
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
-        let (point, next) = (input.steps.point, input.steps.vector);
-        for tile in input.tiles {
-            let reader = Reader::<S, HALVES>::new(simd, input, tile);
-            let mut to = input.v.wrapping_add(tile.slot * input.steps.slot);
-            for vector in input.vectors.clone() {
-                let mut factors = Factors { simd, to, point, next };
-                // SAFETY: both halves of a pixel's channels are whole vectors, and V holds a vector for each point, vector of
-                // channels and slot.
-                unsafe { factors.store(left(simd, reader.block(vector * S::LANES, 0, 0))) };
-                to = to.wrapping_add(next);
-            }
-        }
+        read(simd, input);
     }
 
     #[inline(always)]
@@ -297,14 +315,27 @@ impl Transform for Strassen {
 /// Two levels.
 pub(super) struct Twice;
 
-impl Parts for Twice {
-    const PARTS: usize = QUARTERS;
+impl Parts<QUARTERS> for Twice {
+    #[inline(always)]
+    unsafe fn factors<S: Simd>(reader: &Reader<S, QUARTERS>, at: usize, mut factors: Factors<S>) {
+        let simd = reader.simd;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let blocks = [
+                [reader.block(at, 0, 0), reader.block(at, 0, HALVES)],
+                [reader.block(at, HALVES, 0), reader.block(at, HALVES, HALVES)],
+            ];
+            for block in left(simd, blocks) {
+                factors.store(left(simd, block));
+            }
+        }
+    }
 
     #[inline(always)]
-    fn out<S: Simd>(writer: Writer<S, Self>) {
+    unsafe fn outputs<S: Simd>(writer: Writer<S, Self>) {
         let simd = writer.simd;
         // As `result`, in an order that needs few registers.
-        // SAFETY: M holds a vector for each of the tile's points, and its outputs exist.
+        // SAFETY: promised by the caller.
         unsafe {
             let (m2, m4) = (writer.result(2 * PRODUCTS), writer.result(4 * PRODUCTS));
             writer.store(0, HALVES, m2.plus(m4, simd));
@@ -328,27 +359,7 @@ impl Transform for Twice {
 
     #[inline(always)]
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
-        let (point, next) = (input.steps.point, input.steps.vector);
-        for tile in input.tiles {
-            let reader = Reader::<S, QUARTERS>::new(simd, input, tile);
-            let mut to = input.v.wrapping_add(tile.slot * input.steps.slot);
-            for vector in input.vectors.clone() {
-                let at = vector * S::LANES;
-                let mut factors = Factors { simd, to, point, next };
-                // SAFETY: all quarters of a pixel's channels are whole vectors, and V holds a vector for each point, vector of
-                // channels and slot.
-                unsafe {
-                    let blocks = [
-                        [reader.block(at, 0, 0), reader.block(at, 0, HALVES)],
-                        [reader.block(at, HALVES, 0), reader.block(at, HALVES, HALVES)],
-                    ];
-                    for block in left(simd, blocks) {
-                        factors.store(left(simd, block));
-                    }
-                }
-                to = to.wrapping_add(next);
-            }
-        }
+        read(simd, input);
     }
 
     #[inline(always)]
