@@ -126,7 +126,7 @@ fn direct(cx: &Context, operands: Operands, geometry: ConvGeometry, size: usize,
     });
     let mut dw = vec![0.0; weight.len()];
     report(cx, &format!("{name} grad_weight"), macs, || {
-        conv.grad_weight(cx, operands, [&x, &y], &mut scratch, &mut dw);
+        conv.grad_weight(cx, operands, &x, &y, &mut scratch, &mut dw);
     });
 }
 

@@ -22,6 +22,7 @@ mod parallel;
 pub mod pointwise;
 pub mod pool;
 mod processors;
+mod prologue;
 #[cfg(test)]
 mod reference;
 pub mod resample;
@@ -37,3 +38,4 @@ pub use context::Context;
 pub use cpu::{Level, UnknownLevel};
 pub use parallel::{Pool, with_free};
 pub use processors::physical_processors;
+pub use prologue::{Prologue, Source};

@@ -9,7 +9,8 @@ pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCos
 pub use geometry::{AverageWindow, ConvGeometry, Edge, GeometryError, Window};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
-use crate::gemm::{Epilogue, HalvesScratch, PackedMatrix, Product, TransposedProduct, TransposedScratch};
+use crate::gemm::{Epilogue, PackedMatrix, PreparedScratch, Product, TransposedProduct, TransposedScratch};
+use crate::prologue::Source;
 use crate::{Context, Level, Operands};
 
 /// Input channels below which the taps of a kernel row are read as one run of values.
@@ -57,7 +58,7 @@ pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
 #[derive(Debug, Default)]
 pub struct ConvScratch {
     widened: Vec<f32>,
-    halves: HalvesScratch,
+    prepared: PreparedScratch,
     transposed: TransposedScratch,
 }
 
@@ -199,23 +200,25 @@ impl Conv {
     /// `[batch, out_height, out_width, out_channels]`.
     ///
     /// # Panics
-    /// When a slice's length is not its shape's, or the level is not the context's.
-    pub fn forward(
+    /// When a slice's length is not its shape's, the level is not the context's, or the input has a prologue that the convolution
+    /// [does not take](Self::takes_prologue).
+    pub fn forward<'a>(
         &self,
         cx: &Context,
-        x: &[f32],
+        x: impl Into<Source<'a>>,
         weights: &ForwardWeights,
         epilogue: Epilogue,
         scratch: &mut ConvScratch,
         y: &mut [f32],
     ) {
+        let Source { values: x, prologue } = self.source(x);
         let images = self.images(x.len(), y.len());
-        let ConvScratch { widened, halves, .. } = scratch;
-        let input = self.widen(cx, x, widened);
+        let ConvScratch { widened, prepared, .. } = scratch;
+        let input = Source { values: self.widen(cx, x, widened), prologue };
         for (group, b) in weights.0.iter().take(self.geometry.groups).enumerate() {
             let (offset, column) = (group * self.geometry.group_in(), group * self.geometry.group_out());
             let (gather, scatter) = (&self.gather, &self.scatter);
-            Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, halves, y);
+            Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, prepared, y);
         }
     }
 
@@ -238,9 +241,9 @@ impl Conv {
             for (group, b) in matrices.iter().take(self.geometry.groups).enumerate() {
                 let (offset, column) = (group * self.geometry.group_out(), group * self.geometry.group_in());
                 let (gather, scatter) = (&phase.gather, &phase.scatter);
-                Product { images, input: dy, offset, gather, b, scatter, column, epilogue }.run(
+                Product { images, input: dy.into(), offset, gather, b, scatter, column, epilogue }.run(
                     cx,
-                    &mut scratch.halves,
+                    &mut scratch.prepared,
                     dx,
                 );
             }
@@ -250,20 +253,40 @@ impl Conv {
     /// `dw = Σ x · dy` over the batch's pixels, as HWIO, with such operands.
     ///
     /// # Panics
-    /// When a slice's length is not its shape's.
-    pub fn grad_weight(
+    /// When a slice's length is not its shape's, or the input has a prologue that the convolution
+    /// [does not take](Self::takes_prologue).
+    pub fn grad_weight<'a>(
         &self,
         cx: &Context,
         operands: Operands,
-        [x, dy]: [&[f32]; 2],
+        x: impl Into<Source<'a>>,
+        dy: &[f32],
         scratch: &mut ConvScratch,
         dw: &mut [f32],
     ) {
+        let Source { values: x, prologue } = self.source(x);
         let images = self.images(x.len(), dy.len());
         let ConvScratch { widened, transposed, .. } = scratch;
-        let input = self.widen(cx, x, widened);
+        let input = Source { values: self.widen(cx, x, widened), prologue };
         let (gather, groups, columns) = (&self.gather, self.geometry.groups, self.geometry.out_channels);
         TransposedProduct { images, input, gather, groups, b: dy, columns, operands }.run(cx, transposed, dw);
+    }
+
+    /// Whether the input may have a prologue: not where so few channels are read together with the padding.
+    pub fn takes_prologue(&self) -> bool {
+        !self.widened
+    }
+
+    /// The input, checked.
+    fn source<'a>(&self, x: impl Into<Source<'a>>) -> Source<'a> {
+        let x = x.into();
+        x.check(self.geometry.in_channels);
+        assert!(
+            x.prologue.is_none() || self.takes_prologue(),
+            "{} channels take no prologue",
+            self.geometry.in_channels
+        );
+        x
     }
 
     /// Number of images in activations of these lengths.

@@ -3,6 +3,8 @@
 use super::*;
 use crate::bf16;
 use crate::gemm::Residual;
+use crate::norm;
+use crate::prologue::Prologue;
 use crate::reference::conv as oracle;
 use crate::testing::{Random, widen};
 
@@ -118,12 +120,61 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
                 let terms = g.taps() * g.group_out();
                 assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
                 let mut dw = vec![f32::NAN; w.len()];
-                conv.grad_weight(cx, operands, [&x, &dy], &mut scratch, &mut dw);
+                conv.grad_weight(cx, operands, &x, &dy, &mut scratch, &mut dw);
                 let terms = dy.len() / g.out_channels;
                 assert_close(&dw, &dw_expected, &dw_magnitude, terms, &format!("grad_weight {what}"));
             }
         }
     }
+}
+
+/// Padding stays 0 whatever the shift. The bound is that of sums of the values that a batch norm and a ReLU leave.
+#[test]
+fn a_prologue_is_a_batch_norm_and_a_relu_of_the_input() {
+    let mut random = Random::new(6);
+    let levels = Level::with_and_without_bf16().into_iter();
+    let contexts: Vec<Context> = levels.map(|level| Context::new(level, 2)).collect();
+    // Depths beyond a block of the packed weights and beyond what goes through the prologue at once.
+    let long = [
+        (ConvGeometry::square(1200, 20, 1, 2), 2, [5, 5]),
+        (ConvGeometry::square(459, 17, 3, 1), 1, [3, 4]),
+        (ConvGeometry { groups: 2, ..ConvGeometry::square(18, 6, 3, 2) }, 3, [40, 41]),
+    ];
+    let short: Vec<_> = (0..SHAPES / 3).map(|_| random_shape(&mut random)).collect();
+    let mut taken = 0;
+    for (g, batch, input) in long.into_iter().chain(short) {
+        let raw = random.values(batch * input[0] * input[1] * g.in_channels);
+        let [scale, shift] = [(); 2].map(|()| random.values(g.in_channels));
+        let prologue = Some(Prologue { scale: &scale, shift: &shift });
+        let w = random.values(g.weight_len());
+        let dy = random.values(oracle::output_len(&g, batch, input));
+        for (cx, operands) in contexts.iter().flat_map(|cx| KINDS.map(|kind| (cx, kind))) {
+            let conv = Conv::new(cx.level(), g, input).unwrap();
+            if !conv.takes_prologue() {
+                continue;
+            }
+            taken += 1;
+            let what = format!("{} {operands:?} {g:?} on {batch} x {input:?}", cx.level().name());
+            let mut x = vec![0.0; raw.len()];
+            let (scale, shift) = (&scale[..], &shift[..]);
+            norm::apply(cx, norm::Apply { x: &raw, scale, shift, residual: None, relu: true }, &mut x);
+            let source = Source { values: &raw, prologue };
+            let [x, w64, dy64] = [&x, &w, &dy].map(|values| seen(operands, values));
+            let [ax, aw, ady] = [&x, &w64, &dy64].map(|values| absolute(values));
+            let mut scratch = ConvScratch::default();
+            let (mut y, mut dw) = (vec![f32::NAN; dy.len()], vec![f32::NAN; w.len()]);
+            let weights = conv.pack_forward(cx, operands, &w);
+            conv.forward(cx, source, &weights, Epilogue::default(), &mut scratch, &mut y);
+            let expected = oracle::forward(&g, batch, input, &x, &w64);
+            let magnitude = oracle::forward(&g, batch, input, &ax, &aw);
+            assert_close(&y, &expected, &magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
+            conv.grad_weight(cx, operands, source, &dy, &mut scratch, &mut dw);
+            let expected = oracle::grad_weight(&g, batch, input, &x, &dy64);
+            let magnitude = oracle::grad_weight(&g, batch, input, &ax, &ady);
+            assert_close(&dw, &expected, &magnitude, dy.len() / g.out_channels, &format!("weights {what}"));
+        }
+    }
+    assert!(taken > SHAPES);
 }
 
 #[test]
@@ -207,7 +258,8 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
             let w = random.values(g.weight_len());
             let dy = random.values(oracle::output_len(&g, batch, input));
-            let mut first: Option<[Vec<f32>; 3]> = None;
+            let [scale, shift] = [(); 2].map(|()| random.values(g.in_channels));
+            let mut first: Option<[Vec<f32>; 4]> = None;
             for threads in [1, 2, 3, 8] {
                 let cx = Context::new(level, threads);
                 let conv = Conv::new(level, g, input).unwrap();
@@ -217,8 +269,12 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
                 conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
                 let weights = conv.pack_backward(&cx, operands, &w);
                 conv.grad_input(&cx, &dy, &weights, Epilogue::default(), &mut scratch, &mut dx);
-                conv.grad_weight(&cx, operands, [&x, &dy], &mut scratch, &mut dw);
-                let results = [y, dx, dw];
+                conv.grad_weight(&cx, operands, &x, &dy, &mut scratch, &mut dw);
+                let prologue = conv.takes_prologue().then_some(Prologue { scale: &scale, shift: &shift });
+                let (source, mut through) = (Source { values: &x, prologue }, vec![0.0; dy.len()]);
+                let weights = conv.pack_forward(&cx, operands, &w);
+                conv.forward(&cx, source, &weights, Epilogue::default(), &mut scratch, &mut through);
+                let results = [y, dx, dw, through];
                 assert!(
                     first.get_or_insert_with(|| results.clone()) == &results,
                     "{g:?} {operands:?} with {threads} threads"

@@ -1,15 +1,16 @@
 //! Blocking and threads: cuts products into tasks and tasks into micro-kernel blocks.
 
 use super::gather::{Gather, Scatter};
-use super::halves::HalvesScratch;
 use super::micro::{Gathered, MAX_ROWS};
 use super::pack::{PackedMatrix, Panel, panels};
+use super::prepared::PreparedScratch;
 use crate::Context;
 use crate::bf16::Operands;
 use crate::parallel::SharedMut;
+use crate::prologue::Source;
 
 /// Rows of B that a block of a panel holds at most: 1024 rows of 64 columns are a quarter of a 1 MiB L2 cache.
-const DEPTH_BLOCK: usize = 1024;
+pub(super) const DEPTH_BLOCK: usize = 1024;
 
 /// Taps whose pointers are set up at once.
 const TAP_BLOCK: usize = 64;
@@ -67,7 +68,7 @@ pub(crate) struct Product<'a> {
     /// Images of the batch.
     pub(crate) images: usize,
     /// A's values.
-    pub(crate) input: &'a [f32],
+    pub(crate) input: Source<'a>,
     /// First value of each gathered row that is used (a group's first channel).
     pub(crate) offset: usize,
     /// How A's rows are made.
@@ -92,11 +93,11 @@ struct DepthBlock {
 }
 
 impl Product<'_> {
-    /// Computes C, with operands as B was packed; `scratch` holds A's rows where they are bf16.
-    pub(crate) fn run(&self, cx: &Context, scratch: &mut HalvesScratch, c: &mut [f32]) {
+    /// Computes C, with operands as B was packed; `scratch` holds A's rows where they are not multiplied as they stand.
+    pub(crate) fn run(&self, cx: &Context, scratch: &mut PreparedScratch, c: &mut [f32]) {
         self.check(cx, c);
-        if self.b.operands() == Operands::Bf16 {
-            return self.run_halves(cx, scratch, c);
+        if self.b.operands() == Operands::Bf16 || self.input.prologue.is_some() {
+            return self.run_prepared(cx, scratch, c);
         }
         let rows = self.images * self.gather.rows_per_image();
         let panels = panels(cx.level(), self.b.columns());
@@ -122,7 +123,7 @@ impl Product<'_> {
         let Product { images, input, offset, gather, b, scatter, column, epilogue } = self;
         assert_eq!(b.level(), cx.level(), "the matrix was packed for another instruction-set level");
         assert_eq!(b.depth(), gather.taps() * gather.depth(), "rows of the packed matrix");
-        assert!(input.len() >= images * gather.image_step(), "the input is too short");
+        assert!(input.values.len() >= images * gather.image_step(), "the input is too short");
         assert!(
             gather.reach() == 0 || gather.reach() + offset <= gather.image_step(),
             "a row leaves its image"
@@ -176,7 +177,7 @@ impl Product<'_> {
     ) {
         let kernels = cx.level().micro_kernels();
         let tallest = kernels.max_rows(panel.vectors);
-        let input = self.input.as_ptr().wrapping_add(self.offset);
+        let input = self.input.values.as_ptr().wrapping_add(self.offset);
         let column = self.column + panel.column;
         let mut pointers = [std::ptr::null(); TAP_BLOCK * MAX_ROWS];
         let mut targets = [std::ptr::null_mut(); MAX_ROWS];

@@ -157,6 +157,14 @@ impl Gather {
     }
 }
 
+impl Gather {
+    /// Whether a pointer that [`pointers`](Self::pointers) gave leads to the padding's zeros.
+    #[inline(always)]
+    pub(crate) fn is_padding(&self, pointer: *const f32) -> bool {
+        pointer == self.zeros.as_ptr()
+    }
+}
+
 /// The step between positions whose offsets are sums of a vertical and a horizontal one, if it is the same everywhere.
 fn even_step(vertical: &[usize], horizontal: &[usize], image_step: usize) -> Option<usize> {
     let width = horizontal.len();

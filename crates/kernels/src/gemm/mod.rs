@@ -2,23 +2,24 @@
 //!
 //! A product's left side is gathered through pointers (`gather`), so that a plain matrix, a strided 1×1 convolution
 //! and a padded 3×3 convolution are the same loop. The right side is packed into panels (`pack`). Operands may be rounded to
-//! bf16 on their way, in pairs that are multiplied at once (`halves`); sums are always `f32`. Work is cut into
+//! bf16 on their way, in pairs that are multiplied at once, and A's may go through a batch norm and a ReLU (`prepared`); sums are
+//! always `f32`. Work is cut into
 //! tasks by the shape alone, and each result is one sum in one order, whatever the number of threads.
 
 mod driver;
 pub(crate) mod gather;
-mod halves;
 pub(crate) mod micro;
 pub(crate) mod pack;
 mod pack_halves;
+mod prepared;
 #[cfg(test)]
 mod tests;
 mod transposed;
 
 pub(crate) use driver::Product;
 pub use driver::{Epilogue, Residual};
-pub(crate) use halves::HalvesScratch;
 pub use pack::PackedMatrix;
+pub(crate) use prepared::PreparedScratch;
 pub use transposed::TransposedScratch;
 pub(crate) use transposed::{TransposedProduct, row_step};
 
@@ -33,8 +34,12 @@ use gather::{Gather, Scatter};
 pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue: Epilogue, c: &mut [f32]) {
     let gather = Gather::matrix(rows, b.depth());
     let scatter = Scatter::dense(rows, 1, b.columns());
-    Product { images: 1, input: a, offset: 0, gather: &gather, b, scatter: &scatter, column: 0, epilogue }
-        .run(cx, &mut HalvesScratch::default(), c);
+    let (input, gather, scatter) = (a.into(), &gather, &scatter);
+    Product { images: 1, input, offset: 0, gather, b, scatter, column: 0, epilogue }.run(
+        cx,
+        &mut PreparedScratch::default(),
+        c,
+    );
 }
 
 /// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`, all row-major.
@@ -53,6 +58,6 @@ pub fn multiply_transposed(
     c: &mut [f32],
 ) {
     let (gather, operands) = (Gather::matrix(length, rows), Operands::F32);
-    TransposedProduct { images: 1, input: a, gather: &gather, groups: 1, b, columns, operands }
+    TransposedProduct { images: 1, input: a.into(), gather: &gather, groups: 1, b, columns, operands }
         .run(cx, scratch, c);
 }

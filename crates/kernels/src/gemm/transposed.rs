@@ -6,10 +6,12 @@ use super::gather::Gather;
 use super::micro::Transposed;
 use super::pack::{Panel, panels};
 use crate::Context;
-use crate::bf16::{self, Operands};
+use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, with_free};
+use crate::prologue::{Prologue, Source};
 use crate::simd::{Simd, Task};
+use crate::vector::{load_first, store_first};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -19,7 +21,7 @@ pub(crate) struct TransposedProduct<'a> {
     /// Images of the batch.
     pub(crate) images: usize,
     /// A's values.
-    pub(crate) input: &'a [f32],
+    pub(crate) input: Source<'a>,
     /// How A's rows are made; its depth is that of one group.
     pub(crate) gather: &'a Gather,
     /// Number of groups.
@@ -204,22 +206,15 @@ impl TransposedProduct<'_> {
         }
     }
 
-    /// Copies rows of `width` values to rows that are `step` values apart, or two of them to one of pairs.
+    /// Copies rows, or two of them to one of pairs.
     ///
     /// # Safety
-    /// Each of `source`'s `rows` pointers must be valid for reads of `width` values, `to` for writes of that many in each row.
-    unsafe fn copy(
-        &self,
-        cx: &Context,
-        rows: usize,
-        width: usize,
-        source: impl FnMut(usize) -> *const f32,
-        to: *mut f32,
-        step: usize,
-    ) {
+    /// Each of the rows that `copy` reads must be valid for reads of its width, `to` for writes of that many in each row, and the
+    /// channels exist that a prologue is told of.
+    unsafe fn copy<'s>(&self, cx: &Context, copy: Copy<impl FnMut(usize) -> Row<'s>>) {
         match self.operands {
-            Operands::F32 => cx.level().run(Copy { rows, width, source, to, step }),
-            Operands::Bf16 => cx.level().run_halves(CopyPairs(Copy { rows, width, source, to, step })),
+            Operands::F32 => cx.level().run(copy),
+            Operands::Bf16 => cx.level().run_halves(CopyPairs(copy)),
         }
     }
 
@@ -232,7 +227,10 @@ impl TransposedProduct<'_> {
     pub(crate) fn run(&self, cx: &Context, scratch: &mut TransposedScratch, c: &mut [f32]) {
         let (rows, size) = (self.rows(), self.size());
         assert_eq!(c.len(), size, "values of the transposed product");
-        assert!(self.input.len() >= self.images * self.gather.image_step(), "the left matrix is too short");
+        assert!(
+            self.input.values.len() >= self.images * self.gather.image_step(),
+            "the left matrix is too short"
+        );
         assert!(self.b.len() >= rows * self.columns, "the right matrix is too short");
         let last_group = (self.groups - 1) * self.gather.depth();
         assert!(self.gather.reach() + last_group <= self.gather.image_step(), "a row leaves its image");
@@ -300,12 +298,15 @@ impl TransposedProduct<'_> {
         // Blocks of equal length: a short one would read and write C for a few rows.
         let count = rows.len().div_ceil(self.length());
         let at = |index: usize| rows.start + rows.len() * index.min(count) / count;
-        let [input, dy] = [self.input.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
+        let [input, dy] =
+            [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
         for index in 0..count {
             let rows = at(index)..at(index + 1);
-            let sources = |row: usize| dy.wrapping_add((rows.start + row) * self.columns);
+            let source =
+                |row: usize| Row { from: dy.wrapping_add((rows.start + row) * self.columns), through: None };
+            let (count, to) = (rows.len(), b_rows.as_mut_ptr());
             // SAFETY: `run` has checked that B is long enough; the buffers have room for the rows.
-            unsafe { self.copy(cx, rows.len(), b_width, sources, b_rows.as_mut_ptr(), b.step) };
+            unsafe { self.copy(cx, Copy { rows: count, width: b_width, source, to, step: b.step }) };
             let side = |first: *const f32, step, width| Side {
                 first: first.wrapping_add(rows.end * step),
                 step,
@@ -318,14 +319,16 @@ impl TransposedProduct<'_> {
             let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
                 let mut position = self.gather.position(rows.start);
-                let sources = |_| {
-                    let mut source = std::ptr::null();
-                    self.gather.pointers(input, &position, tap, 1, |_, pointer| source = pointer);
+                let source = |_| {
+                    let mut from = std::ptr::null();
+                    self.gather.pointers(input, &position, tap, 1, |_, pointer| from = pointer);
                     self.gather.advance(&mut position);
-                    source
+                    let prologue = self.input.prologue.filter(|_| !self.gather.is_padding(from));
+                    Row { from, through: prologue.map(|prologue| (prologue, a_first)) }
                 };
+                let to = a_rows.as_mut_ptr();
                 // SAFETY: `run` has checked that A is long enough, and there are zeros for as many channels as a pixel has.
-                unsafe { self.copy(cx, rows.len(), a_width, sources, a_rows.as_mut_ptr(), a.step) };
+                unsafe { self.copy(cx, Copy { rows: rows.len(), width: a_width, source, to, step: a.step }) };
                 for group in piece.groups.clone() {
                     let inside = group - piece.groups.start;
                     let a = Copied { first: a.first.wrapping_add(inside * group_depth), ..a };
@@ -374,7 +377,14 @@ impl TransposedProduct<'_> {
     }
 }
 
-/// What [`TransposedProduct::copy`] does.
+/// A row that is copied.
+struct Row<'a> {
+    from: *const f32,
+    /// What it goes through, and the channel of its first value.
+    through: Option<(Prologue<'a>, usize)>,
+}
+
+/// Copies rows of `width` values to rows that are `step` values apart.
 struct Copy<F> {
     rows: usize,
     width: usize,
@@ -383,22 +393,22 @@ struct Copy<F> {
     step: usize,
 }
 
-impl<F: FnMut(usize) -> *const f32> Task for Copy<F> {
+impl<'a, F: FnMut(usize) -> Row<'a>> Task for Copy<F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, simd: S) {
-        let whole = self.width / S::LANES * S::LANES;
         for row in 0..self.rows {
-            let (from, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
+            let (Row { from, through }, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
             // SAFETY: promised by the caller of `TransposedProduct::copy`.
             unsafe {
-                for at in (0..whole).step_by(S::LANES) {
-                    simd.store(to.add(at), simd.load(from.add(at)));
+                if let Some((prologue, channel)) = through {
+                    prologue.run(simd, from, channel, to, self.width);
+                    continue;
                 }
-                if whole < self.width {
-                    let rest = self.width - whole;
-                    simd.store_partial(to.add(whole), simd.load_partial(from.add(whole), rest), rest);
+                for at in (0..self.width).step_by(S::LANES) {
+                    let count = S::LANES.min(self.width - at);
+                    store_first(simd, to.add(at), load_first(simd, from.add(at), count), count);
                 }
             }
         }
@@ -408,22 +418,41 @@ impl<F: FnMut(usize) -> *const f32> Task for Copy<F> {
 /// The same with two rows to one of pairs; an odd last row meets zeros.
 struct CopyPairs<F>(Copy<F>);
 
-impl<F: FnMut(usize) -> *const f32> Task for CopyPairs<F> {
+/// Values of two rows that go through a prologue before they become pairs.
+const PIECE: usize = 128;
+
+impl<'a, F: FnMut(usize) -> Row<'a>> Task for CopyPairs<F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Copy { rows, width, mut source, to, step } = self.0;
-        for pair in 0..rows / 2 {
-            let from = [source(2 * pair), source(2 * pair + 1)];
-            // SAFETY: promised by the caller of `TransposedProduct::copy`.
-            unsafe { simd.narrow_pairs(from, to.wrapping_add(pair * step), width) };
-        }
-        if !rows.is_multiple_of(2) {
-            let (from, to) = (source(rows - 1), to.wrapping_add(rows / 2 * step));
-            for at in 0..width {
+        let nothing = [0.0; PIECE];
+        let mut through = [[0.0; PIECE]; 2];
+        for pair in 0..rows.div_ceil(2) {
+            let to = to.wrapping_add(pair * step);
+            let first = source(2 * pair);
+            let second = (2 * pair + 1 < rows).then(|| source(2 * pair + 1));
+            let rows = [Some(first), second];
+            if let [Some(Row { from: a, through: None }), Some(Row { from: b, through: None })] = rows {
+                // SAFETY: promised by the caller of `TransposedProduct::copy`.
+                unsafe { simd.narrow_pairs([a, b], to, width) };
+                continue;
+            }
+            for at in (0..width).step_by(PIECE) {
+                let count = PIECE.min(width - at);
+                let mut from = [nothing.as_ptr(); 2];
+                for ((row, piece), from) in rows.iter().zip(&mut through).zip(&mut from) {
+                    let Some(row) = row else { continue };
+                    *from = row.from.wrapping_add(at);
+                    if let Some((prologue, channel)) = row.through {
+                        // SAFETY: as above, and a piece has room for PIECE values.
+                        unsafe { prologue.run(simd, *from, channel + at, piece.as_mut_ptr(), count) };
+                        *from = piece.as_ptr();
+                    }
+                }
                 // SAFETY: as above.
-                unsafe { *to.add(at) = bf16::pair(*from.add(at), 0.0) };
+                unsafe { simd.narrow_pairs(from, to.wrapping_add(at), count) };
             }
         }
     }

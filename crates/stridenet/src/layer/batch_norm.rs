@@ -3,7 +3,7 @@
 use super::{Parameter, Workspace};
 use crate::Tensor;
 use crate::kernels::norm::{Input, Relu};
-use crate::kernels::{Context, norm};
+use crate::kernels::{Context, Prologue, norm};
 
 /// Added to the variance, as in PyTorch.
 pub(crate) const EPSILON: f32 = 1e-5;
@@ -91,6 +91,12 @@ impl NormSaved {
         y
     }
 
+    /// What [`apply`](Self::apply) does without a residual and with a ReLU, for a layer that does it on its way in.
+    pub(super) fn prologue(&self) -> Prologue<'_> {
+        let Vectors { scale, shift, .. } = self.vectors();
+        Prologue { scale, shift }
+    }
+
     /// Gives everything back.
     pub fn discard(self, workspace: &mut Workspace) {
         workspace.give(self.0);
@@ -143,8 +149,13 @@ impl BatchNorm {
         (saved.apply(cx, workspace, x, residual, relu), saved)
     }
 
-    /// The batch's statistics, which also move the running ones.
-    fn batch_statistics(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> NormSaved {
+    /// The batch's statistics, which also move the running ones. What follows is left to whoever reads the output.
+    pub(super) fn batch_statistics(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: &Tensor,
+    ) -> NormSaved {
         let rows = (x.data().len() / x.channels().max(1)) as f32;
         // With one value a channel the unbiased variance does not exist; the biased one (0) is the honest answer.
         let unbias = if rows > 1.0 { rows / (rows - 1.0) } else { 1.0 };

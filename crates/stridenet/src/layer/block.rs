@@ -239,29 +239,27 @@ impl Block {
         let Block { norm, units, gate, shortcut, spare } = self;
         let activated = norm.as_mut().map(|norm| norm.forward(cx, workspace, x, None, true));
         let from = activated.as_ref().map_or(x, |(activated, _)| activated);
-        let (last, first) = units.split_last_mut().expect("a block has units");
         let mut saved = std::mem::take(spare);
-        let count = first.len();
-        for (index, unit) in first.iter_mut().enumerate() {
+        let count = units.len() - 1;
+        for index in 0..count {
+            let (before, after) = units.split_at_mut(index + 1);
             let factors = if index + 1 == count { pixels.take() } else { None };
-            let input = saved.last().map_or(from, UnitSaved::output);
-            let next = unit.forward_dropping(cx, workspace, input, None, factors);
-            saved.last_mut().into_iter().for_each(|before| before.release(workspace));
-            saved.push(next);
+            let input = saved.last().map_or(from.into(), UnitSaved::activation);
+            let unit = before[index].forward_to(cx, workspace, input, factors, &after[0].conv);
+            saved.push(unit);
         }
         let (mut projection, padded) = shortcut.forward(cx, workspace, from);
         let beside = projection.as_ref().map(|projection| projection.unit.output());
         let beside = beside.or(padded.as_ref()).unwrap_or(x);
-        let input = saved.last().map_or(from, UnitSaved::output);
+        let input = saved.last().map_or(from.into(), UnitSaved::activation);
         let weighs = gate.is_some() || images.is_some();
-        let end = last.forward(cx, workspace, input, (!weighs).then_some(beside));
+        let end = units[count].forward(cx, workspace, input, (!weighs).then_some(beside));
         let weighed = weighs.then(|| {
             let (tensors, relu) = ([end.output(), beside], norm.is_none());
             WeighedSaved::forward(cx, workspace, tensors, gate.as_ref(), images, relu)
         });
         padded.into_iter().for_each(|padded| workspace.give(padded));
-        let released = saved.last_mut().into_iter().chain(projection.as_mut().map(|kept| &mut kept.unit));
-        released.for_each(|unit| unit.release(workspace));
+        projection.iter_mut().for_each(|projection| projection.unit.release(workspace));
         saved.push(end);
         BlockSaved { activated, units: saved, projection, weighed }
     }
@@ -289,8 +287,7 @@ impl Block {
             }
             None => (dy, None),
         };
-        restore(cx, workspace, first, &mut units);
-        let input = units.last().map_or(from, UnitSaved::output);
+        let input = units.last().map_or(from.into(), UnitSaved::activation);
         let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
         let dresidual =
             dweighed.or(dresidual).expect("the shortcut is added to the last unit or to what is weighed");
@@ -298,12 +295,10 @@ impl Block {
         // The identity reads x, which is not what F reads where a batch norm stands before F.
         let apart = norm.is_some() && matches!(shortcut, Shortcut::Identity);
         for index in (0..first.len()).rev() {
-            let (before, rest) = first.split_at_mut(index);
-            let (unit, saved) = (&mut rest[0], pop(&mut units));
-            restore(cx, workspace, before, &mut units);
-            let input = units.last().map_or(from, UnitSaved::output);
+            let saved = pop(&mut units);
+            let input = units.last().map_or(from.into(), UnitSaved::activation);
             let also = (index == 0 && !apart).then_some(&dshortcut);
-            dy = unit.backward(cx, workspace, input, saved, dy, also).0;
+            dy = first[index].backward(cx, workspace, input, saved, dy, also).0;
         }
         if let (Some(norm), Some((activated, saved))) = (norm, activated) {
             norm.backward(cx, workspace, x, saved, &mut dy, true);
@@ -339,13 +334,6 @@ impl Block {
         }
         y.into_iter().chain(residual).chain(activated).for_each(|old| workspace.give(old));
         output
-    }
-}
-
-/// Restores the output of the last of these units.
-fn restore(cx: &Context, workspace: &mut Workspace, units: &[Unit], saved: &mut [UnitSaved]) {
-    if let Some((unit, saved)) = units.last().zip(saved.last_mut()) {
-        unit.restore(cx, workspace, saved);
     }
 }
 

@@ -1,6 +1,6 @@
 //! A convolution without bias: a batch norm always follows.
 
-use super::{Parameter, Workspace};
+use super::{Activation, Parameter, Workspace};
 use crate::Tensor;
 use crate::algorithm::{Choice, Pass, for_training, operands_for_training};
 use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
@@ -82,20 +82,31 @@ impl Conv {
     }
 
     /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`, to which the residual is added.
-    pub fn forward(
+    pub fn forward<'a>(
         &self,
         cx: &Context,
         workspace: &mut Workspace,
-        x: &Tensor,
+        x: impl Into<Activation<'a>>,
         residual: Option<&Tensor>,
     ) -> Tensor {
-        let mut y = self.output_tensor(workspace, x);
+        let x = x.into();
+        let mut y = self.output_tensor(workspace, x.tensor);
         let (weight, epilogue, out) = (&self.weight.value, adding(residual), y.data_mut());
         match &self.fast.forward {
-            Some(conv) => workspace.fast.run(cx, conv, weight, x.data(), epilogue, out),
-            None => workspace.direct.run(cx, &self.kernel, (self.operands, weight), x.data(), epilogue, out),
+            Some(conv) => workspace.fast.run(cx, conv, weight, x.source(), epilogue, out),
+            None => {
+                workspace.direct.run(cx, &self.kernel, (self.operands, weight), x.source(), epilogue, out)
+            }
         }
         y
+    }
+
+    /// Whether the passes of training take a batch norm and a ReLU that the input has not gone through yet.
+    pub(super) fn takes_prologue(&self) -> bool {
+        let takes = |fast: &Option<FastConv>| {
+            fast.as_ref().map_or_else(|| self.kernel.takes_prologue(), FastConv::takes_prologue)
+        };
+        takes(&self.fast.forward) && takes(&self.fast.weights)
     }
 
     fn output_tensor(&self, workspace: &mut Workspace, x: &Tensor) -> Tensor {
@@ -113,36 +124,43 @@ impl Conv {
     ) -> Tensor {
         let mut y = self.output_tensor(workspace, x);
         let weight = (Operands::F32, &self.weight.value[..]);
-        workspace.direct.run(cx, &self.kernel, weight, x.data(), adding(residual), y.data_mut());
+        workspace.direct.run(cx, &self.kernel, weight, x.data().into(), adding(residual), y.data_mut());
         y
     }
 
     /// The weights' gradient, and the input's, to which `also` is added: another gradient of the same input.
-    pub fn backward(
+    pub fn backward<'a>(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
-        x: &Tensor,
+        x: impl Into<Activation<'a>>,
         dy: &Tensor,
         also: Option<&Tensor>,
     ) -> Tensor {
+        let x = x.into();
         self.grad_weight(cx, workspace, x, dy);
-        let mut dx = workspace.tensor(x.shape());
+        let mut dx = workspace.tensor(x.tensor.shape());
         let epilogue = adding(also);
         let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
         match &self.fast.backward {
-            Some(conv) => workspace.fast.run(cx, conv, weight, dy, epilogue, out),
+            Some(conv) => workspace.fast.run(cx, conv, weight, dy.into(), epilogue, out),
             None => workspace.direct.grad_input(cx, &self.kernel, (self.operands, weight), dy, epilogue, out),
         }
         dx
     }
 
     /// The weights' gradient alone, for the first convolution of a network.
-    pub fn grad_weight(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor, dy: &Tensor) {
-        let dw = self.weight.grad_mut();
+    pub fn grad_weight<'a>(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: impl Into<Activation<'a>>,
+        dy: &Tensor,
+    ) {
+        let (x, dy, dw) = (x.into().source(), dy.data(), self.weight.grad_mut());
         match &self.fast.weights {
-            Some(conv) => workspace.fast.grad_weight(cx, conv, x.data(), dy.data(), dw),
-            None => workspace.direct.grad_weight(cx, &self.kernel, self.operands, [x.data(), dy.data()], dw),
+            Some(conv) => workspace.fast.grad_weight(cx, conv, x, dy, dw),
+            None => workspace.direct.grad_weight(cx, &self.kernel, self.operands, (x, dy), dw),
         }
     }
 }

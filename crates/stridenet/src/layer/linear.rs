@@ -67,7 +67,7 @@ impl Linear {
         let mut y = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
         let epilogue = Epilogue { bias: Some(&self.bias.value), relu, ..Epilogue::default() };
         let weights = (Operands::F32, &self.weight.value[..]);
-        workspace.direct.run(cx, &self.kernel, weights, x.data(), epilogue, y.data_mut());
+        workspace.direct.run(cx, &self.kernel, weights, x.data().into(), epilogue, y.data_mut());
         y
     }
 
@@ -81,7 +81,7 @@ impl Linear {
         let mut dx = workspace.tensor(x.shape());
         let Linear { kernel, weight, .. } = self;
         let (direct, epilogue) = (&mut workspace.direct, Epilogue::default());
-        direct.grad_weight(cx, kernel, Operands::F32, [x.data(), dy.data()], weight.grad_mut());
+        direct.grad_weight(cx, kernel, Operands::F32, (x.data().into(), dy.data()), weight.grad_mut());
         let weights = (Operands::F32, &weight.value[..]);
         direct.grad_input(cx, kernel, weights, dy.data(), epilogue, dx.data_mut());
         dx

@@ -1,6 +1,7 @@
 //! The layers of a residual network. Each layer's `backward` stands directly under its `forward` and reads as the
 //! forward reversed; what it needs is kept in a struct with named fields.
 
+mod activation;
 mod batch_norm;
 mod block;
 mod conv;
@@ -11,6 +12,7 @@ mod pool;
 mod unit;
 mod workspace;
 
+pub use activation::Activation;
 pub(crate) use batch_norm::EPSILON;
 pub use batch_norm::{BatchNorm, NormSaved};
 pub use block::{Block, BlockDrop, BlockSaved, Shortcut};

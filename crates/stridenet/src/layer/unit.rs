@@ -1,7 +1,7 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
 use super::pool::{Pooled, Pools};
-use super::{BatchNorm, Conv, NormSaved, Parameter, Workspace};
+use super::{Activation, BatchNorm, Conv, NormSaved, Parameter, Workspace};
 use crate::Tensor;
 use crate::arch;
 use crate::kernels::conv::GeometryError;
@@ -25,9 +25,10 @@ pub struct UnitSaved {
     raw: Tensor,
     /// The batch's statistics, where there is a batch norm.
     norm: Option<NormSaved>,
-    /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`, while somebody reads it: without a residual it follows from
-    /// the convolution's output.
+    /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`, while somebody reads it.
     activated: Option<Tensor>,
+    /// Whether batch norm and ReLU are left to the next layer.
+    left_to_next: bool,
     /// After the pool.
     pooled: Option<Pooled>,
     /// Whether a residual was added.
@@ -40,14 +41,25 @@ impl UnitSaved {
     /// The unit's output.
     ///
     /// # Panics
-    /// Between [`release`](Self::release) and [`Unit::restore`].
+    /// Where it was left to the next layer, or [released](Self::release).
     pub fn output(&self) -> &Tensor {
-        let pooled = self.pooled.as_ref().map(|pooled| &pooled.output);
-        let raw = self.norm.is_none().then_some(&self.raw);
-        pooled.or(self.activated.as_ref()).or(raw).expect("an output that was restored")
+        let Activation { tensor, prologue } = self.activation();
+        assert!(prologue.is_none(), "an output that is not written down");
+        tensor
     }
 
-    /// Gives up what [`Unit::restore`] can compute again.
+    /// The unit's output, which may have been left to the next layer.
+    pub(super) fn activation(&self) -> Activation<'_> {
+        let prologue = self.norm.as_ref().filter(|_| self.left_to_next).map(NormSaved::prologue);
+        if prologue.is_some() {
+            return Activation { tensor: &self.raw, prologue };
+        }
+        let pooled = self.pooled.as_ref().map(|pooled| &pooled.output);
+        let raw = self.norm.is_none().then_some(&self.raw);
+        pooled.or(self.activated.as_ref()).or(raw).expect("an output that was not released").into()
+    }
+
+    /// Gives up an output that nobody reads any more and that the backward pass does without.
     pub fn release(&mut self, workspace: &mut Workspace) {
         if !self.residual {
             self.activated.take().into_iter().for_each(|tensor| workspace.give(tensor));
@@ -86,28 +98,56 @@ impl Unit {
     }
 
     /// Training. With a residual, the ReLU comes after the addition; without a batch norm there is none.
-    pub fn forward(
+    pub fn forward<'a>(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
-        x: &Tensor,
+        x: impl Into<Activation<'a>>,
         residual: Option<&Tensor>,
-    ) -> UnitSaved {
-        self.forward_dropping(cx, workspace, x, residual, None)
-    }
-
-    /// As [`forward`](Self::forward); each pixel of the activation is multiplied by one of `factors`, `[N, H/s, W/s]`, none
-    /// below 0, before the pool. There must be a batch norm and no residual then.
-    pub fn forward_dropping(
-        &mut self,
-        cx: &Context,
-        workspace: &mut Workspace,
-        x: &Tensor,
-        residual: Option<&Tensor>,
-        factors: Option<Vec<f32>>,
     ) -> UnitSaved {
         let added = residual.filter(|_| self.norm.is_none());
         let raw = self.conv.forward(cx, workspace, x, added);
+        self.follow(cx, workspace, raw, residual, None)
+    }
+
+    /// As [`forward`](Self::forward) without a residual, for an output that `next` alone reads. Each pixel of the activation is
+    /// multiplied by one of `factors`, `[N, H/s, W/s]`, none below 0, before the pool; there must be a batch norm then.
+    pub(super) fn forward_to(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: Activation,
+        factors: Option<Vec<f32>>,
+        next: &Conv,
+    ) -> UnitSaved {
+        let raw = self.conv.forward(cx, workspace, x, None);
+        let left_to_next = self.relu && self.pool.is_none() && factors.is_none() && next.takes_prologue();
+        match &mut self.norm {
+            Some(norm) if left_to_next => {
+                let norm = Some(norm.batch_statistics(cx, workspace, &raw));
+                UnitSaved {
+                    raw,
+                    norm,
+                    activated: None,
+                    left_to_next,
+                    pooled: None,
+                    residual: false,
+                    factors: None,
+                }
+            }
+            _ => self.follow(cx, workspace, raw, None, factors),
+        }
+    }
+
+    /// What follows the convolution.
+    fn follow(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        raw: Tensor,
+        residual: Option<&Tensor>,
+        factors: Option<Vec<f32>>,
+    ) -> UnitSaved {
         let relu = self.relu || residual.is_some();
         let normed = self.norm.as_mut().map(|norm| norm.forward(cx, workspace, &raw, residual, relu));
         let (mut activated, norm) = normed.unzip();
@@ -117,22 +157,11 @@ impl Unit {
         let output = activated.as_ref().unwrap_or(&raw);
         let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, output));
         let residual = residual.is_some();
-        let mut saved = UnitSaved { raw, norm, activated, pooled, residual, factors };
+        let mut saved = UnitSaved { raw, norm, activated, left_to_next: false, pooled, residual, factors };
         if self.pool.is_some() {
             saved.release(workspace);
         }
         saved
-    }
-
-    /// Computes the output again that [`UnitSaved::release`] has given up.
-    pub fn restore(&self, cx: &Context, workspace: &mut Workspace, saved: &mut UnitSaved) {
-        if let (None, None, Some(norm)) = (&saved.activated, &saved.pooled, &saved.norm) {
-            let mut activated = norm.apply(cx, workspace, &saved.raw, None, self.relu);
-            if let Some(factors) = &saved.factors {
-                pointwise::scale_pixels(cx, factors, activated.data_mut());
-            }
-            saved.activated = Some(activated);
-        }
     }
 
     /// The parameters' gradients; returns the gradient of the convolution's output, and the residual's where there was
@@ -144,7 +173,7 @@ impl Unit {
         saved: UnitSaved,
         dy: Tensor,
     ) -> (Tensor, Option<Tensor>) {
-        let UnitSaved { mut raw, norm, activated, pooled, factors, residual } = saved;
+        let UnitSaved { mut raw, norm, activated, pooled, factors, residual, .. } = saved;
         let mut dy = match (&self.pool, pooled) {
             (Some(pool), Some(pooled)) => {
                 let dactivated = pool.backward(cx, workspace, raw.shape(), pooled, &dy);
@@ -177,11 +206,11 @@ impl Unit {
 
     /// The parameters' gradients, the input's, and the residual's where there was one. `also` is another gradient of
     /// the same input, added to the first; it may be the residual's own.
-    pub fn backward(
+    pub fn backward<'a>(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
-        x: &Tensor,
+        x: impl Into<Activation<'a>>,
         saved: UnitSaved,
         dy: Tensor,
         also: Option<&Tensor>,

@@ -6,7 +6,7 @@ use stridenet_kernels::conv::{
     BackwardWeights, Conv, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights,
 };
 use stridenet_kernels::gemm::Epilogue;
-use stridenet_kernels::{Context, Operands, norm};
+use stridenet_kernels::{Context, Operands, Source, norm};
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
 ///
@@ -37,7 +37,7 @@ impl Direct {
         cx: &Context,
         conv: &Conv,
         (operands, weight): (Operands, &[f32]),
-        x: &[f32],
+        x: Source,
         epilogue: Epilogue,
         y: &mut [f32],
     ) {
@@ -65,10 +65,10 @@ impl Direct {
         cx: &Context,
         conv: &Conv,
         operands: Operands,
-        inputs: [&[f32]; 2],
+        (x, dy): (Source, &[f32]),
         dw: &mut [f32],
     ) {
-        conv.grad_weight(cx, operands, inputs, &mut self.scratch, dw);
+        conv.grad_weight(cx, operands, x, dy, &mut self.scratch, dw);
     }
 }
 
@@ -86,7 +86,7 @@ impl Fast {
         cx: &Context,
         conv: &FastConv,
         weight: &[f32],
-        x: &[f32],
+        x: Source,
         epilogue: Epilogue,
         y: &mut [f32],
     ) {
@@ -106,7 +106,7 @@ impl Fast {
         &mut self,
         cx: &Context,
         conv: &FastConv,
-        x: &[f32],
+        x: Source,
         dy: &[f32],
         dw: &mut [f32],
     ) {

@@ -14,6 +14,7 @@ use crate::gemm::micro::Transposed;
 use crate::gemm::pack::panels;
 use crate::gemm::row_step;
 use crate::parallel::{SharedMut, with_free};
+use crate::prologue::Source;
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -51,7 +52,7 @@ struct Cut {
 struct Pass<'a, T> {
     conv: &'a FastConv,
     cx: &'a Context,
-    x: &'a [f32],
+    x: Source<'a>,
     dy: &'a [f32],
     tiles: usize,
     cut: Cut,
@@ -68,12 +69,13 @@ impl FastConv {
     /// `dw = Σ x · dy` over the batch's pixels, as HWIO; shapes as for [`Conv::grad_weight`](super::super::Conv::grad_weight).
     ///
     /// # Panics
-    /// When a slice's length is not its shape's, the level is not the context's, or there is
-    /// [no such gradient](Self::has_grad_weight).
-    pub fn grad_weight(
+    /// When a slice's length is not its shape's, the level is not the context's, there is
+    /// [no such gradient](Self::has_grad_weight), or the input has a prologue that the algorithm
+    /// [does not take](Self::takes_prologue).
+    pub fn grad_weight<'a>(
         &self,
         cx: &Context,
-        x: &[f32],
+        x: impl Into<Source<'a>>,
         dy: &[f32],
         scratch: &mut FastScratch,
         dw: &mut [f32],
@@ -83,12 +85,14 @@ impl FastConv {
             "the gradient of the weights of several groups, of pairs, or of a turned convolution"
         );
         assert!(cx.level() == self.level, "prepared for another instruction-set level");
+        let Source { values: x, prologue } = self.source(x);
         let images = self.images(x);
         let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
         assert_eq!(dy.len(), images * output_len, "values of the output's gradient");
         assert_eq!(dw.len(), self.geometry.weight_len(), "number of weights");
         let FastScratch { copy, sums, memory } = scratch;
-        let x = self.view.of(cx, &self.geometry, self.input, x, copy);
+        let values = self.view.of(cx, &self.geometry, self.input, x, copy);
+        let x = Source { values, prologue };
         match self.tiling {
             Tiling::F2 => Pass::<Square<F2>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::F4 => Pass::<Square<F4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
@@ -105,7 +109,7 @@ impl FastConv {
 }
 
 impl<'a, T: transform::Transposed> Pass<'a, T> {
-    fn new(conv: &'a FastConv, cx: &'a Context, x: &'a [f32], dy: &'a [f32], images: usize) -> Self {
+    fn new(conv: &'a FastConv, cx: &'a Context, x: Source<'a>, dy: &'a [f32], images: usize) -> Self {
         let tiles = images * conv.rows.len() * conv.columns.len();
         let [v_row, d_row] = conv.rows();
         let fit = |values: usize| (values / (T::POINTS * (v_row + d_row))).min(MAX_TILES);
@@ -208,7 +212,8 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let [v_steps, d_steps] = self.steps(block.tiles().len());
         self.cx.level().run(Input::<T> {
             tiles,
-            x: self.x.as_ptr(),
+            x: self.x.values.as_ptr(),
+            prologue: self.x.prologue,
             size: conv.view.size,
             padding: conv.view.padding,
             channels: conv.view.channels,

@@ -33,6 +33,7 @@ use super::{ConvGeometry, GeometryError};
 use crate::buffer::Aligned;
 use crate::gemm::Epilogue;
 use crate::parallel::SharedMut;
+use crate::prologue::Source;
 use crate::{Context, Level};
 use std::ops::Range;
 
@@ -405,22 +406,24 @@ impl FastConv {
     /// `y = conv(x)`, then the epilogue; shapes as for [`Conv::forward`](super::Conv::forward).
     ///
     /// # Panics
-    /// When a slice's length is not its shape's, or the level is not the context's.
-    pub fn forward(
+    /// When a slice's length is not its shape's, the level is not the context's, or the input has a prologue that the algorithm
+    /// [does not take](Self::takes_prologue).
+    pub fn forward<'a>(
         &self,
         cx: &Context,
-        x: &[f32],
+        x: impl Into<Source<'a>>,
         weights: &FastWeights,
         epilogue: Epilogue,
         scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
+        let Source { values: x, prologue } = self.source(x);
         let images = self.check(cx, x, weights, &epilogue);
         let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
         assert_eq!(y.len(), images * output_len, "values of the output");
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
         let x = self.view.of(cx, &self.geometry, self.input, x, &mut scratch.copy);
-        let run = Run { conv: self, cx, x, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
+        let run = Run { conv: self, cx, x, prologue, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
         let memory = &mut scratch.memory;
         match self.tiling {
             Tiling::F2 => run.batch::<Square<F2>>(images, memory),
@@ -430,6 +433,19 @@ impl FastConv {
             Tiling::Strassen => run.batch::<Strassen>(images, memory),
             Tiling::Twice => run.batch::<Twice>(images, memory),
         }
+    }
+
+    /// Whether the input may have a prologue: not where it is rearranged first, or by Strassen's algorithm.
+    pub fn takes_prologue(&self) -> bool {
+        self.tiling.parts() == 1 && self.view.copied(1) == 0
+    }
+
+    /// The input, checked.
+    fn source<'a>(&self, x: impl Into<Source<'a>>) -> Source<'a> {
+        let x = x.into();
+        x.check(self.geometry.in_channels);
+        assert!(x.prologue.is_none() || self.takes_prologue(), "{:?} takes no prologue", self.tiling);
+        x
     }
 
     /// The number of images of `x`.

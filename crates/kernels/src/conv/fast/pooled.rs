@@ -88,7 +88,8 @@ impl PooledConv {
         assert_eq!(y.len(), images * height * width * conv.geometry.out_channels, "values of the output");
         self.reserve(images, cx.pool().available(), scratch);
         let x = conv.view.of(cx, &conv.geometry, conv.input, x, &mut scratch.copy);
-        let run = Run { conv, cx, x, weights, epilogue, y: SharedMut(std::ptr::null_mut()) };
+        let nowhere = SharedMut(std::ptr::null_mut());
+        let run = Run { conv, cx, x, prologue: None, weights, epilogue, y: nowhere };
         let own = &scratch.memory.own[..];
         match conv.tiling {
             Tiling::F2 => self.images::<Square<F2>>(&run, images, own, y),

@@ -8,6 +8,7 @@ use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
 use crate::gemm::{Epilogue, Residual};
 use crate::parallel::{SharedMut, with_free};
+use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -268,6 +269,7 @@ pub(super) struct Run<'a> {
     pub(super) conv: &'a FastConv,
     pub(super) cx: &'a Context,
     pub(super) x: &'a [f32],
+    pub(super) prologue: Option<Prologue<'a>>,
     pub(super) weights: &'a FastWeights,
     pub(super) epilogue: Epilogue<'a>,
     pub(super) y: SharedMut<f32>,
@@ -404,6 +406,7 @@ impl Run<'_> {
         self.cx.level().run(transform::Input::<T> {
             tiles: block.tiles(),
             x: self.x.as_ptr(),
+            prologue: self.prologue,
             size: self.conv.view.size,
             padding: self.conv.view.padding,
             channels: self.conv.view.channels,

@@ -7,6 +7,7 @@ use super::tiles::Tile;
 use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform, Transposed};
 use super::{FastConv, PANEL};
 use crate::buffer::LINE;
+use crate::prologue::Prologue;
 use crate::simd::{Simd, opaque};
 use crate::vector::{load_first, store_first};
 use std::marker::PhantomData;
@@ -21,6 +22,10 @@ struct Patch<'a, S> {
     simd: S,
     /// The rows that the tile reads.
     rows: &'a [*const f32; MAX],
+    /// The prologue's factors from the vector's channel on, and for each row its summands, or zeros for rows that do not exist.
+    scale: *const f32,
+    shifts: &'a [*const f32; MAX],
+    channel: usize,
     /// Offset of the tile's first column in its rows.
     start: usize,
     /// Values between two columns.
@@ -39,15 +44,27 @@ struct Patch<'a, S> {
 }
 
 impl<S: Simd> Patch<'_, S> {
+    /// The vector's channels.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of `count` values, which without `TAIL` are LANES.
+    #[inline(always)]
+    unsafe fn load<const TAIL: bool>(&self, from: *const f32) -> S::V {
+        // SAFETY: promised by the caller.
+        unsafe { if TAIL { self.simd.load_partial(from, self.count) } else { self.simd.load(from) } }
+    }
+
     /// Along the columns, then along the rows: what is between stays in the L1 cache, and each value is read once, from wherever it
     /// is.
     ///
     /// # Safety
     /// Each row must be valid for reads of `count` values at each of the existing columns, and V for a vector at each
-    /// point. Without `TAIL`, `count` is LANES.
+    /// point. Without `TAIL`, `count` is LANES. With `PROLOGUE`, factors and summands must be as valid as the rows.
     #[inline(always)]
-    unsafe fn run<A: Algorithm, const TAIL: bool>(&self) {
+    unsafe fn run<A: Algorithm, const TAIL: bool, const PROLOGUE: bool>(&self) {
         let simd = self.simd;
+        // SAFETY: promised by the caller.
+        let scale = if PROLOGUE { unsafe { self.load::<TAIL>(self.scale) } } else { simd.zero() };
         let mut columns = [[MaybeUninit::uninit(); MAX]; MAX];
         let mut offset = self.start;
         for j in 0..A::INPUTS {
@@ -56,8 +73,12 @@ impl<S: Simd> Patch<'_, S> {
                 for i in 0..A::INPUTS {
                     let at = self.rows[i].wrapping_add(offset);
                     // SAFETY: column j exists, so `count` values there are valid.
-                    values[i] =
-                        unsafe { if TAIL { simd.load_partial(at, self.count) } else { simd.load(at) } };
+                    values[i] = unsafe { self.load::<TAIL>(at) };
+                    if PROLOGUE {
+                        // SAFETY: promised by the caller.
+                        let shift = unsafe { self.load::<TAIL>(self.shifts[i].wrapping_add(self.channel)) };
+                        values[i] = simd.max(simd.zero(), simd.mul_add(values[i], scale, shift));
+                    }
                 }
             }
             // What that tile reads and the one before it does not.
@@ -202,14 +223,18 @@ impl<A: Algorithm> Transform for Square<A> {
         let tile_step = A::OUTPUTS * A::STRIDE * step;
         let ahead =
             [input.ahead, (input.ahead + width).saturating_sub(input.across)].map(|tiles| tiles * tile_step);
+        let [scale, shift] = input
+            .prologue
+            .map_or([input.zeros; 2], |Prologue { scale, shift }| [scale, shift].map(<[f32]>::as_ptr));
         for tile in input.tiles {
             let image = input.x.wrapping_add(tile.image * height * width * step);
             // The tile's first value, counted from the padding's.
             let (top, left) = (tile.rows.start * A::STRIDE, tile.columns.start * A::STRIDE);
-            let mut rows = [input.zeros; MAX];
-            for (i, row) in rows.iter_mut().enumerate().take(A::INPUTS) {
+            let (mut rows, mut shifts) = ([input.zeros; MAX], [input.zeros; MAX]);
+            for i in 0..A::INPUTS {
                 if let Some(y) = (top + i).checked_sub(input.padding[0]).filter(|&y| y < height) {
-                    *row = image.wrapping_add(y * width * step);
+                    rows[i] = image.wrapping_add(y * width * step);
+                    shifts[i] = shift;
                 }
             }
             let existing =
@@ -220,6 +245,9 @@ impl<A: Algorithm> Transform for Square<A> {
                 let patch = Patch {
                     simd,
                     rows: &rows,
+                    scale: scale.wrapping_add(channel),
+                    shifts: &shifts,
+                    channel,
                     start: left.wrapping_sub(input.padding[1]).wrapping_mul(step).wrapping_add(channel),
                     step,
                     existing: existing.clone(),
@@ -233,8 +261,16 @@ impl<A: Algorithm> Transform for Square<A> {
                         [usize::from((tile.columns.start / A::OUTPUTS + input.ahead) >= input.across)],
                 };
                 // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
-                // has `count` channels from `channel` on; V holds a vector for each point, vector of channels and slot.
-                unsafe { if count == S::LANES { patch.run::<A, false>() } else { patch.run::<A, true>() } }
+                // has `count` channels from `channel` on, and so have the prologue's vectors; V holds a vector for each point,
+                // vector of channels and slot.
+                unsafe {
+                    match (count == S::LANES, input.prologue.is_some()) {
+                        (true, false) => patch.run::<A, false, false>(),
+                        (true, true) => patch.run::<A, false, true>(),
+                        (false, false) => patch.run::<A, true, false>(),
+                        (false, true) => patch.run::<A, true, true>(),
+                    }
+                }
             }
         }
     }

@@ -5,7 +5,9 @@ use super::*;
 use crate::buffer::LINE;
 use crate::conv::Window;
 use crate::gemm::Residual;
+use crate::norm;
 use crate::pool::MaxPool;
+use crate::prologue::Prologue;
 use crate::reference::conv as oracle;
 use crate::simd::Scalar;
 use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, contexts, widen};
@@ -311,6 +313,42 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
                 // Added in another order, so rounded in another way.
                 let size = plain[index].abs() + bias[index % g.out_channels].abs() + residual[index].abs();
                 assert!((in_place[index] - expected).abs() <= 2.0 * f32::EPSILON * size, "in place {g:?}");
+            }
+        }
+    }
+}
+
+/// To the bit, as the values that are transformed are the same. Padding stays 0 whatever the shift.
+#[test]
+fn a_prologue_is_a_batch_norm_and_a_relu_of_the_input() {
+    let mut random = Random::new(18);
+    for cx in contexts() {
+        for round in 0..20 * Tiling::ALL.len() {
+            let tiling = Tiling::ALL[round % Tiling::ALL.len()];
+            let (g, batch, input) = random_shape(&mut random, tiling);
+            let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+            assert_eq!(conv.takes_prologue(), matches!(tiling, Tiling::F2 | Tiling::F4 | Tiling::S3));
+            if !conv.takes_prologue() {
+                continue;
+            }
+            let raw = random.values(batch * input[0] * input[1] * g.in_channels);
+            let [scale, shift] = [(); 2].map(|()| random.values(g.in_channels));
+            let (scale, shift) = (&scale[..], &shift[..]);
+            let mut x = vec![0.0; raw.len()];
+            norm::apply(&cx, norm::Apply { x: &raw, scale, shift, residual: None, relu: true }, &mut x);
+            let source = Source { values: &raw, prologue: Some(Prologue { scale, shift }) };
+            let (weights, mut scratch) =
+                (conv.pack(&cx, &random.values(g.weight_len())), FastScratch::default());
+            let dy = random.values(oracle::output_len(&g, batch, input));
+            let [mut y, mut expected] = [(); 2].map(|()| vec![f32::NAN; dy.len()]);
+            conv.forward(&cx, source, &weights, Epilogue::default(), &mut scratch, &mut y);
+            conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut expected);
+            assert_eq!(y, expected, "{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
+            if conv.has_grad_weight() {
+                let [mut dw, mut expected] = [(); 2].map(|()| vec![f32::NAN; g.weight_len()]);
+                conv.grad_weight(&cx, source, &dy, &mut scratch, &mut dw);
+                conv.grad_weight(&cx, &x, &dy, &mut scratch, &mut expected);
+                assert_eq!(dw, expected, "{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
             }
         }
     }

@@ -4,6 +4,7 @@ use super::FastConv;
 use super::pack::TAPS;
 use super::tiles::{Block, Tile};
 use crate::buffer::LINE;
+use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -51,6 +52,8 @@ pub(super) struct Input<'a, T> {
     pub(super) tiles: &'a [Tile],
     /// The batch, NHWC.
     pub(super) x: *const f32,
+    /// What its values go through first.
+    pub(super) prologue: Option<Prologue<'a>>,
     /// Input size `[height, width]`.
     pub(super) size: [usize; 2],
     pub(super) padding: [usize; 2],

@@ -1,0 +1,256 @@
+//! Products whose rows of A are not multiplied as they stand: they go through a prologue, or are rounded into pairs of bf16, or
+//! both, while they are gathered, a chunk at a time for all panels of B that a task multiplies them by.
+
+use super::driver::{DEPTH_BLOCK, Product, TASKS};
+use super::micro::{Gathered, MAX_ROWS};
+use super::pack::{Panel, panels};
+use super::row_step;
+use crate::Context;
+use crate::bf16::Operands;
+use crate::buffer::Aligned;
+use crate::parallel::{SharedMut, with_free};
+use crate::prologue::Prologue;
+use crate::simd::{Simd, Task};
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Prepared values, or pairs, of a chunk of A's rows: a quarter of a 1 MiB L2 cache, as a block of B is.
+const CHUNK: usize = 1 << 16;
+
+/// Blocks of rows of a chunk, at least and at most.
+const BLOCKS: [usize; 2] = [8, 48];
+
+/// Rows of a chunk at most.
+const MAX_CHUNK: usize = BLOCKS[1] * MAX_ROWS;
+
+/// Values that go through a prologue before they are rounded.
+const PIECE: usize = 256;
+
+/// Prepared rows of A, for each thread, reused from one product to the next.
+#[derive(Debug, Default)]
+pub(crate) struct PreparedScratch(Vec<Mutex<Aligned>>);
+
+impl Operands {
+    /// How many operands stand in the bits of an `f32`.
+    fn together(self) -> usize {
+        match self {
+            Operands::F32 => 1,
+            Operands::Bf16 => 2,
+        }
+    }
+}
+
+/// What a task of a product does.
+struct Piece<'a> {
+    /// Rows of A and C.
+    rows: Range<usize>,
+    /// Values of A's rows, and rows of B.
+    depth: Range<usize>,
+    /// Where A's prepared rows stand.
+    prepared: *const f32,
+    /// Where C's rows begin.
+    targets: &'a [usize],
+    out: &'a SharedMut<f32>,
+}
+
+impl Product<'_> {
+    /// [`run`](Product::run), where A's rows are prepared first; the arguments were checked.
+    pub(super) fn run_prepared(&self, cx: &Context, scratch: &mut PreparedScratch, c: &mut [f32]) {
+        let operands = self.b.operands();
+        let rows = self.images * self.gather.rows_per_image();
+        let whole = self.gather.taps() * self.gather.depth();
+        let panels = panels(cx.level(), self.b.columns());
+        let Some(widest) = panels.clone().next() else { return };
+        let block = cx.level().kernels(operands).max_rows(widest.vectors);
+        // Of A's rows, before the next values.
+        let length = DEPTH_BLOCK * operands.together();
+        let step = row_step(whole.min(length).div_ceil(operands.together()));
+        let most = (CHUNK / step.max(1)).clamp(BLOCKS[0] * block, BLOCKS[1] * block);
+        let chunk = rows.div_ceil(TASKS).clamp(BLOCKS[0] * block, most).next_multiple_of(block);
+        let chunks = rows.div_ceil(chunk);
+        // All panels in one task, if there are enough: A's rows are then prepared once.
+        let groups = TASKS.div_ceil(chunks.max(1)).clamp(1, panels.len());
+        let PreparedScratch(own) = scratch;
+        if own.len() < cx.pool().available() {
+            own.resize_with(cx.pool().available(), Mutex::default);
+        }
+        // Whichever threads take part later, nothing is allocated then.
+        let room = chunk.min(rows) * step;
+        own.iter_mut().for_each(|rows| rows.get_mut().unwrap_or_else(PoisonError::into_inner).grow(room));
+        let out = SharedMut(c.as_mut_ptr());
+        cx.pool().run(chunks * groups, |task| {
+            let (from, group) = (task / groups * chunk, task % groups);
+            let rows = from..rows.min(from + chunk);
+            let own_panels = panels.len() * group / groups..panels.len() * (group + 1) / groups;
+            let panels = panels.clone().skip(own_panels.start).take(own_panels.len());
+            let mut targets = [0; MAX_CHUNK];
+            let mut position = self.gather.position(rows.start);
+            for target in &mut targets[..rows.len()] {
+                *target = self.scatter.offset(&position);
+                self.gather.advance(&mut position);
+            }
+            with_free(own, |prepared| {
+                assert!(prepared.len() >= rows.len() * step, "room for prepared rows");
+                let mut depth = 0..whole.min(length);
+                loop {
+                    let (rows, depth_here) = (rows.clone(), depth.clone());
+                    let to = prepared.as_mut_ptr();
+                    let prepare = Prepare { product: self, rows: rows.clone(), depth: depth_here, to, step };
+                    match operands {
+                        Operands::F32 => cx.level().run(prepare),
+                        Operands::Bf16 => cx.level().run_halves(prepare),
+                    }
+                    let targets = &targets[..rows.len()];
+                    let piece = Piece { rows, depth: depth.clone(), prepared: to, targets, out: &out };
+                    panels.clone().for_each(|panel| self.panel(cx, &panel, &piece, step));
+                    if depth.end == whole {
+                        break;
+                    }
+                    depth = depth.end..whole.min(depth.end + length);
+                }
+            });
+        });
+    }
+
+    /// One panel of the columns for a piece.
+    fn panel(&self, cx: &Context, panel: &Panel, piece: &Piece, step: usize) {
+        let operands = self.b.operands();
+        let kernels = cx.level().kernels(operands);
+        let tallest = kernels.max_rows(panel.vectors);
+        let column = self.column + panel.column;
+        let whole = self.gather.taps() * self.gather.depth();
+        let last = piece.depth.end == whole;
+        let bias = self.epilogue.bias.filter(|_| last);
+        let residual = self.epilogue.other().filter(|_| last);
+        let added = residual.map_or(std::ptr::null(), <[f32]>::as_ptr);
+        let mut pointers = [std::ptr::null(); MAX_ROWS];
+        let mut targets = [std::ptr::null_mut(); MAX_ROWS];
+        let mut residuals = [std::ptr::null(); MAX_ROWS];
+        for start in (0..piece.rows.len()).step_by(tallest) {
+            let height = tallest.min(piece.rows.len() - start);
+            for row in 0..height {
+                let at = piece.targets[start + row] + column;
+                pointers[row] = piece.prepared.wrapping_add((start + row) * step);
+                targets[row] = piece.out.get().wrapping_add(at);
+                residuals[row] = added.wrapping_add(at);
+            }
+            let arguments = Gathered {
+                a: pointers.as_ptr(),
+                taps: 1,
+                skip: 0,
+                depth: piece.depth.len().div_ceil(operands.together()),
+                ahead: 0,
+                b: self.b.panel_row(panel, piece.depth.start / operands.together()),
+                c: targets.as_ptr(),
+                columns: panel.columns,
+                accumulate: piece.depth.start > 0 || self.epilogue.in_place(),
+                bias: bias.map_or(std::ptr::null(), |bias| bias[column..].as_ptr()),
+                residual: if residual.is_some() { residuals.as_ptr() } else { std::ptr::null() },
+                relu: self.epilogue.relu && last,
+            };
+            // SAFETY: each row was prepared; `check` holds, so that targets stay in C, the panel has a row for each value or
+            // pair, bias and residual are long enough. Tasks own disjoint rows and columns of C, because `scatter` is
+            // injective.
+            unsafe { kernels.gathered(panel.vectors, height, &arguments) };
+        }
+    }
+}
+
+/// Prepares rows of A. The input is as long as the gather demands, and `to` has room for the rows, which was checked.
+struct Prepare<'a> {
+    product: &'a Product<'a>,
+    rows: Range<usize>,
+    depth: Range<usize>,
+    to: *mut f32,
+    /// Values between two prepared rows.
+    step: usize,
+}
+
+/// A row on its way to pairs.
+struct Pairs {
+    to: *mut f32,
+    /// Where a part of the row does not end with a pair, its last value waits for the next part's first.
+    waiting: Option<f32>,
+}
+
+impl Pairs {
+    /// Rounds `count` values, of which the first is the row's value `at`.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of `count` values, at least one, and `to` for writes of all pairs of the row.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(&mut self, simd: S, mut from: *const f32, mut at: usize, mut count: usize) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            if let Some(before) = self.waiting.take() {
+                *self.to.add(at / 2) = crate::bf16::pair(before, *from);
+                (from, at, count) = (from.add(1), at + 1, count - 1);
+            }
+            simd.narrow(from, self.to.add(at / 2), count);
+            self.waiting = (!count.is_multiple_of(2)).then(|| *from.add(count - 1));
+        }
+    }
+}
+
+impl Prepare<'_> {
+    /// Takes `count` values at `from`, of which the first is the row's value `at` and of channel `channel`, to the row.
+    ///
+    /// # Safety
+    /// `from` must be valid for reads of `count` values, at least one; the row must have room, and the channels exist.
+    #[inline(always)]
+    unsafe fn put<S: Simd>(
+        &self,
+        simd: S,
+        prologue: Option<Prologue>,
+        (from, channel): (*const f32, usize),
+        pairs: &mut Pairs,
+        (at, count): (usize, usize),
+    ) {
+        let to = pairs.to.wrapping_add(at);
+        // SAFETY: promised by the caller; a piece has room for PIECE values.
+        unsafe {
+            match (self.product.b.operands(), prologue) {
+                (Operands::F32, Some(prologue)) => prologue.run(simd, from, channel, to, count),
+                (Operands::F32, None) => std::ptr::copy_nonoverlapping(from, to, count),
+                (Operands::Bf16, None) => pairs.put(simd, from, at, count),
+                (Operands::Bf16, Some(prologue)) => {
+                    let mut piece = [0.0; PIECE];
+                    for start in (0..count).step_by(PIECE) {
+                        let count = PIECE.min(count - start);
+                        prologue.run(simd, from.add(start), channel + start, piece.as_mut_ptr(), count);
+                        pairs.put(simd, piece.as_ptr(), at + start, count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Task for Prepare<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let Product { input, offset, gather, .. } = *self.product;
+        let first_value = input.values.as_ptr().wrapping_add(offset);
+        let wanted = self.depth.clone();
+        let each = gather.depth();
+        let taps = wanted.start / each..wanted.end.div_ceil(each);
+        let mut position = gather.position(self.rows.start);
+        for row in 0..self.rows.len() {
+            let mut pairs = Pairs { to: self.to.wrapping_add(row * self.step), waiting: None };
+            gather.pointers(first_value, &position, taps.start, taps.len(), |tap, from| {
+                let first = (taps.start + tap) * each;
+                let part = wanted.start.max(first)..wanted.end.min(first + each);
+                let skip = part.start - first;
+                let prologue = input.prologue.filter(|_| !gather.is_padding(from));
+                let source = (from.wrapping_add(skip), offset + skip);
+                let place = (part.start - wanted.start, part.len());
+                // SAFETY: the part is one of a row that the gather made, whose values are the channels from the offset on;
+                // there is room for all of the row.
+                unsafe { self.put(simd, prologue, source, &mut pairs, place) };
+            });
+            gather.advance(&mut position);
+        }
+    }
+}

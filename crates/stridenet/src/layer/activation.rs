@@ -1,0 +1,26 @@
+//! Outputs that are not written down.
+
+use crate::Tensor;
+use crate::kernels::{Prologue, Source};
+
+/// A layer's output as the next one reads it: a tensor, and perhaps the batch norm and the ReLU that it goes through on its way in.
+#[derive(Debug, Clone, Copy)]
+pub struct Activation<'a> {
+    /// The values, `[N, H, W, C]`.
+    pub tensor: &'a Tensor,
+    /// What they go through first.
+    pub prologue: Option<Prologue<'a>>,
+}
+
+impl<'a> From<&'a Tensor> for Activation<'a> {
+    fn from(tensor: &'a Tensor) -> Self {
+        Activation { tensor, prologue: None }
+    }
+}
+
+impl<'a> Activation<'a> {
+    /// The same for a convolution.
+    pub(super) fn source(self) -> Source<'a> {
+        Source { values: self.tensor.data(), prologue: self.prologue }
+    }
+}
