@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 
 BENCH = Path(__file__).resolve().parent.parent
 ROOT = BENCH.parent
+
+PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "ncnn", "pnnx", "MNN", "safetensors", "numpy")
 
 
 class Stop(Exception):
@@ -58,6 +61,30 @@ def call(command: list) -> dict:
                 raise Failed(answer["error"])
             return answer
     raise Failed("it printed no JSON")
+
+
+def make_peers(folder: Path) -> None:
+    """Makes the virtual environment with the peers unless it is there."""
+    if (folder / "bin" / "python").exists():
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Stop(f"{shown(folder)} holds something else than a virtual environment; name another folder with --peers")
+    progress(f"installing the peers into {shown(folder)}")
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+    try:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], stdout=sys.stderr, check=True)
+        subprocess.run([*pip, *PACKAGES], stdout=sys.stderr, check=True)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, subprocess.CalledProcessError):
+            raise Stop("the peers could not be installed, see above; call this again when that is mended") from error
+        raise
+
+
+def require_stridenet(path: Path) -> None:
+    """Ends the run when the command has not been built."""
+    if not path.is_file():
+        raise Stop(f"{shown(path)} is missing; build it with cargo build --release")
 
 
 def describe_machine() -> str:

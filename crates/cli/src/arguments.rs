@@ -422,7 +422,8 @@ pub(crate) struct BenchInferFlags {
 #[command(after_help = "Examples:
   stridenet bench train resnet20 -b 128
   stridenet bench train resnet50 -b 16 --threads 1 --json
-  stridenet bench train resnet50 --amp bf16")]
+  stridenet bench train resnet50 --amp bf16
+  stridenet bench train resnet50 --recompute --json")]
 pub(crate) struct BenchTrainFlags {
     /// A preset's name, a JSON file that describes an architecture, or a model
     pub(crate) network: String,
@@ -435,6 +436,9 @@ pub(crate) struct BenchTrainFlags {
     /// Mixed precision, as in training
     #[arg(long, value_name = "PRECISION")]
     pub(crate) amp: Option<AmpChoice>,
+    /// Compute the insides of blocks again in the backward pass instead of keeping them, as in training
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Time to measure for
     #[arg(long, default_value = "3", value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
     pub(crate) seconds: f64,

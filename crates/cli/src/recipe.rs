@@ -77,6 +77,10 @@ pub(crate) struct RecipeFlags {
     /// steps stay f32. It pays on CPUs with AVX512-BF16; others get the same precision by f32 arithmetic, more slowly
     #[arg(long, value_name = "PRECISION")]
     pub(crate) amp: Option<AmpChoice>,
+    /// Keep only the outputs of residual blocks and compute their insides again in the backward pass: less memory, more time,
+    /// the same results to the bit
+    #[arg(long)]
+    pub(crate) recompute: bool,
     /// Optimizer [default: sgd]
     #[arg(long, value_name = "NAME")]
     pub(crate) opt: Option<OptChoice>,
@@ -164,6 +168,7 @@ impl RecipeFlags {
             grad_accum_steps: flags.grad_accum_steps.unwrap_or(base.grad_accum_steps),
             opt,
             amp: flags.amp.map(Amp::from).or(base.amp),
+            recompute: base.recompute || flags.recompute,
             lr: flags.lr.unwrap_or(base.lr),
             momentum: flags.momentum.unwrap_or(base.momentum),
             nesterov: base.nesterov && !flags.no_nesterov,

@@ -275,6 +275,34 @@ fn the_number_of_threads_does_not_change_a_bit() {
 }
 
 #[test]
+fn computing_blocks_again_changes_no_bit_and_can_begin_in_the_middle() {
+    let folder = Folder::new();
+    folder.idx("data", 100, 16);
+    let drops = ["--drop-path", "0.3", "--drop-block", "0.2", "--epochs", "2", "--depths", "2,2"];
+    for (name, precision) in [("f32", &[][..]), ("bf16", &["--block", "bottleneck", "--amp", "bf16"])] {
+        let train = |out: &str, more: &[&str]| {
+            folder.train("data", out, &[&drops[..], precision, more].concat());
+            let events = String::from_utf8(folder.read(&format!("{out}/events.jsonl"))).unwrap();
+            let rows = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["row"].take());
+            let losses = rows.map(|row| [row["train_loss"].clone(), row["val_loss"].clone()]);
+            (folder.read(&format!("{out}/{WEIGHTS}")), losses.collect::<Vec<_>>())
+        };
+        let (weights, losses) = train(&format!("{name}-kept"), &[]);
+        assert_eq!(losses.len(), 2);
+        let (found, others) = train(&format!("{name}-computed"), &["--recompute"]);
+        assert!(found == weights && others == losses, "{name} differs: {others:?}, {losses:?}");
+        train(&format!("{name}-both"), &[]);
+        let resume = |out: &str, more: &[&str]| {
+            let path = folder.text(&format!("{name}-{out}"));
+            succeed(&[&["train", "--resume", "--epochs", "3", "--out", &path], more].concat());
+            folder.read(&format!("{name}-{out}/{WEIGHTS}"))
+        };
+        let resumed = resume("kept", &[]);
+        assert!(resumed != weights && resume("both", &["--recompute"]) == resumed, "{name} differs resumed");
+    }
+}
+
+#[test]
 fn the_seed_is_the_only_chance() {
     let folder = Folder::new();
     folder.images("data", 10);

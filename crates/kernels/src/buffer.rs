@@ -45,6 +45,15 @@ impl Aligned {
         }
     }
 
+    /// Makes room for at least `length` values; what stood there is lost.
+    pub fn reset(&mut self, length: usize) {
+        if self.length < length {
+            // Freed before the larger one is made.
+            *self = Aligned::default();
+            *self = Aligned::zeros(length);
+        }
+    }
+
     /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.length == 0
@@ -125,5 +134,9 @@ mod tests {
         assert_eq!(buffer.values().iter().filter(|&&value| value != 0.0).count(), others.len());
         buffer.grow(3);
         assert!(buffer.len() >= 100_000);
+        buffer.reset(100_000);
+        assert_eq!(buffer.values()[99_999], 100_000.0);
+        buffer.reset(200_000);
+        assert!(buffer.len() >= 200_000 && buffer.as_ptr().addr() % 64 == 0);
     }
 }

@@ -115,33 +115,24 @@ impl Task for Apply<'_> {
 pub struct Backward<'a> {
     /// The forward's input, `[N, H, W, C]`.
     pub x: &'a [f32],
-    /// The gradient of its output, `[N, H, W, C]`.
-    pub dy: &'a [f32],
     /// Its output, `[N, H, W, C]`, where it had a ReLU.
     pub y: Option<&'a [f32]>,
 }
 
-/// Writes to `dsum` `[N, H, W, C]` the gradient of the sum before the ReLU, which is that of the residual too, and to
-/// `dweights` `[N, C]` that of the weights.
+/// The gradient of the output, `[N, H, W, C]`, becomes that of the sum before the ReLU, which is the residual's too; that of the
+/// weights is written to `dweights` `[N, C]`.
 ///
 /// # Panics
 /// When lengths do not fit.
-pub fn backward_weights(
-    cx: &Context,
-    extent: Extent,
-    input: Backward,
-    dsum: &mut [f32],
-    dweights: &mut [f32],
-) {
-    let Backward { x, dy, y } = input;
-    let lengths =
-        [("dy", dy.len()), ("x", x.len()), ("y", y.map_or(dy.len(), <[f32]>::len)), ("dsum", dsum.len())];
+pub fn backward_weights(cx: &Context, extent: Extent, input: Backward, dy: &mut [f32], dweights: &mut [f32]) {
+    let Backward { x, y } = input;
+    let lengths = [("dy", dy.len()), ("x", x.len()), ("y", y.map_or(dy.len(), <[f32]>::len))];
     extent.check(&lengths, &[("dweights", dweights.len())]);
     let image = extent.pixels * extent.channels;
-    cx.pool().pairs((dsum, image), (dweights, extent.channels), |index, dsum, dweights| {
+    cx.pool().pairs((dy, image), (dweights, extent.channels), |index, dy, dweights| {
         let image = index * image..(index + 1) * image;
-        let input = Backward { x: &x[image.clone()], dy: &dy[image.clone()], y: y.map(|y| &y[image]) };
-        cx.level().run(Weigh { channels: extent.channels, input, dsum, dweights });
+        let input = Backward { x: &x[image.clone()], y: y.map(|y| &y[image]) };
+        cx.level().run(Weigh { channels: extent.channels, input, dy, dweights });
     });
 }
 
@@ -149,7 +140,7 @@ pub fn backward_weights(
 struct Weigh<'a> {
     channels: usize,
     input: Backward<'a>,
-    dsum: &'a mut [f32],
+    dy: &'a mut [f32],
     dweights: &'a mut [f32],
 }
 
@@ -158,21 +149,18 @@ impl Task for Weigh<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let Weigh { channels, input: Backward { x, dy, y }, dsum, dweights } = self;
+        let Weigh { channels, input: Backward { x, y }, dy, dweights } = self;
         let count = dy.len() / channels;
         for (from, dweights) in (0..channels).step_by(WIDTH).zip(dweights.chunks_mut(WIDTH)) {
             let (mut block, mut total) = ([0.0f32; WIDTH], [0.0f64; WIDTH]);
             for index in 0..count {
                 let at = index * channels + from..index * channels + from + dweights.len();
-                let (dsum, dy, x) = (&mut dsum[at.clone()], &dy[at.clone()], &x[at.clone()]);
-                match y {
-                    None => dsum.copy_from_slice(dy),
-                    Some(y) => {
-                        let cut = dsum.iter_mut().zip(dy).zip(&y[at]);
-                        cut.for_each(|((dsum, &dy), &y)| *dsum = if y > 0.0 { dy } else { 0.0 });
-                    }
+                let (dy, x) = (&mut dy[at.clone()], &x[at.clone()]);
+                if let Some(y) = y {
+                    let cut = dy.iter_mut().zip(&y[at]);
+                    cut.for_each(|(dy, &y)| *dy = if y > 0.0 { *dy } else { 0.0 });
                 }
-                block.iter_mut().zip(&*dsum).zip(x).for_each(|((sum, dsum), x)| *sum += dsum * x);
+                block.iter_mut().zip(&*dy).zip(x).for_each(|((sum, dy), x)| *sum += dy * x);
                 if index % BLOCK == BLOCK - 1 || index + 1 == count {
                     total.iter_mut().zip(&block).for_each(|(total, &sum)| *total += f64::from(sum));
                     block.fill(0.0);

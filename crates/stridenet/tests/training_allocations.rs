@@ -52,10 +52,20 @@ struct Counts {
     losses: usize,
 }
 
-fn count(arch: &Arch, options: OptimizerOptions, operands: Operands, threads: usize) -> Counts {
+/// How steps are computed.
+#[derive(Debug, Clone, Copy)]
+struct Way {
+    operands: Operands,
+    threads: usize,
+    recompute: bool,
+}
+
+fn count(arch: &Arch, options: OptimizerOptions, way: Way) -> Counts {
+    let Way { operands, threads, recompute } = way;
     let cx = Context::new(Level::detect(), threads);
     let mut network = Network::new(arch, arch.img_size, cx.level(), Initialise::default()).unwrap();
     network.set_operands(operands);
+    network.set_recompute(recompute);
     let mut descent = Descent::new(&network, options);
     // Every thread is alive once all of them have met.
     let all = Barrier::new(threads);
@@ -89,15 +99,17 @@ fn count(arch: &Arch, options: OptimizerOptions, operands: Operands, threads: us
     counts
 }
 
-/// Each architecture with an optimizer and several numbers of threads.
+/// Each architecture with an optimizer and several numbers of threads, computing blocks again and not.
 #[test]
 fn steps_allocate_nothing_after_the_first() {
     assert!(allocations(|| drop(std::hint::black_box(vec![0u8; 100]))) > 0, "the counter counts");
     for (arch, options) in architectures().iter().zip(optimizers().into_iter().cycle()) {
-        let mixed = (arch.name == "resnetblur50d").then_some((Operands::Bf16, 3));
-        for (operands, threads) in [(Operands::F32, 1), (Operands::F32, 3)].into_iter().chain(mixed) {
-            let counts = count(arch, options, operands, threads);
-            assert_eq!(counts, Counts::default(), "{} with {operands:?}, {threads} threads", arch.name);
+        let way = Way { operands: Operands::F32, threads: 1, recompute: false };
+        let threads = Way { threads: 3, ..way };
+        let recomputed = Way { recompute: true, ..threads };
+        let mixed = (arch.name == "resnetblur50d").then_some(Way { operands: Operands::Bf16, ..threads });
+        for way in [way, threads, recomputed].into_iter().chain(mixed) {
+            assert_eq!(count(arch, options, way), Counts::default(), "{}, {way:?}", arch.name);
         }
     }
 }

@@ -118,6 +118,7 @@ struct TrainOutcome {
     precision: &'static str,
     img_size: [usize; 2],
     level: &'static str,
+    recompute: bool,
     ms_per_step: Milliseconds,
     images_per_second: f64,
     peak_rss_mb: Option<f64>,
@@ -135,13 +136,18 @@ fn train(cx: &Arc<Context>, console: &Console, flags: &BenchTrainFlags) -> Resul
     let batch = flags.batch_size.get();
     let mut network = network(cx, console, &flags.network, flags.img_size)?;
     let ([height, width], arch) = (network.input(), network.arch().clone());
-    let images = random_images([batch, height, width, arch.in_channels]);
+    let shape = [batch, height, width, arch.in_channels];
     let labels: Vec<usize> = (0..batch).map(|image| image % arch.num_classes).collect();
     let amp = flags.amp.map(Amp::from);
     network.set_operands(Amp::operands(amp));
+    network.set_recompute(flags.recompute);
     note_bf16(cx, console, amp);
     let mut descent = Descent::new(&network, SGD);
-    let mut step = || descent.step(cx, &mut network, images.clone(), &labels, 0.0, LR);
+    let mut step = || {
+        // The network gives back the images that it took.
+        let images = descent.take_images().unwrap_or_else(|| random_images(shape));
+        descent.step(cx, &mut network, images, &labels, 0.0, LR)
+    };
     let first = step()?.loss;
     let mut last = first;
     for _ in 0..LEARNED {
@@ -165,18 +171,21 @@ fn train(cx: &Arc<Context>, console: &Console, flags: &BenchTrainFlags) -> Resul
         precision: if amp.is_some() { "bf16" } else { "f32" },
         img_size: [height, width],
         level: cx.level().name(),
+        recompute: flags.recompute,
         ms_per_step: Milliseconds { median, min: milliseconds(timing.min) },
         images_per_second: 1e3 * batch as f64 / median,
         peak_rss_mb: peak_rss_bytes().map(|bytes| bytes as f64 / f64::from(1 << 20)),
     };
+    let memory = outcome.peak_rss_mb.map_or_else(String::new, |peak| format!(", {peak:.0} MiB at most"));
     match console.json {
         true => console.json(&outcome)?,
         false => console.result(&format!(
-            "{} at {height}x{width}, batch {batch}, {}, {} threads, {}: {median:.1} ms a step (best {:.1}), {:.1} images a second\n",
+            "{} at {height}x{width}, batch {batch}, {}, {} threads, {}{}: {median:.1} ms a step (best {:.1}), {:.1} images a second{memory}\n",
             outcome.arch,
             outcome.precision,
             outcome.threads,
             outcome.level,
+            if outcome.recompute { ", recomputing blocks" } else { "" },
             outcome.ms_per_step.min,
             outcome.images_per_second
         ))?,

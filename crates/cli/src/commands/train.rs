@@ -160,9 +160,11 @@ fn resume<'a>(
     Ok((trainer, folder))
 }
 
-/// A resumed run keeps its recipe; only the number of epochs and of workers may change.
+/// A resumed run keeps its recipe; only the number of epochs and what changes no result may change: the number of workers, and
+/// whether blocks are computed again.
 fn refuse_changes(stored: &TrainOptions, wanted: &TrainOptions) -> Result<(), Failure> {
-    let kept = TrainOptions { epochs: stored.epochs, workers: stored.workers, ..wanted.clone() };
+    let TrainOptions { epochs, workers, recompute, .. } = *stored;
+    let kept = TrainOptions { epochs, workers, recompute, ..wanted.clone() };
     let (Ok(Value::Object(stored)), Ok(Value::Object(kept))) =
         (serde_json::to_value(stored), serde_json::to_value(&kept))
     else {

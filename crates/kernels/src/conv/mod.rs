@@ -57,6 +57,8 @@ pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
 /// Memory that convolutions use while they run, reused from one to the next.
 #[derive(Debug, Default)]
 pub struct ConvScratch {
+    /// Weights that were packed for one pass.
+    weights: BackwardWeights,
     widened: Vec<f32>,
     prepared: PreparedScratch,
     transposed: TransposedScratch,
@@ -128,16 +130,7 @@ impl Conv {
     }
 
     /// As [`pack_forward`](Self::pack_forward), into memory that other weights, of any convolution, were packed in.
-    ///
-    /// # Panics
-    /// When the number of weights is not the geometry's.
-    pub fn repack_forward(
-        &self,
-        cx: &Context,
-        operands: Operands,
-        weight: &[f32],
-        packed: &mut ForwardWeights,
-    ) {
+    fn repack_forward(&self, cx: &Context, operands: Operands, weight: &[f32], packed: &mut ForwardWeights) {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
         let (depth, columns) = (g.taps() * g.group_in(), g.group_out());
@@ -158,10 +151,7 @@ impl Conv {
     }
 
     /// As [`pack_backward`](Self::pack_backward), into memory that other weights, of any convolution, were packed in.
-    ///
-    /// # Panics
-    /// When the number of weights is not the geometry's.
-    pub fn repack_backward(
+    fn repack_backward(
         &self,
         cx: &Context,
         operands: Operands,
@@ -222,6 +212,31 @@ impl Conv {
         }
     }
 
+    /// As [`forward`](Self::forward), with weights (HWIO) that are used once: they are packed in the scratch memory, for such
+    /// operands.
+    ///
+    /// # Panics
+    /// As [`pack_forward`](Self::pack_forward) and [`forward`](Self::forward).
+    pub fn pack_and_forward<'a>(
+        &self,
+        cx: &Context,
+        x: impl Into<Source<'a>>,
+        (operands, weight): (Operands, &[f32]),
+        epilogue: Epilogue,
+        scratch: &mut ConvScratch,
+        y: &mut [f32],
+    ) {
+        let mut weights = std::mem::take(&mut scratch.weights);
+        // In the place of the first phase.
+        let phases = weights.0.len().max(1);
+        weights.0.resize_with(phases, Vec::new);
+        let mut forward = ForwardWeights(std::mem::take(&mut weights.0[0]));
+        self.repack_forward(cx, operands, weight, &mut forward);
+        self.forward(cx, x, &forward, epilogue, scratch, y);
+        weights.0[0] = forward.0;
+        scratch.weights = weights;
+    }
+
     /// `dx = Σ dy · w` over the outputs that each input pixel reaches, then the epilogue (its residual adds another
     /// gradient of the same input).
     ///
@@ -248,6 +263,26 @@ impl Conv {
                 );
             }
         }
+    }
+
+    /// As [`grad_input`](Self::grad_input), with weights (HWIO) that are used once: they are packed in the scratch memory, for such
+    /// operands.
+    ///
+    /// # Panics
+    /// As [`pack_backward`](Self::pack_backward) and [`grad_input`](Self::grad_input).
+    pub fn pack_and_grad_input(
+        &self,
+        cx: &Context,
+        dy: &[f32],
+        (operands, weight): (Operands, &[f32]),
+        epilogue: Epilogue,
+        scratch: &mut ConvScratch,
+        dx: &mut [f32],
+    ) {
+        let mut weights = std::mem::take(&mut scratch.weights);
+        self.repack_backward(cx, operands, weight, &mut weights);
+        self.grad_input(cx, dy, &weights, epilogue, scratch, dx);
+        scratch.weights = weights;
     }
 
     /// `dw = Σ x · dy` over the batch's pixels, as HWIO, with such operands.

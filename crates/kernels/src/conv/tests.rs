@@ -84,6 +84,7 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
         (ConvGeometry::square(3, 20, 7, 2), 2, [30, 33]),
     ];
     let short: Vec<_> = (0..SHAPES).map(|_| random_shape(&mut random)).collect();
+    let mut packed = ConvScratch::default();
     for (g, batch, input) in long.into_iter().chain(short) {
         let what = format!("{g:?} on {batch} x {input:?}");
         let x = random.values(batch * input[0] * input[1] * g.in_channels);
@@ -117,6 +118,12 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
                 let mut dx = vec![f32::NAN; x.len()];
                 let weights = conv.pack_backward(cx, operands, &w);
                 conv.grad_input(cx, &dy, &weights, Epilogue::default(), &mut scratch, &mut dx);
+                // Where other weights were packed.
+                let [mut packed_y, mut packed_dx] = [&y, &dx].map(|values| vec![f32::NAN; values.len()]);
+                let (weights, plain) = ((operands, &w[..]), Epilogue::default());
+                conv.pack_and_forward(cx, &x, weights, plain, &mut packed, &mut packed_y);
+                conv.pack_and_grad_input(cx, &dy, weights, plain, &mut packed, &mut packed_dx);
+                assert!(packed_y == y && packed_dx == dx, "packed for one pass: {what}");
                 let terms = g.taps() * g.group_out();
                 assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
                 let mut dw = vec![f32::NAN; w.len()];

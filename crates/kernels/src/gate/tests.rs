@@ -37,8 +37,8 @@ fn gates_agree_with_the_definition() {
             // A product and a sum of at most 2.
             assert_within(&what, &y, &expected, |_| 3.0 * UNIT);
 
-            let (mut dsum, mut dweights) = (vec![f32::NAN; maps], vec![f32::NAN; rows]);
-            let input = Backward { x: &x, dy: &dy, y: relu.then_some(&y[..]) };
+            let (mut dsum, mut dweights) = (dy.clone(), vec![f32::NAN; rows]);
+            let input = Backward { x: &x, y: relu.then_some(&y[..]) };
             backward_weights(cx, extent, input, &mut dsum, &mut dweights);
             let cut: Vec<f64> =
                 (0..maps).map(|at| if relu && y[at] <= 0.0 { 0.0 } else { f64::from(dy[at]) }).collect();
@@ -104,11 +104,11 @@ fn threads_do_not_change_bits() {
     let [x, residual, dy] = [0; 3].map(|_| random.values(5 * 49 * 130));
     let weights = random.values(5 * 130);
     assert_same_bits_for_all_threads(|cx| {
-        let [mut y, mut dsum, mut dx] = [0; 3].map(|_| vec![0.0; x.len()]);
+        let ([mut y, mut dx], mut dsum) = ([0; 2].map(|_| vec![0.0; x.len()]), dy.clone());
         let [mut dweights, mut gates] = [0; 2].map(|_| vec![0.0; weights.len()]);
         let residual = Some(Residual::Tensor(&residual[..]));
         apply(cx, extent, Gated { x: &x, weights: &weights, residual, relu: true }, &mut y);
-        backward_weights(cx, extent, Backward { x: &x, dy: &dy, y: Some(&y) }, &mut dsum, &mut dweights);
+        backward_weights(cx, extent, Backward { x: &x, y: Some(&y) }, &mut dsum, &mut dweights);
         backward_input(cx, extent, &dsum, &weights, Some(&dweights), &mut dx);
         sigmoid_of_channels(cx, 130, &[0.5, 1.0, -0.5], &weights, &mut gates);
         vec![y, dsum, dx, dweights, gates]

@@ -149,13 +149,8 @@ impl BatchNorm {
         (saved.apply(cx, workspace, x, residual, relu), saved)
     }
 
-    /// The batch's statistics, which also move the running ones. What follows is left to whoever reads the output.
-    pub(super) fn batch_statistics(
-        &mut self,
-        cx: &Context,
-        workspace: &mut Workspace,
-        x: &Tensor,
-    ) -> NormSaved {
+    /// The batch's statistics, which also move the running ones.
+    pub fn batch_statistics(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> NormSaved {
         let rows = (x.data().len() / x.channels().max(1)) as f32;
         // With one value a channel the unbiased variance does not exist; the biased one (0) is the honest answer.
         let unbias = if rows > 1.0 { rows / (rows - 1.0) } else { 1.0 };

@@ -52,17 +52,33 @@ pub enum Shortcut {
 /// What the backward pass needs of a block besides its input.
 #[derive(Debug)]
 pub struct BlockSaved {
-    /// With pre-activation, what F reads, and the batch's statistics.
-    activated: Option<(Tensor, NormSaved)>,
+    activated: Option<ActivatedSaved>,
     units: Vec<UnitSaved>,
     projection: Option<ProjectionSaved>,
     weighed: Option<WeighedSaved>,
+    /// Whether the backward pass has to compute things again first.
+    forgotten: bool,
+}
+
+/// What the backward pass needs of the batch norm before F.
+#[derive(Debug)]
+struct ActivatedSaved {
+    /// What F reads, unless it was forgotten.
+    output: Option<Tensor>,
+    /// The batch's statistics.
+    norm: NormSaved,
+}
+
+impl ActivatedSaved {
+    fn output(&self) -> &Tensor {
+        self.output.as_ref().expect("an activation that was kept or computed again")
+    }
 }
 
 /// What the backward pass needs of a projection.
 #[derive(Debug)]
 struct ProjectionSaved {
-    /// Its input where a pool made it.
+    /// Its input where a pool made it, unless it was forgotten.
     pooled: Option<Pooled>,
     unit: UnitSaved,
 }
@@ -85,6 +101,18 @@ impl BlockSaved {
         self.weighed
             .as_ref()
             .map_or_else(|| self.units[self.units.len() - 1].output(), |weighed| &weighed.output)
+    }
+
+    /// Gives up what [`Block::backward`] can compute again from the block's input: all but the output, the batch's statistics,
+    /// what was drawn, and what follows from means of channels.
+    pub fn forget(&mut self, workspace: &mut Workspace) {
+        let activated = self.activated.as_mut().and_then(|activated| activated.output.take());
+        let pooled = self.projection.as_mut().and_then(|projection| projection.pooled.take());
+        let pooled = pooled.map(|pooled| pooled.discard(workspace));
+        activated.into_iter().chain(pooled).for_each(|tensor| workspace.give(tensor));
+        let projection = self.projection.as_mut().map(|projection| &mut projection.unit);
+        self.units.iter_mut().chain(projection).for_each(|unit| unit.forget(workspace));
+        self.forgotten = true;
     }
 }
 
@@ -137,21 +165,21 @@ impl WeighedSaved {
         WeighedSaved { gate, images, weights, output }
     }
 
-    /// The gate's gradients; returns those of what was weighed, `x`, and of the shortcut. `dy` is given up.
+    /// The gate's gradients; returns those of what was weighed, `x`, and of the shortcut, which take the places of the output
+    /// and of `dy`.
     fn backward(
         self,
         cx: &Context,
         workspace: &mut Workspace,
         gate: Option<&mut Gate>,
         x: &Tensor,
-        dy: Tensor,
+        mut dy: Tensor,
         relu: bool,
     ) -> (Tensor, Tensor) {
-        let WeighedSaved { gate: saved, images, weights, output } = self;
-        let mut dsum = workspace.tensor(x.shape());
+        let WeighedSaved { gate: saved, images, weights, mut output } = self;
         let mut dweights = workspace.tensor(weights.shape());
-        let input = gate::Backward { x: x.data(), dy: dy.data(), y: relu.then_some(output.data()) };
-        gate::backward_weights(cx, extent(x), input, dsum.data_mut(), dweights.data_mut());
+        let input = gate::Backward { x: x.data(), y: relu.then_some(output.data()) };
+        gate::backward_weights(cx, extent(x), input, dy.data_mut(), dweights.data_mut());
         let dmeans = match (gate, saved) {
             (Some(gate), Some(saved)) => {
                 scale_images(images.as_deref(), &mut dweights);
@@ -162,11 +190,10 @@ impl WeighedSaved {
                 None
             }
         };
-        let mut dx = workspace.tensor(x.shape());
         let means = dmeans.as_ref().map(Tensor::data);
-        gate::backward_input(cx, extent(x), dsum.data(), weights.data(), means, dx.data_mut());
-        [output, dy, weights].into_iter().chain(dmeans).for_each(|tensor| workspace.give(tensor));
-        (dx, dsum)
+        gate::backward_input(cx, extent(x), dy.data(), weights.data(), means, output.data_mut());
+        std::iter::once(weights).chain(dmeans).for_each(|tensor| workspace.give(tensor));
+        (output, dy)
     }
 }
 
@@ -237,8 +264,11 @@ impl Block {
     ) -> BlockSaved {
         let BlockDrop { images, mut pixels } = drop;
         let Block { norm, units, gate, shortcut, spare } = self;
-        let activated = norm.as_mut().map(|norm| norm.forward(cx, workspace, x, None, true));
-        let from = activated.as_ref().map_or(x, |(activated, _)| activated);
+        let activated = norm.as_mut().map(|norm| {
+            let (output, norm) = norm.forward(cx, workspace, x, None, true);
+            ActivatedSaved { output: Some(output), norm }
+        });
+        let from = activated.as_ref().map_or(x, ActivatedSaved::output);
         let mut saved = std::mem::take(spare);
         let count = units.len() - 1;
         for index in 0..count {
@@ -259,9 +289,39 @@ impl Block {
             WeighedSaved::forward(cx, workspace, tensors, gate.as_ref(), images, relu)
         });
         padded.into_iter().for_each(|padded| workspace.give(padded));
-        projection.iter_mut().for_each(|projection| projection.unit.release(workspace));
+        projection.iter_mut().for_each(|projection| projection.unit.retire(workspace));
         saved.push(end);
-        BlockSaved { activated, units: saved, projection, weighed }
+        BlockSaved { activated, units: saved, projection, weighed, forgotten: false }
+    }
+
+    /// Of what the forward pass has kept, gives up the last convolution's output where it is cheap and nobody but the backward
+    /// pass reads it.
+    pub fn trim(&self, workspace: &mut Workspace, saved: &mut BlockSaved) {
+        let cheap = self.units.last().is_some_and(|unit| unit.conv.is_cheap());
+        let last = saved.units.last_mut().filter(|_| cheap && saved.weighed.is_none());
+        last.into_iter().for_each(|last| last.forget(workspace));
+    }
+
+    /// Computes again what [`BlockSaved::forget`] has given up, to the same bits: the batch's statistics are known, and nothing is
+    /// drawn anew. The backward pass itself computes the outputs of convolutions again that it reads alone.
+    fn recompute(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor, saved: &mut BlockSaved) {
+        if let Some(activated) = &mut saved.activated {
+            activated.output = Some(activated.norm.apply(cx, workspace, x, None, true));
+        }
+        let from = saved.activated.as_ref().map_or(x, ActivatedSaved::output);
+        let count = self.units.len() - usize::from(saved.weighed.is_none());
+        for (index, unit) in self.units[..count].iter().enumerate() {
+            let (before, rest) = saved.units.split_at_mut(index);
+            let input = before.last().map_or(from.into(), UnitSaved::activation);
+            unit.recompute(cx, workspace, input, &mut rest[0]);
+            unit.follow(cx, workspace, &mut rest[0], None);
+        }
+        if let (Shortcut::Projection(Some(pool), _), Some(projection)) =
+            (&self.shortcut, &mut saved.projection)
+        {
+            projection.pooled = Some(pool.forward(cx, workspace, from));
+        }
+        saved.forgotten = false;
     }
 
     /// The parameters' gradients; returns the input's.
@@ -270,15 +330,18 @@ impl Block {
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
-        saved: BlockSaved,
+        mut saved: BlockSaved,
         dy: Tensor,
     ) -> Tensor {
-        let BlockSaved { activated, mut units, projection, weighed } = saved;
+        if saved.forgotten {
+            self.recompute(cx, workspace, x, &mut saved);
+        }
+        let BlockSaved { activated, mut units, projection, weighed, .. } = saved;
         let Block { norm, units: layers, gate, shortcut, spare } = self;
-        let from = activated.as_ref().map_or(x, |(activated, _)| activated);
+        let from = activated.as_ref().map_or(x, ActivatedSaved::output);
         let (last, first) = layers.split_last_mut().expect("a block has units");
         let pop = |units: &mut Vec<UnitSaved>| units.pop().expect("one for each unit");
-        let saved = pop(&mut units);
+        let mut saved = pop(&mut units);
         let (dy, dweighed) = match weighed {
             Some(weighed) => {
                 let relu = norm.is_none();
@@ -288,26 +351,27 @@ impl Block {
             None => (dy, None),
         };
         let input = units.last().map_or(from.into(), UnitSaved::activation);
+        last.recompute(cx, workspace, input, &mut saved);
         let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
         let dresidual =
             dweighed.or(dresidual).expect("the shortcut is added to the last unit or to what is weighed");
-        let dshortcut = shortcut.backward(cx, workspace, from, projection, dresidual);
+        let mut dshortcut = Some(shortcut.backward(cx, workspace, from, projection, dresidual));
         // The identity reads x, which is not what F reads where a batch norm stands before F.
         let apart = norm.is_some() && matches!(shortcut, Shortcut::Identity);
         for index in (0..first.len()).rev() {
             let saved = pop(&mut units);
             let input = units.last().map_or(from.into(), UnitSaved::activation);
-            let also = (index == 0 && !apart).then_some(&dshortcut);
+            let also = if index == 0 && !apart { dshortcut.take() } else { None };
             dy = first[index].backward(cx, workspace, input, saved, dy, also).0;
         }
-        if let (Some(norm), Some((activated, saved))) = (norm, activated) {
+        if let (Some(norm), Some(ActivatedSaved { output, norm: saved })) = (norm, activated) {
             norm.backward(cx, workspace, x, saved, &mut dy, true);
-            if apart {
-                pointwise::add(cx, dshortcut.data(), dy.data_mut());
-            }
-            workspace.give(activated);
+            output.into_iter().for_each(|output| workspace.give(output));
         }
-        workspace.give(dshortcut);
+        if let Some(dshortcut) = dshortcut {
+            pointwise::add(cx, dshortcut.data(), dy.data_mut());
+            workspace.give(dshortcut);
+        }
         *spare = units;
         dy
     }
@@ -383,8 +447,12 @@ impl Shortcut {
         dy: Tensor,
     ) -> Tensor {
         match (self, projection) {
-            (Shortcut::Projection(pool, unit), Some(ProjectionSaved { pooled, unit: saved })) => {
+            (Shortcut::Projection(pool, unit), Some(ProjectionSaved { pooled, unit: mut saved })) => {
                 let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
+                // Without a batch norm, nobody reads the convolution's output.
+                if unit.norm.is_some() {
+                    unit.recompute(cx, workspace, from.into(), &mut saved);
+                }
                 let dx = unit.backward(cx, workspace, from, saved, dy, None).0;
                 let (Some(pool), Some(pooled)) = (pool, pooled) else { return dx };
                 let dpooled = pool.backward(cx, workspace, x.shape(), pooled, &dx);

@@ -7,6 +7,10 @@ use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level, Operands};
 
+/// Multiply-adds for a value of the output up to which it is computed again rather than kept from the forward to the backward pass:
+/// bottlenecks' last convolutions in the first stage, where feature maps are largest.
+const CHEAP: usize = 64;
+
 /// A convolution for one input size. Its weights are packed when a pass runs, in memory that all layers share.
 #[derive(Debug)]
 pub struct Conv {
@@ -90,12 +94,13 @@ impl Conv {
         residual: Option<&Tensor>,
     ) -> Tensor {
         let x = x.into();
-        let mut y = self.output_tensor(workspace, x.tensor);
+        let mut y = workspace.tensor(self.output_shape(x.tensor.batch()));
         let (weight, epilogue, out) = (&self.weight.value, adding(residual), y.data_mut());
         match &self.fast.forward {
-            Some(conv) => workspace.fast.run(cx, conv, weight, x.source(), epilogue, out),
+            Some(conv) => conv.pack_and_forward(cx, x.source(), weight, epilogue, &mut workspace.fast, out),
             None => {
-                workspace.direct.run(cx, &self.kernel, (self.operands, weight), x.source(), epilogue, out)
+                let (weight, direct) = ((self.operands, &weight[..]), &mut workspace.direct);
+                self.kernel.pack_and_forward(cx, x.source(), weight, epilogue, direct, out);
             }
         }
         y
@@ -109,9 +114,16 @@ impl Conv {
         takes(&self.fast.forward) && takes(&self.fast.weights)
     }
 
-    fn output_tensor(&self, workspace: &mut Workspace, x: &Tensor) -> Tensor {
+    /// Whether it costs less to compute the output again than to keep it.
+    pub fn is_cheap(&self) -> bool {
+        let geometry = self.kernel.geometry();
+        geometry.taps() * geometry.group_in() <= CHEAP
+    }
+
+    /// Shape of the output for so many images.
+    pub fn output_shape(&self, images: usize) -> [usize; 4] {
         let [height, width] = self.kernel.output();
-        workspace.tensor([x.batch(), height, width, self.kernel.geometry().out_channels])
+        [images, height, width, self.kernel.geometry().out_channels]
     }
 
     /// Inference: `[N, H, W, in]` → `[N, H/s, W/s, out]` by direct sums of `f32`, to which the residual is added.
@@ -122,29 +134,33 @@ impl Conv {
         x: &Tensor,
         residual: Option<&Tensor>,
     ) -> Tensor {
-        let mut y = self.output_tensor(workspace, x);
+        let mut y = workspace.tensor(self.output_shape(x.batch()));
         let weight = (Operands::F32, &self.weight.value[..]);
-        workspace.direct.run(cx, &self.kernel, weight, x.data().into(), adding(residual), y.data_mut());
+        let (epilogue, direct) = (adding(residual), &mut workspace.direct);
+        self.kernel.pack_and_forward(cx, x.data(), weight, epilogue, direct, y.data_mut());
         y
     }
 
-    /// The weights' gradient, and the input's, to which `also` is added: another gradient of the same input.
+    /// The weights' gradient, and the input's; `also`, another gradient of the same input, becomes the sum of both.
     pub fn backward<'a>(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: impl Into<Activation<'a>>,
         dy: &Tensor,
-        also: Option<&Tensor>,
+        also: Option<Tensor>,
     ) -> Tensor {
         let x = x.into();
         self.grad_weight(cx, workspace, x, dy);
-        let mut dx = workspace.tensor(x.tensor.shape());
-        let epilogue = adding(also);
+        let epilogue = Epilogue { residual: also.as_ref().map(|_| Residual::InPlace), ..Epilogue::default() };
+        let mut dx = also.unwrap_or_else(|| workspace.tensor(x.tensor.shape()));
         let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
         match &self.fast.backward {
-            Some(conv) => workspace.fast.run(cx, conv, weight, dy.into(), epilogue, out),
-            None => workspace.direct.grad_input(cx, &self.kernel, (self.operands, weight), dy, epilogue, out),
+            Some(conv) => conv.pack_and_forward(cx, dy, weight, epilogue, &mut workspace.fast, out),
+            None => {
+                let (weight, direct) = ((self.operands, &weight[..]), &mut workspace.direct);
+                self.kernel.pack_and_grad_input(cx, dy, weight, epilogue, direct, out);
+            }
         }
         dx
     }
@@ -159,8 +175,8 @@ impl Conv {
     ) {
         let (x, dy, dw) = (x.into().source(), dy.data(), self.weight.grad_mut());
         match &self.fast.weights {
-            Some(conv) => workspace.fast.grad_weight(cx, conv, x, dy, dw),
-            None => workspace.direct.grad_weight(cx, &self.kernel, self.operands, (x, dy), dw),
+            Some(conv) => conv.grad_weight(cx, x, dy, &mut workspace.fast, dw),
+            None => self.kernel.grad_weight(cx, self.operands, x, dy, &mut workspace.direct, dw),
         }
     }
 }
@@ -210,7 +226,7 @@ mod tests {
         for _ in 0..2 {
             let y = conv.forward(&cx, &mut workspace, &x, None);
             assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x, None)) < 1e-5);
-            let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(&also));
+            let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(also.clone()));
             let packed = conv.kernel.pack_backward(&cx, Operands::F32, &conv.weight.value);
             let mut expected = Tensor::zeros(x.shape());
             let residual = Some(Residual::Tensor(also.data()));

@@ -67,7 +67,8 @@ impl Linear {
         let mut y = workspace.tensor([x.batch(), 1, 1, self.bias.value.len()]);
         let epilogue = Epilogue { bias: Some(&self.bias.value), relu, ..Epilogue::default() };
         let weights = (Operands::F32, &self.weight.value[..]);
-        workspace.direct.run(cx, &self.kernel, weights, x.data().into(), epilogue, y.data_mut());
+        let direct = &mut workspace.direct;
+        self.kernel.pack_and_forward(cx, x.data(), weights, epilogue, direct, y.data_mut());
         y
     }
 
@@ -81,9 +82,9 @@ impl Linear {
         let mut dx = workspace.tensor(x.shape());
         let Linear { kernel, weight, .. } = self;
         let (direct, epilogue) = (&mut workspace.direct, Epilogue::default());
-        direct.grad_weight(cx, kernel, Operands::F32, (x.data().into(), dy.data()), weight.grad_mut());
+        kernel.grad_weight(cx, Operands::F32, x.data(), dy.data(), direct, weight.grad_mut());
         let weights = (Operands::F32, &weight.value[..]);
-        direct.grad_input(cx, kernel, weights, dy.data(), epilogue, dx.data_mut());
+        kernel.pack_and_grad_input(cx, dy.data(), weights, epilogue, direct, dx.data_mut());
         dx
     }
 }

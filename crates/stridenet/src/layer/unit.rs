@@ -21,8 +21,8 @@ pub struct Unit {
 /// What the backward pass needs of a unit besides its input.
 #[derive(Debug)]
 pub struct UnitSaved {
-    /// The convolution's output, `[N, H/s, W/s, C]`; without a batch norm, with the residual.
-    raw: Tensor,
+    /// The convolution's output, `[N, H/s, W/s, C]`, while somebody reads it; without a batch norm, with the residual.
+    raw: Option<Tensor>,
     /// The batch's statistics, where there is a batch norm.
     norm: Option<NormSaved>,
     /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`, while somebody reads it.
@@ -41,7 +41,7 @@ impl UnitSaved {
     /// The unit's output.
     ///
     /// # Panics
-    /// Where it was left to the next layer, or [released](Self::release).
+    /// Where it was left to the next layer, or given up.
     pub fn output(&self) -> &Tensor {
         let Activation { tensor, prologue } = self.activation();
         assert!(prologue.is_none(), "an output that is not written down");
@@ -49,21 +49,39 @@ impl UnitSaved {
     }
 
     /// The unit's output, which may have been left to the next layer.
+    ///
+    /// # Panics
+    /// Where it was given up and not [computed again](Unit::recompute).
     pub(super) fn activation(&self) -> Activation<'_> {
-        let prologue = self.norm.as_ref().filter(|_| self.left_to_next).map(NormSaved::prologue);
-        if prologue.is_some() {
-            return Activation { tensor: &self.raw, prologue };
-        }
+        let raw = self.raw.as_ref().filter(|_| self.norm.is_none() || self.left_to_next);
         let pooled = self.pooled.as_ref().map(|pooled| &pooled.output);
-        let raw = self.norm.is_none().then_some(&self.raw);
-        pooled.or(self.activated.as_ref()).or(raw).expect("an output that was not released").into()
+        let tensor = pooled.or(self.activated.as_ref()).or(raw).expect("an output that was not given up");
+        let prologue = self.norm.as_ref().filter(|_| self.left_to_next).map(NormSaved::prologue);
+        Activation { tensor, prologue }
     }
 
-    /// Gives up an output that nobody reads any more and that the backward pass does without.
-    pub fn release(&mut self, workspace: &mut Workspace) {
+    /// Gives up an output that nobody reads any more and that the backward pass does without: all but one with a residual, which
+    /// tells where the ReLU cut.
+    fn release(&mut self, workspace: &mut Workspace) {
         if !self.residual {
             self.activated.take().into_iter().for_each(|tensor| workspace.give(tensor));
         }
+    }
+
+    /// Gives up an output that nobody will read again, or that a pool has read: of a convolution without batch norm, too.
+    pub fn retire(&mut self, workspace: &mut Workspace) {
+        self.release(workspace);
+        let raw = self.raw.take_if(|_| self.norm.is_none() && !self.residual);
+        raw.into_iter().for_each(|raw| workspace.give(raw));
+    }
+
+    /// Gives up what can be computed again from the input: all but the batch's statistics and, with a residual,
+    /// the output.
+    pub fn forget(&mut self, workspace: &mut Workspace) {
+        self.release(workspace);
+        let raw = self.raw.take_if(|_| self.norm.is_some() || !self.residual);
+        let pooled = self.pooled.take().map(|pooled| pooled.discard(workspace));
+        raw.into_iter().chain(pooled).for_each(|tensor| workspace.give(tensor));
     }
 }
 
@@ -107,7 +125,10 @@ impl Unit {
     ) -> UnitSaved {
         let added = residual.filter(|_| self.norm.is_none());
         let raw = self.conv.forward(cx, workspace, x, added);
-        self.follow(cx, workspace, raw, residual, None)
+        let mut saved = self.saved(cx, workspace, raw);
+        saved.residual = residual.is_some();
+        self.follow(cx, workspace, &mut saved, residual);
+        saved
     }
 
     /// As [`forward`](Self::forward) without a residual, for an output that `next` alone reads. Each pixel of the activation is
@@ -121,47 +142,63 @@ impl Unit {
         next: &Conv,
     ) -> UnitSaved {
         let raw = self.conv.forward(cx, workspace, x, None);
-        let left_to_next = self.relu && self.pool.is_none() && factors.is_none() && next.takes_prologue();
-        match &mut self.norm {
-            Some(norm) if left_to_next => {
-                let norm = Some(norm.batch_statistics(cx, workspace, &raw));
-                UnitSaved {
-                    raw,
-                    norm,
-                    activated: None,
-                    left_to_next,
-                    pooled: None,
-                    residual: false,
-                    factors: None,
-                }
-            }
-            _ => self.follow(cx, workspace, raw, None, factors),
+        let mut saved = self.saved(cx, workspace, raw);
+        let leaves = self.norm.is_some() && self.relu && self.pool.is_none() && factors.is_none();
+        (saved.left_to_next, saved.factors) = (leaves && next.takes_prologue(), factors);
+        self.follow(cx, workspace, &mut saved, None);
+        saved
+    }
+
+    /// What is known behind the convolution.
+    fn saved(&mut self, cx: &Context, workspace: &mut Workspace, raw: Tensor) -> UnitSaved {
+        let norm = self.norm.as_mut().map(|norm| norm.batch_statistics(cx, workspace, &raw));
+        UnitSaved {
+            raw: Some(raw),
+            norm,
+            activated: None,
+            left_to_next: false,
+            pooled: None,
+            residual: false,
+            factors: None,
         }
     }
 
-    /// What follows the convolution.
-    fn follow(
-        &mut self,
+    /// Computes what follows the convolution, unless the next layer does.
+    pub(super) fn follow(
+        &self,
         cx: &Context,
         workspace: &mut Workspace,
-        raw: Tensor,
+        saved: &mut UnitSaved,
         residual: Option<&Tensor>,
-        factors: Option<Vec<f32>>,
-    ) -> UnitSaved {
-        let relu = self.relu || residual.is_some();
-        let normed = self.norm.as_mut().map(|norm| norm.forward(cx, workspace, &raw, residual, relu));
-        let (mut activated, norm) = normed.unzip();
-        if let (Some(activated), Some(factors)) = (&mut activated, &factors) {
-            pointwise::scale_pixels(cx, factors, activated.data_mut());
+    ) {
+        if saved.left_to_next {
+            return;
         }
-        let output = activated.as_ref().unwrap_or(&raw);
-        let pooled = self.pool.as_ref().map(|pool| pool.forward(cx, workspace, output));
-        let residual = residual.is_some();
-        let mut saved = UnitSaved { raw, norm, activated, left_to_next: false, pooled, residual, factors };
-        if self.pool.is_some() {
-            saved.release(workspace);
+        if let (Some(norm), Some(raw)) = (&saved.norm, &saved.raw) {
+            let relu = self.relu || residual.is_some();
+            let mut activated = norm.apply(cx, workspace, raw, residual, relu);
+            if let Some(factors) = &saved.factors {
+                pointwise::scale_pixels(cx, factors, activated.data_mut());
+            }
+            saved.activated = Some(activated);
         }
-        saved
+        if let Some(pool) = &self.pool {
+            saved.pooled = Some(pool.forward(cx, workspace, saved.output()));
+            saved.retire(workspace);
+        }
+    }
+
+    /// Computes the convolution's output again where [`UnitSaved::forget`] has given it up, to the same bits.
+    pub(super) fn recompute(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: Activation,
+        saved: &mut UnitSaved,
+    ) {
+        if saved.raw.is_none() {
+            saved.raw = Some(self.conv.forward(cx, workspace, x, None));
+        }
     }
 
     /// The parameters' gradients; returns the gradient of the convolution's output, and the residual's where there was
@@ -173,10 +210,11 @@ impl Unit {
         saved: UnitSaved,
         dy: Tensor,
     ) -> (Tensor, Option<Tensor>) {
-        let UnitSaved { mut raw, norm, activated, pooled, factors, residual, .. } = saved;
+        let UnitSaved { raw, norm, activated, pooled, factors, residual, .. } = saved;
         let mut dy = match (&self.pool, pooled) {
             (Some(pool), Some(pooled)) => {
-                let dactivated = pool.backward(cx, workspace, raw.shape(), pooled, &dy);
+                let shape = self.conv.output_shape(dy.batch());
+                let dactivated = pool.backward(cx, workspace, shape, pooled, &dy);
                 workspace.give(dy);
                 dactivated
             }
@@ -186,9 +224,10 @@ impl Unit {
             pointwise::scale_pixels(cx, factors, dy.data_mut());
         }
         let (Some(layer), Some(norm)) = (&mut self.norm, norm) else {
-            workspace.give(raw);
+            raw.into_iter().for_each(|raw| workspace.give(raw));
             return (dy, None);
         };
+        let mut raw = raw.expect("a convolution's output that was kept or computed again");
         let gradients = match &activated {
             Some(output) if residual => {
                 layer.backward_residual(cx, workspace, &mut raw, norm, &mut dy, output);
@@ -204,8 +243,8 @@ impl Unit {
         gradients
     }
 
-    /// The parameters' gradients, the input's, and the residual's where there was one. `also` is another gradient of
-    /// the same input, added to the first; it may be the residual's own.
+    /// The parameters' gradients, the input's, and the residual's where there was one. `also`, another gradient of the same
+    /// input, becomes the sum of both.
     pub fn backward<'a>(
         &mut self,
         cx: &Context,
@@ -213,7 +252,7 @@ impl Unit {
         x: impl Into<Activation<'a>>,
         saved: UnitSaved,
         dy: Tensor,
-        also: Option<&Tensor>,
+        also: Option<Tensor>,
     ) -> (Tensor, Option<Tensor>) {
         let added = saved.residual && self.norm.is_none();
         let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy);

@@ -164,6 +164,7 @@ impl Builder {
             blocks,
             norm,
             head,
+            recompute: false,
             spare: Spare::default(),
         })
     }

@@ -10,8 +10,8 @@ pub use drop::DropRates;
 use crate::arch::Arch;
 use crate::kernels::{Context, Level, Operands};
 use crate::layer::{
-    BatchNorm, Block, BlockDrop, BlockSaved, Head, HeadSaved, Linear, NormSaved, Parameter, Unit, UnitSaved,
-    Workspace,
+    BatchNorm, Block, BlockDrop, BlockSaved, Head, HeadSaved, Linear, NormSaved, Parameter, Shortcut, Unit,
+    UnitSaved, Workspace,
 };
 use crate::{Error, ShapeError, Tensor};
 
@@ -43,6 +43,8 @@ pub struct Network {
     /// The batch norm and ReLU before the head of a pre-activation network.
     norm: Option<BatchNorm>,
     head: Head,
+    /// Whether training computes the insides of blocks twice instead of keeping them.
+    recompute: bool,
     spare: Spare,
 }
 
@@ -112,6 +114,12 @@ impl Network {
         let level = self.level;
         let blocks = self.blocks.iter_mut().flat_map(Block::all_units_mut);
         self.stem.iter_mut().chain(blocks).for_each(|unit| unit.conv.set_operands(level, operands));
+    }
+
+    /// From now on, training keeps only each block's output, and in the backward pass computes again what else it needs (Chen et
+    /// al. 2016): less memory, more time, and the same bits.
+    pub fn set_recompute(&mut self, recompute: bool) {
+        self.recompute = recompute;
     }
 
     /// The layers in execution order.
@@ -198,9 +206,17 @@ impl Network {
         }
         let before = stem.last().map_or(&input, UnitSaved::output);
         let mut blocks = std::mem::take(&mut self.spare.blocks);
-        for block in &mut self.blocks {
+        for index in 0..self.blocks.len() {
             let x = blocks.last().map_or(before, BlockSaved::output);
-            let saved = block.forward(cx, workspace, x, drops.next().unwrap_or_default());
+            let drop = drops.next().unwrap_or_default();
+            let mut saved = self.blocks[index].forward(cx, workspace, x, drop);
+            // The backward pass begins with the last block: what it needs is kept. So is what the last block of a shape needs,
+            // because nothing of that size has been given back before.
+            match self.blocks.get(index + 1).map(|next| &next.shortcut) {
+                Some(_) if self.recompute => saved.forget(workspace),
+                Some(Shortcut::Identity) => self.blocks[index].trim(workspace, &mut saved),
+                Some(_) | None => {}
+            }
             blocks.push(saved);
         }
         let features = blocks.last().map_or(before, BlockSaved::output);

@@ -57,6 +57,10 @@ pub struct TrainOptions {
     /// everything is `f32`.
     #[serde(default)]
     pub amp: Option<Amp>,
+    /// Whether the insides of blocks are computed again in the backward pass instead of being kept: less memory, more time, the
+    /// same bits.
+    #[serde(default)]
+    pub recompute: bool,
     /// Highest learning rate.
     pub lr: f64,
     /// Share of the last step's velocity that is kept.
@@ -126,6 +130,7 @@ impl Default for TrainOptions {
             grad_accum_steps: 1,
             opt: Opt::Sgd,
             amp: None,
+            recompute: false,
             lr: 0.1,
             momentum: 0.9,
             nesterov: true,

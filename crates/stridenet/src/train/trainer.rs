@@ -116,6 +116,7 @@ impl<'a> Trainer<'a> {
         let descent = Descent::new(model.network(), options.optimizer());
         model.drop = options.drop_rates();
         model.network_mut().set_operands(Amp::operands(options.amp));
+        model.network_mut().set_recompute(options.recompute);
         Trainer { cx, model, options, train, val, folder, descent, progress: Progress::default() }
     }
 

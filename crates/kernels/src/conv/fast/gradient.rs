@@ -90,7 +90,7 @@ impl FastConv {
         let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
         assert_eq!(dy.len(), images * output_len, "values of the output's gradient");
         assert_eq!(dw.len(), self.geometry.weight_len(), "number of weights");
-        let FastScratch { copy, sums, memory } = scratch;
+        let FastScratch { copy, weights: sums, memory } = scratch;
         let values = self.view.of(cx, &self.geometry, self.input, x, copy);
         let x = Source { values, prologue };
         match self.tiling {
@@ -153,7 +153,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
     }
 
     fn run(&self, memory: &mut Memory, sums: &mut Aligned, dw: &mut [f32]) {
-        sums.grow(self.cut.parts * self.sums_len());
+        sums.reset(self.cut.parts * self.sums_len());
         let out = SharedMut(sums.as_mut_ptr());
         if self.cut.parts > 1 {
             let [_, length] = self.lengths();

@@ -354,19 +354,6 @@ impl FastConv {
         self.pack_into(cx, weight, Aligned::zeros_in_large_pages(self.packed_len()))
     }
 
-    /// As [`pack`](Self::pack), into memory that other weights, of any convolution at this level, were packed in.
-    ///
-    /// # Panics
-    /// When the number of weights is not the geometry's, or the level is not the memory's.
-    pub fn repack(&self, cx: &Context, weight: &[f32], packed: &mut FastWeights) {
-        assert_eq!(packed.level, self.level, "packed for another instruction-set level");
-        let mut values = std::mem::take(&mut packed.values);
-        if values.len() < self.packed_len() {
-            values = Aligned::zeros(self.packed_len());
-        }
-        *packed = self.pack_into(cx, weight, values);
-    }
-
     /// Values of the packed weights, with those that fill the last vector.
     fn packed_len(&self) -> usize {
         self.panel_start(self.outputs().next_multiple_of(self.lanes()))
@@ -446,6 +433,25 @@ impl FastConv {
         x.check(self.geometry.in_channels);
         assert!(x.prologue.is_none() || self.takes_prologue(), "{:?} takes no prologue", self.tiling);
         x
+    }
+
+    /// As [`forward`](Self::forward), with weights (HWIO) that are used once: they are packed in the scratch memory.
+    ///
+    /// # Panics
+    /// As [`pack`](Self::pack) and [`forward`](Self::forward).
+    pub fn pack_and_forward<'a>(
+        &self,
+        cx: &Context,
+        x: impl Into<Source<'a>>,
+        weight: &[f32],
+        epilogue: Epilogue,
+        scratch: &mut FastScratch,
+        y: &mut [f32],
+    ) {
+        scratch.weights.reset(self.packed_len());
+        let weights = self.pack_into(cx, weight, std::mem::take(&mut scratch.weights));
+        self.forward(cx, x, &weights, epilogue, scratch, y);
+        scratch.weights = weights.values;
     }
 
     /// The number of images of `x`.

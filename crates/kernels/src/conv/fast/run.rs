@@ -19,8 +19,8 @@ use std::sync::{Mutex, PoisonError};
 pub struct FastScratch {
     /// The input as the tiles read it, where that is not as it stands.
     pub(super) copy: Aligned,
-    /// The gradients of the transformed weights.
-    pub(super) sums: Aligned,
+    /// The weights of one pass in the domain of products, or the sums that are their gradients.
+    pub(super) weights: Aligned,
     pub(super) memory: Memory,
 }
 
