@@ -12,7 +12,7 @@ ARCHS = (
     *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
 )
 CASE = "ARCH:BATCH:THREADS"
-PLACES = ("--peers", "--stridenet")
+PLACES = ("--peers", "--stridenet", "--photographs")
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,23 @@ fn size(text: &str) -> Result<[usize; 2], String> {
         .ok_or_else(|| "expected N or HEIGHTxWIDTH, in pixels".to_owned())
 }
 
+/// Bytes from `1000`, `500MiB` or `1.5GiB`.
+pub(crate) fn memory(text: &str) -> Result<u64, String> {
+    let number = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit = match &text[number.len()..] {
+        "" | "B" => Some(0),
+        "KiB" => Some(10),
+        "MiB" => Some(20),
+        "GiB" => Some(30),
+        "TiB" => Some(40),
+        _ => None,
+    };
+    let bytes = number.parse::<f64>().ok().zip(unit).map(|(number, unit)| number * (1u64 << unit) as f64);
+    bytes.filter(|bytes| (0.0..(1u64 << 60) as f64).contains(bytes)).map(|bytes| bytes as u64).ok_or_else(
+        || "expected bytes, or a number and KiB, MiB or GiB, such as 500MiB; 0 for none".to_owned(),
+    )
+}
+
 /// Changes to an architecture.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Architecture")]
@@ -233,9 +250,12 @@ pub(crate) struct EvaluateFlags {
     /// Size of the images instead of the model's own: N or HEIGHTxWIDTH
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(crate) img_size: Option<[usize; 2]>,
-    /// Threads that decode images
+    /// Threads that decode images ahead; with 0, the threads that compute do so between batches
     #[arg(long, default_value = "1", value_name = "N")]
-    pub(crate) workers: NonZeroUsize,
+    pub(crate) workers: usize,
+    /// Memory for decoded image files, so that none is decoded twice: bytes, or a size such as 500MiB; 0 keeps none
+    #[arg(long, default_value = "1GiB", value_name = "SIZE", value_parser = memory)]
+    pub(crate) cache: u64,
     /// What happens to images that cannot be decoded
     #[arg(long, value_name = "WHAT", default_value = "fail")]
     pub(crate) on_error: OnErrorChoice,

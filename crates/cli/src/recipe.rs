@@ -1,6 +1,6 @@
 //! The flags of `train` that are the recipe.
 
-use crate::arguments::OnErrorChoice;
+use crate::arguments::{OnErrorChoice, memory};
 use crate::failure::Failure;
 use crate::pixels::{AugmentFlags, OrientationFlag};
 use clap::{Args, ValueEnum};
@@ -134,9 +134,13 @@ pub(crate) struct RecipeFlags {
     pub(crate) augment: AugmentFlags,
     #[command(flatten)]
     pub(crate) orientation: OrientationFlag,
-    /// Threads that decode and augment images [default: 1]
+    /// Threads that decode and augment images ahead; with 0, the threads that compute do so between steps [default: 1]
     #[arg(long, value_name = "N")]
     pub(crate) workers: Option<usize>,
+    /// Memory for decoded image files, which need no decoding in later epochs: bytes, or a size such as 500MiB; 0 keeps none
+    /// [default: 1GiB]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub(crate) cache: Option<u64>,
     /// Share of the images held out for validation where the data set has no split of its own [default: 0.1]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub(crate) val_fraction: Option<f64>,
@@ -185,6 +189,7 @@ impl RecipeFlags {
             drop_block: flags.drop_block.unwrap_or(base.drop_block),
             zero_init_last: base.zero_init_last || flags.zero_init_last,
             workers: flags.workers.unwrap_or(base.workers),
+            cache: flags.cache.unwrap_or(base.cache),
             val_fraction: flags.val_fraction.unwrap_or(base.val_fraction),
             on_error: flags.on_error.map_or(base.on_error, Into::into),
             exif: base.exif && !flags.orientation.no_exif,

@@ -350,7 +350,7 @@ fn a_full_stdout_is_an_error() {
 fn wrong_usage() {
     let folder = Folder::new();
     folder.images("data", 4);
-    let cases: [(&[&str], &[&str]); 16] = [
+    let cases: [(&[&str], &[&str]); 18] = [
         (&["--lr", "0"], &["--lr is 0", "above 0"]),
         (&["--lr", "-0.1"], &["--lr is -0.1", "above 0"]),
         (&["--lr", "fast"], &["--lr", "'fast'"]),
@@ -359,7 +359,9 @@ fn wrong_usage() {
         (&["--batch-size", "0"], &["--batch-size is 0", "1 or more"]),
         (&["--momentum", "2"], &["--momentum is 2"]),
         (&["--smoothing", "1.5"], &["--smoothing is 1.5"]),
-        (&["--workers", "0"], &["--workers is 0"]),
+        (&["--workers", "-1"], &["'-1'"]),
+        (&["--cache", "much"], &["--cache", "'much'", "500MiB"]),
+        (&["--cache", "1GB"], &["--cache", "'1GB'", "GiB"]),
         (&["--val-fraction", "1"], &["--val-fraction is 1", "between 0 and 1"]),
         (&["--crop-padding", "5000"], &["padding", "5000", "1024"]),
         (&["--sched", "linear"], &["--sched", "'linear'", "cosine"]),

@@ -60,7 +60,12 @@ fn evaluate_agrees_with_training_and_itself() {
     let summary = String::from_utf8(folder.read("run/summary.csv")).unwrap();
     let best = summary.lines().skip(1).map(|row| row.split(',').nth(4).unwrap().parse::<f64>().unwrap());
     assert!((best.fold(0.0, f64::max) - top1(&result)).abs() < 1e-3, "{summary} {result}");
-    for flags in [&["-b", "5"][..], &["-b", "1", "--workers", "3"], &["--threads", "3"]] {
+    for flags in [
+        &["-b", "5"][..],
+        &["-b", "1", "--workers", "3"],
+        &["--threads", "3", "--workers", "0"],
+        &["--cache", "0"],
+    ] {
         let other = evaluate(flags);
         assert_eq!((&other["top1"], &other["count"]), (&result["top1"], &result["count"]));
         let [loss, expected] = [&other, &result].map(|result| result["loss"].as_f64().unwrap());

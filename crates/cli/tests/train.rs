@@ -303,6 +303,31 @@ fn computing_blocks_again_changes_no_bit_and_can_begin_in_the_middle() {
 }
 
 #[test]
+fn how_images_are_loaded_changes_no_bit() {
+    let folder = Folder::new();
+    folder.images("data", 20);
+    let crop = ["--crop", "resized"];
+    folder.train("data", "usual", &crop);
+    let expected = folder.read(&format!("usual/{WEIGHTS}"));
+    for (cache, bytes, workers) in
+        [("0", 0, "0"), ("0", 0, "3"), ("1.5KiB", 1536, "1"), ("2GiB", 1u64 << 31, "0")]
+    {
+        let out = format!("run-{cache}-{workers}");
+        folder.train("data", &out, &[&crop[..], &["--cache", cache, "--workers", workers]].concat());
+        assert!(folder.read(&format!("{out}/{WEIGHTS}")) == expected, "--cache {cache} --workers {workers}");
+        let options = String::from_utf8(folder.read(&format!("{out}/args.yaml"))).unwrap();
+        assert!(options.contains(&format!("\ncache: {bytes}\n")), "{options}");
+    }
+    let out = folder.text("usual");
+    let resume =
+        ["train", "--resume", "--out", &out, "--epochs", "2", "--cache", "0", "--workers", "0", "--json"];
+    let result = succeed(&resume).json();
+    assert_eq!(result["epochs"], 2);
+    let seconds = ["waited_seconds", "train_seconds"].map(|key| result[key].as_f64().unwrap());
+    assert!(0.0 < seconds[0] && seconds[0] < seconds[1], "{result}");
+}
+
+#[test]
 fn the_seed_is_the_only_chance() {
     let folder = Folder::new();
     folder.images("data", 10);

@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let plan = model.plan(BATCH)?;
     let mut workspace = Workspace::default();
     let (mut images, mut same, mut right, mut worst) = (0, 0, [0, 0], 0.0f32);
-    for batch in Loader::evaluate(dataset, model.preprocess.clone(), options)? {
+    for batch in Loader::evaluate(model.context(), dataset, model.preprocess.clone(), options)? {
         let batch = batch?;
         let mut planned = Tensor::zeros([batch.images.batch(), 1, 1, plan.classes()]);
         plan.run(&batch.images, &mut planned)?;

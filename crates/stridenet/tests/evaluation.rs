@@ -32,9 +32,10 @@ fn the_embedded_sample_has_the_same_predictions_through_a_plan() {
     let changes = Overrides { in_channels: Some(1), img_size: Some([28, 28]), ..Overrides::default() };
     let arch = Arch::preset("resnet20").unwrap().with(&changes).unwrap();
     let preprocess = Preprocess::exact([28, 28], dataset.default_normalisation().unwrap());
+    let loading = Arc::new(Context::detect());
     let batches = || {
         let options = LoaderOptions { batch_size: BATCH, workers: 1 };
-        Loader::evaluate(Arc::clone(&dataset), preprocess.clone(), options).unwrap()
+        Loader::evaluate(&loading, Arc::clone(&dataset), preprocess.clone(), options).unwrap()
     };
     for level in Level::available() {
         let cx = Arc::new(Context::new(level, 2));

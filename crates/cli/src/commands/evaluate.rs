@@ -53,13 +53,14 @@ pub(crate) fn run(
 ) -> Result<(), Failure> {
     let model = open_model(cx, console, &flags.model, flags.img_size)?;
     let decoding = Decoding::of(model.preprocess.channels, flags.orientation.orientation());
-    let options = OpenOptions { seed: common.seed.unwrap_or(42), decoding, ..OpenOptions::default() };
+    let (seed, cache_bytes) = (common.seed.unwrap_or(42), flags.cache);
+    let options = OpenOptions { seed, cache_bytes, decoding, ..OpenOptions::default() };
     let mut dataset = open_evaluation(&flags.data, &options)?;
     verify(console, cx, &mut dataset, flags.on_error.into())?;
     let dataset = Arc::new(dataset);
     dataset.check_classes(&flags.data, &model.classes)?;
     let evaluation =
-        measure(console, (&model, &flags.model), &dataset, [flags.batch_size.get(), flags.workers.get()])?;
+        measure(console, (&model, &flags.model), &dataset, [flags.batch_size.get(), flags.workers])?;
     let outcome = outcome(cx, &model, flags, &evaluation);
     if console.json {
         console.json(&outcome)?;
@@ -114,7 +115,7 @@ pub(super) fn measure(
 ) -> Result<Evaluation, Failure> {
     let total = dataset.len();
     let options = LoaderOptions { batch_size, workers };
-    let loader = Loader::evaluate(Arc::clone(dataset), model.preprocess.clone(), options)?;
+    let loader = Loader::evaluate(model.context(), Arc::clone(dataset), model.preprocess.clone(), options)?;
     let progress = console.progress(total, "evaluating");
     let plan = tuning::plan(console, model, path, batch_size.min(total))?;
     let infer = |images: &Tensor, logits: &mut Tensor| plan.run(images, logits);

@@ -58,6 +58,8 @@ pub(crate) fn run(
             "loss": summary.as_ref().map(|(_, evaluation)| evaluation.loss),
             "top1_ci95": summary.as_ref().map(|(_, evaluation)| evaluation.top1_ci95),
             "seconds": start.elapsed().as_secs_f64(),
+            "train_seconds": finished.rows.iter().map(|row| row.seconds).sum::<f64>(),
+            "waited_seconds": finished.rows.iter().map(|row| row.waited_seconds).sum::<f64>(),
             "report": summary.is_some().then(|| folder.report()),
         }))?;
         return Ok(());
@@ -160,11 +162,11 @@ fn resume<'a>(
     Ok((trainer, folder))
 }
 
-/// A resumed run keeps its recipe; only the number of epochs and what changes no result may change: the number of workers, and
+/// A resumed run keeps its recipe; only the number of epochs and what changes no result may change: how images are loaded, and
 /// whether blocks are computed again.
 fn refuse_changes(stored: &TrainOptions, wanted: &TrainOptions) -> Result<(), Failure> {
-    let TrainOptions { epochs, workers, recompute, .. } = *stored;
-    let kept = TrainOptions { epochs, workers, recompute, ..wanted.clone() };
+    let TrainOptions { epochs, workers, cache, recompute, .. } = *stored;
+    let kept = TrainOptions { epochs, workers, cache, recompute, ..wanted.clone() };
     let (Ok(Value::Object(stored)), Ok(Value::Object(kept))) =
         (serde_json::to_value(stored), serde_json::to_value(&kept))
     else {
@@ -206,8 +208,8 @@ fn open_data(
     let open = OpenOptions {
         val_fraction: options.val_fraction,
         seed: options.seed,
+        cache_bytes: options.cache,
         decoding: Decoding::of(channels, orientation),
-        ..OpenOptions::default()
     };
     let Splits { mut train, mut val } = stridenet::data::open(&options.data, &open)?;
     verify(console, cx, &mut train, options.on_error)?;
@@ -309,9 +311,10 @@ fn train(console: &Console, trainer: &mut Trainer) -> Result<Finished, Failure> 
 
 fn epoch_line(row: &EpochRow, epochs: usize, best: bool) -> String {
     let EpochRow { epoch, train_loss, train_top1, val_loss, val_top1, seconds, images_per_second, .. } = row;
+    let waiting = row.waiting();
     format!(
         "epoch {epoch}/{epochs}: train loss {train_loss:.4} top-1 {train_top1:.2} %, validation loss {val_loss:.4} top-1 \
-         {val_top1:.2} %{}, {seconds:.1} s, {images_per_second:.0} img/s",
+         {val_top1:.2} %{}, {seconds:.1} s, {images_per_second:.0} img/s, waited for data {waiting:.1} %",
         if best { " (best)" } else { "" }
     )
 }

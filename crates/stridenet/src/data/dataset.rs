@@ -6,11 +6,8 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-/// Pictures above this many bytes are not worth keeping: few would fit, and their decoding is dear anyway.
-const LARGEST_KEPT: usize = 1 << 20;
-
-/// Labelled images. Pictures of IDX files live in memory; pictures of folders are decoded when asked for, and small
-/// ones are kept as `u8` up to a budget. What [`picture`](Dataset::picture) returns never depends on that.
+/// Labelled images. Pictures of IDX files live in memory; pictures of folders are decoded when asked for, and kept as
+/// `u8` up to a budget. What [`picture`](Dataset::picture) returns never depends on that.
 #[derive(Debug)]
 pub struct Dataset {
     name: String,
@@ -254,7 +251,7 @@ impl ImageFile {
         let Reading { budget, decoding } = reading;
         let picture = image::open_with(&self.path, *decoding)?;
         let bytes = picture.pixels().len();
-        if bytes > LARGEST_KEPT || !budget.take(bytes as u64) {
+        if !budget.take(bytes as u64) {
             return Ok(picture);
         }
         let mut stored = false;

@@ -1,16 +1,25 @@
-//! Batches, prepared ahead on threads of their own.
+//! Batches, prepared ahead of the network.
+//!
+//! Pictures are handed out one by one, in the order in which the network will see them. Whoever has time prepares the next: the
+//! loader's own threads while the network computes, as far ahead as the queue has room; and when a batch is asked for before it
+//! is complete, all of the network's threads, which would have to wait otherwise. A picture is prepared as a function of the
+//! pass and its place alone, so that it does not matter by whom.
 
 use super::{Augment, DataError, Dataset};
 use crate::Tensor;
-use crate::image::Preprocess;
+use crate::image::{ImageError, Picture, Preprocess};
+use crate::kernels::Context;
 use crate::random::{Use, generator};
 use rand::seq::SliceRandom;
 use std::any::Any;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Batches that threads prepare beyond the one that the network has.
+const AHEAD: usize = 2;
 
 /// Images ready for the network.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +37,8 @@ pub struct Batch {
 pub struct LoaderOptions {
     /// Images in a batch, at least 1.
     pub batch_size: usize,
-    /// Threads that prepare batches, at least 1. Each keeps at most two batches: one finished, one under way.
+    /// Threads that prepare images while the network computes, at most two batches ahead. With 0, the network's threads do
+    /// so when a batch is asked for.
     pub workers: usize,
 }
 
@@ -48,31 +58,42 @@ pub struct TrainPass {
 }
 
 /// An iterator over batches, in order. Their contents depend on the options and the pass, never on the number of
-/// workers. After an error it ends. Dropping it stops and joins the workers.
-#[derive(Debug)]
+/// workers or threads. After an error it ends. Dropping it stops and joins the workers.
 pub struct Loader {
-    /// Batch `first + k` comes from worker `k % workers.len()`.
-    workers: Vec<Worker>,
-    first: usize,
-    next: usize,
-    end: usize,
-    stop: Arc<AtomicBool>,
+    cx: Arc<Context>,
+    source: Source,
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// What the next batch may be written to.
+    spare: Option<Tensor>,
     waited: Duration,
 }
 
-#[derive(Debug)]
-struct Worker {
-    batches: Receiver<Result<Batch, DataError>>,
-    thread: JoinHandle<()>,
+/// What batches are made of, besides pictures.
+struct Source {
+    dataset: Arc<Dataset>,
+    preprocess: Preprocess,
+    batch_size: usize,
+    /// The image at each place.
+    order: Arc<[usize]>,
+    /// The place of the next batch's first image.
+    next: usize,
+}
+
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader").field("remaining", &self.remaining()).finish_non_exhaustive()
+    }
 }
 
 impl Loader {
-    /// Shuffled, augmented batches of one epoch.
+    /// Shuffled, augmented batches of one epoch. What the workers have not prepared is prepared on the threads of `cx`.
     ///
     /// # Errors
     /// When an option is out of range, the images do not fill one batch and `drop_last` is set, or a thread cannot be
     /// started.
     pub fn train(
+        cx: &Arc<Context>,
         dataset: Arc<Dataset>,
         preprocess: Preprocess,
         options: LoaderOptions,
@@ -91,86 +112,127 @@ impl Loader {
         }
         let mut order: Vec<usize> = (0..dataset.len()).collect();
         order.shuffle(&mut generator(pass.seed, Use::Shuffle, [pass.epoch, 0]));
-        let make = move |batch: usize, stop: &AtomicBool| {
-            let indices = chunk(&order, batch, options.batch_size);
-            fill(&dataset, &preprocess, indices, stop, |index, out| {
-                let mut random = generator(pass.seed, Use::Augment, [pass.epoch, index as u64]);
-                let picture = dataset.picture(index)?;
-                let result = pass
-                    .augment
-                    .apply(&preprocess, &picture, &mut random)
-                    .and_then(|picture| preprocess.normalise(&picture, out));
-                result.map_err(|source| DataError::Prepare { name: dataset.name(index), source })
-            })
+        order.truncate(batches * options.batch_size);
+        let fit = move |dataset: &Dataset, preprocess: &Preprocess, index: usize| {
+            let mut random = generator(pass.seed, Use::Augment, [pass.epoch, index as u64]);
+            let picture = dataset.picture(index)?;
+            let fitted = pass.augment.apply(preprocess, &picture, &mut random);
+            fitted.map(Picture::into_owned).map_err(|source| unprepared(dataset, index, source))
         };
-        Loader::start(pass.first_batch, batches, options.workers, Arc::new(make))
+        let next = pass.first_batch * options.batch_size;
+        let (order, batch_size) = (order.into(), options.batch_size);
+        Loader::of(cx, Source { dataset, preprocess, batch_size, order, next }, options.workers, fit)
     }
 
-    /// All images in order; the last batch may be smaller.
+    /// All images in order; the last batch may be smaller. What the workers have not prepared is prepared on the threads of
+    /// `cx`.
     ///
     /// # Errors
     /// When an option is out of range, or a thread cannot be started.
     pub fn evaluate(
+        cx: &Arc<Context>,
         dataset: Arc<Dataset>,
         preprocess: Preprocess,
         options: LoaderOptions,
     ) -> Result<Self, DataError> {
         preprocess.check()?;
-        let batches = count_batches(&dataset, options, false)?;
-        let order: Vec<usize> = (0..dataset.len()).collect();
-        let make = move |batch: usize, stop: &AtomicBool| {
-            let indices = chunk(&order, batch, options.batch_size);
-            fill(&dataset, &preprocess, indices, stop, |index, out| {
-                let picture = dataset.picture(index)?;
-                let result = preprocess.apply(&picture, out);
-                result.map_err(|source| DataError::Prepare { name: dataset.name(index), source })
-            })
+        count_batches(&dataset, options, false)?;
+        let fit = |dataset: &Dataset, preprocess: &Preprocess, index: usize| {
+            let picture = dataset.picture(index)?;
+            let fitted = preprocess.fit(&picture).map(Picture::into_owned);
+            fitted.map_err(|source| unprepared(dataset, index, source))
         };
-        Loader::start(0, batches, options.workers, Arc::new(make))
+        let (order, batch_size) = ((0..dataset.len()).collect(), options.batch_size);
+        Loader::of(cx, Source { dataset, preprocess, batch_size, order, next: 0 }, options.workers, fit)
     }
 
-    /// Number of batches still to come.
-    pub fn remaining(&self) -> usize {
-        self.end - self.next
+    /// A loader that brings images to the input's size and channels by `fit`.
+    fn of(
+        cx: &Arc<Context>,
+        source: Source,
+        workers: usize,
+        fit: impl Fn(&Dataset, &Preprocess, usize) -> Prepared + Send + Sync + 'static,
+    ) -> Result<Self, DataError> {
+        let (dataset, preprocess) = (Arc::clone(&source.dataset), source.preprocess.clone());
+        let order = Arc::clone(&source.order);
+        let prepare = move |place: usize| fit(&dataset, &preprocess, order[place]);
+        Loader::start(cx, source, workers, Box::new(prepare))
     }
 
-    /// How long the caller has waited for batches in all: near zero when the workers keep up.
-    pub fn waited(&self) -> Duration {
-        self.waited
-    }
-
-    /// Starts the workers. `make` prepares the batch of a number; it may give up when the flag is raised.
-    fn start(first: usize, end: usize, workers: usize, make: Arc<MakeBatch>) -> Result<Self, DataError> {
-        let mut loader = Loader {
-            workers: Vec::new(),
-            first,
-            next: first,
-            end,
-            stop: Arc::new(AtomicBool::new(false)),
-            waited: Duration::ZERO,
-        };
-        let workers = workers.min(end - first);
-        for worker in 0..workers {
-            let (sender, batches) = sync_channel(1);
-            let (make, stop) = (make.clone(), loader.stop.clone());
-            let numbers = (first + worker..end).step_by(workers);
+    /// Starts the workers.
+    fn start(
+        cx: &Arc<Context>,
+        source: Source,
+        workers: usize,
+        prepare: Box<Prepare>,
+    ) -> Result<Self, DataError> {
+        let Source { next, ref order, batch_size, .. } = source;
+        let queue = Queue { first: next, pictures: VecDeque::new(), limit: 0, end: order.len() };
+        let shared = Shared { prepare, queue: Mutex::new(queue), room: Condvar::new(), done: Condvar::new() };
+        shared.lock().allow(AHEAD * batch_size);
+        let count = workers.min(order.len() - next);
+        let (cx, shared) = (Arc::clone(cx), Arc::new(shared));
+        let mut loader =
+            Loader { cx, source, shared, workers: Vec::new(), spare: None, waited: Duration::ZERO };
+        for worker in 0..count {
+            let shared = Arc::clone(&loader.shared);
             let thread = std::thread::Builder::new()
                 .name(format!("loader-{worker}"))
-                .spawn(move || work(numbers, &*make, &stop, &sender))
+                .spawn(move || shared.serve())
                 .map_err(|error| DataError::Worker { reason: error.to_string() })?;
-            loader.workers.push(Worker { batches, thread });
+            loader.workers.push(thread);
         }
         Ok(loader)
     }
 
-    /// Stops and joins the workers and returns the first panic among them.
-    fn shut_down(&mut self) -> Option<DataError> {
-        self.next = self.end;
-        self.stop.store(true, Ordering::Relaxed);
-        // All receivers go before the first join, so that no worker waits for room in its queue.
-        let threads: Vec<_> = self.workers.drain(..).map(|worker| worker.thread).collect();
-        let panics = threads.into_iter().map(|thread| thread.join().err().map(|panic| panicked(&*panic)));
-        panics.fold(None, |first, panic| first.or(panic))
+    /// Number of batches still to come.
+    pub fn remaining(&self) -> usize {
+        let Source { order, next, batch_size, .. } = &self.source;
+        (order.len() - next).div_ceil(*batch_size)
+    }
+
+    /// How long the caller has been held up by batches in all: near zero when the workers keep up.
+    pub fn waited(&self) -> Duration {
+        self.waited
+    }
+
+    /// Gives back the images of a batch, or any tensor: memory for the next one, which need not be allocated then.
+    pub fn give_back(&mut self, images: Tensor) {
+        self.spare = Some(images);
+    }
+
+    /// The next batch, which has images.
+    fn batch(&mut self) -> Result<Batch, DataError> {
+        let Source { dataset, preprocess, batch_size, order, next } = &mut self.source;
+        let end = order.len().min(*next + *batch_size);
+        let indices = order[*next..end].to_vec();
+        self.cx.pool().run(self.shared.unclaimed(end), |_| self.shared.help(end));
+        let pictures = self.shared.take(indices.len(), AHEAD * *batch_size)?;
+        *next = end;
+        let [height, width] = preprocess.input_size;
+        let shape = [indices.len(), height, width, preprocess.channels];
+        let spare = self.spare.take().filter(|spare| spare.shape() == shape);
+        let mut images = spare.unwrap_or_else(|| Tensor::zeros(shape));
+        let mut results: Vec<Result<(), ImageError>> = indices.iter().map(|_| Ok(())).collect();
+        let size = height * width * preprocess.channels;
+        self.cx.pool().pairs((images.data_mut(), size), (&mut results, 1), |at, image, result| {
+            result[0] = preprocess.normalise(&pictures[at], image);
+        });
+        for (&index, result) in indices.iter().zip(results) {
+            result.map_err(|source| unprepared(dataset, index, source))?;
+        }
+        let labels = indices.iter().map(|&index| dataset.label(index)).collect();
+        Ok(Batch { images, labels, indices })
+    }
+
+    /// Ends the iteration, and stops and joins the workers.
+    fn shut_down(&mut self) {
+        self.source.next = self.source.order.len();
+        self.shared.close();
+        for worker in self.workers.drain(..) {
+            // A worker catches the panics of what it prepares; it has none of its own to report.
+            let _ = worker.join();
+        }
     }
 }
 
@@ -178,26 +240,16 @@ impl Iterator for Loader {
     type Item = Result<Batch, DataError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next >= self.end {
+        if self.remaining() == 0 {
             return None;
         }
         let start = Instant::now();
-        let worker = (self.next - self.first) % self.workers.len();
-        let received = self.workers[worker].batches.recv();
+        let batch = self.batch();
         self.waited += start.elapsed();
-        Some(match received {
-            Ok(Ok(batch)) => {
-                self.next += 1;
-                Ok(batch)
-            }
-            Ok(Err(error)) => {
-                self.shut_down();
-                Err(error)
-            }
-            Err(_) => Err(self
-                .shut_down()
-                .unwrap_or_else(|| DataError::Worker { reason: "it ended before its last batch".into() })),
-        })
+        if batch.is_err() {
+            self.shut_down();
+        }
+        Some(batch)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -211,20 +263,119 @@ impl Drop for Loader {
     }
 }
 
-/// Prepares the batch of a number.
-type MakeBatch = dyn Fn(usize, &AtomicBool) -> Result<Batch, DataError> + Send + Sync;
+/// A picture of the input's size and channels.
+type Prepared = Result<Picture<'static>, DataError>;
 
-fn work(
-    numbers: impl Iterator<Item = usize>,
-    make: &MakeBatch,
-    stop: &AtomicBool,
-    sender: &SyncSender<Result<Batch, DataError>>,
-) {
-    for number in numbers {
-        // Nobody receives any more once the loader is gone.
-        if stop.load(Ordering::Relaxed) || sender.send(make(number, stop)).is_err() {
-            break;
+/// Prepares the picture of a place.
+type Prepare = dyn Fn(usize) -> Prepared + Send + Sync;
+
+/// What the caller and the workers share.
+struct Shared {
+    prepare: Box<Prepare>,
+    queue: Mutex<Queue>,
+    /// More places may be claimed, or none any more.
+    room: Condvar,
+    /// A picture is done.
+    done: Condvar,
+}
+
+/// Pictures that are done or under way, by their places.
+struct Queue {
+    /// The place of the first one.
+    first: usize,
+    /// `None` while it is under way.
+    pictures: VecDeque<Option<Prepared>>,
+    /// Workers claim places below this one.
+    limit: usize,
+    /// There are places below this one.
+    end: usize,
+}
+
+impl Queue {
+    /// The first place that nobody has claimed.
+    fn next(&self) -> usize {
+        self.first + self.pictures.len()
+    }
+
+    fn claim(&mut self, limit: usize) -> Option<usize> {
+        let place = self.next();
+        (place < limit.min(self.end)).then(|| {
+            self.pictures.push_back(None);
+            place
+        })
+    }
+
+    /// Lets workers claim `count` places beyond those that were taken.
+    fn allow(&mut self, count: usize) {
+        self.limit = self.end.min(self.first + count);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A worker's life: prepares what comes next as long as there is room, until all is claimed.
+    fn serve(&self) {
+        loop {
+            let mut queue = self.lock();
+            while queue.next() < queue.end && queue.next() >= queue.limit {
+                queue = self.room.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            let limit = queue.limit;
+            let Some(place) = queue.claim(limit) else { return };
+            drop(queue);
+            self.finish(place);
         }
+    }
+
+    /// The number of places below `limit` that nobody has claimed.
+    fn unclaimed(&self, limit: usize) -> usize {
+        limit.saturating_sub(self.lock().next())
+    }
+
+    /// Prepares the next picture below `limit`, if there is one left.
+    fn help(&self, limit: usize) {
+        let place = self.lock().claim(limit);
+        if let Some(place) = place {
+            self.finish(place);
+        }
+    }
+
+    fn finish(&self, place: usize) {
+        let prepared = catch_unwind(AssertUnwindSafe(|| (self.prepare)(place)));
+        let prepared = prepared.unwrap_or_else(|panic| Err(panicked(&*panic)));
+        let mut queue = self.lock();
+        // Nobody wants it any more once the queue is closed.
+        if let Some(at) = place.checked_sub(queue.first)
+            && let Some(picture) = queue.pictures.get_mut(at)
+        {
+            *picture = Some(prepared);
+        }
+        self.done.notify_one();
+    }
+
+    /// The first `count` pictures, all of which must have been claimed, when they are done; workers may then go `ahead` places
+    /// beyond them.
+    fn take(&self, count: usize, ahead: usize) -> Result<Vec<Picture<'static>>, DataError> {
+        let waits = |queue: &mut Queue| queue.pictures.iter().take(count).any(Option::is_none);
+        let mut queue = self.done.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        let taken: Vec<Option<Prepared>> = queue.pictures.drain(..count).collect();
+        queue.first += count;
+        queue.allow(ahead);
+        drop(queue);
+        self.room.notify_all();
+        taken.into_iter().flatten().collect()
+    }
+
+    /// Lets nobody claim anything any more.
+    fn close(&self) {
+        let mut queue = self.lock();
+        (queue.end, queue.limit) = (0, 0);
+        queue.pictures.clear();
+        drop(queue);
+        self.room.notify_all();
     }
 }
 
@@ -234,15 +385,16 @@ pub(super) fn panicked(panic: &(dyn Any + Send)) -> DataError {
     DataError::Worker { reason: format!("it panicked: {}", text.unwrap_or("no message").replace('\n', " ")) }
 }
 
+fn unprepared(dataset: &Dataset, index: usize, source: ImageError) -> DataError {
+    DataError::Prepare { name: dataset.name(index), source }
+}
+
 fn count_batches(dataset: &Dataset, options: LoaderOptions, drop_last: bool) -> Result<usize, DataError> {
     let wrong = |what, found: usize, expected: String| {
         Err(DataError::Setting { what, found: found.to_string(), expected })
     };
     if options.batch_size == 0 {
         return wrong("batch_size", 0, "at least 1".into());
-    }
-    if options.workers == 0 {
-        return wrong("workers", 0, "at least 1".into());
     }
     let batches = match drop_last {
         true => dataset.len() / options.batch_size,
@@ -255,37 +407,14 @@ fn count_batches(dataset: &Dataset, options: LoaderOptions, drop_last: bool) -> 
     Ok(batches)
 }
 
-fn chunk(order: &[usize], batch: usize, size: usize) -> &[usize] {
-    &order[batch * size..order.len().min((batch + 1) * size)]
-}
-
-/// A batch of the given images; `prepare` writes the values of one.
-fn fill(
-    dataset: &Dataset,
-    preprocess: &Preprocess,
-    indices: &[usize],
-    stop: &AtomicBool,
-    prepare: impl Fn(usize, &mut [f32]) -> Result<(), DataError>,
-) -> Result<Batch, DataError> {
-    let [height, width] = preprocess.input_size;
-    let mut images = Tensor::zeros([indices.len(), height, width, preprocess.channels]);
-    let size = height * width * preprocess.channels;
-    for (&index, out) in indices.iter().zip(images.data_mut().chunks_exact_mut(size)) {
-        if stop.load(Ordering::Relaxed) {
-            return Err(DataError::Worker { reason: "it was stopped".into() });
-        }
-        prepare(index, out)?;
-    }
-    let labels = indices.iter().map(|&index| dataset.label(index)).collect();
-    Ok(Batch { images, labels, indices: indices.to_vec() })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::testing::{numbered_pictures, picture_folder};
     use crate::data::{Crop, CropFilter, OpenOptions, open};
     use crate::image::Normalisation;
+    use crate::kernels::Level;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn plain() -> Preprocess {
         Preprocess::exact([4, 4], Normalisation { mean: vec![0.0], std: vec![1.0] })
@@ -300,20 +429,45 @@ mod tests {
         TrainPass { seed: 5, epoch: 2, augment, drop_last: false, first_batch: 0 }
     }
 
+    fn context(threads: usize) -> Arc<Context> {
+        Arc::new(Context::new(Level::detect(), threads))
+    }
+
+    /// Batches of two of `count` pictures that `prepare` makes of their numbers.
+    fn loader(
+        cx: &Arc<Context>,
+        count: usize,
+        workers: usize,
+        prepare: impl Fn(usize) + Send + Sync + 'static,
+    ) -> Loader {
+        let dataset = Arc::new(numbered_pictures(count));
+        let order = (0..count).collect();
+        let source = Source { dataset: dataset.clone(), preprocess: plain(), batch_size: 2, order, next: 0 };
+        let prepare = move |place: usize| {
+            prepare(place);
+            dataset.picture(place).map(Picture::into_owned)
+        };
+        Loader::start(cx, source, workers, Box::new(prepare)).unwrap()
+    }
+
     fn collect(loader: Result<Loader, DataError>) -> Vec<Batch> {
         loader.unwrap().collect::<Result<_, _>>().unwrap()
     }
 
     #[test]
-    fn the_number_of_workers_changes_nothing() {
+    fn the_number_of_workers_and_threads_changes_nothing() {
         let data = Arc::new(numbered_pictures(23));
-        let train = |workers| collect(Loader::train(data.clone(), plain(), options(workers), pass()));
-        let evaluate = |workers| collect(Loader::evaluate(data.clone(), plain(), options(workers)));
-        for workers in [2, 5, 50] {
-            assert_eq!(train(1), train(workers));
-            assert_eq!(evaluate(1), evaluate(workers));
+        let train = |threads, workers| {
+            collect(Loader::train(&context(threads), data.clone(), plain(), options(workers), pass()))
+        };
+        let evaluate = |threads, workers| {
+            collect(Loader::evaluate(&context(threads), data.clone(), plain(), options(workers)))
+        };
+        for (threads, workers) in [(1, 1), (3, 0), (1, 2), (2, 5), (8, 50)] {
+            assert_eq!(train(1, 0), train(threads, workers));
+            assert_eq!(evaluate(1, 0), evaluate(threads, workers));
         }
-        let sizes: Vec<usize> = train(3).iter().map(|batch| batch.images.batch()).collect();
+        let sizes: Vec<usize> = train(2, 3).iter().map(|batch| batch.images.batch()).collect();
         assert_eq!(sizes, [4, 4, 4, 4, 4, 3]);
     }
 
@@ -326,16 +480,33 @@ mod tests {
         let crop = Crop::Resized { scale: [0.1, 1.0], ratio: [0.5, 2.0], filter: CropFilter::Random };
         let resized = Augment { crop, hflip: 0.5, vflip: 0.5 };
         let run = |data: Dataset, workers| {
-            let pass = TrainPass { augment: resized, ..pass() };
-            collect(Loader::train(Arc::new(data), Preprocess::imagenet([4, 4]), options(workers), pass))
+            let (pass, preprocess) = (TrainPass { augment: resized, ..pass() }, Preprocess::imagenet([4, 4]));
+            collect(Loader::train(&context(2), Arc::new(data), preprocess, options(workers), pass))
         };
         assert_eq!(run(kept, 3), run(fresh, 1));
     }
 
     #[test]
+    fn memory_that_is_given_back_is_used_again() {
+        let data = Arc::new(numbered_pictures(10));
+        let evaluate = || Loader::evaluate(&context(2), data.clone(), plain(), options(1)).unwrap();
+        let expected = collect(Ok(evaluate()));
+        let mut loader = evaluate();
+        let mut at = std::ptr::null();
+        for (number, expected) in expected.iter().enumerate() {
+            let batch = loader.next().unwrap().unwrap();
+            assert_eq!(batch, *expected);
+            // The last batch has fewer images and so memory of its own.
+            assert!(number != 1 || batch.images.data().as_ptr() == at);
+            at = batch.images.data().as_ptr();
+            loader.give_back(batch.images);
+        }
+    }
+
+    #[test]
     fn evaluation_keeps_the_order_and_every_image() {
         let data = Arc::new(numbered_pictures(10));
-        let batches = collect(Loader::evaluate(data.clone(), plain(), options(2)));
+        let batches = collect(Loader::evaluate(&context(2), data.clone(), plain(), options(2)));
         let indices: Vec<usize> = batches.iter().flat_map(|batch| batch.indices.clone()).collect();
         assert_eq!(indices, (0..10).collect::<Vec<_>>());
         for batch in &batches {
@@ -352,8 +523,8 @@ mod tests {
     fn an_epoch_shows_every_image_once_in_its_own_order() {
         let data = Arc::new(numbered_pictures(23));
         let order = |epoch| -> Vec<usize> {
-            let batches =
-                collect(Loader::train(data.clone(), plain(), options(2), TrainPass { epoch, ..pass() }));
+            let pass = TrainPass { epoch, ..pass() };
+            let batches = collect(Loader::train(&context(2), data.clone(), plain(), options(2), pass));
             batches.into_iter().flat_map(|batch| batch.indices).collect()
         };
         assert_ne!(order(0), order(1));
@@ -367,7 +538,7 @@ mod tests {
         let data = Arc::new(numbered_pictures(23));
         let from = |first_batch| {
             let pass = TrainPass { first_batch, drop_last: true, ..pass() };
-            Loader::train(data.clone(), plain(), options(2), pass)
+            Loader::train(&context(2), data.clone(), plain(), options(2), pass)
         };
         let all = collect(from(0));
         assert_eq!(all.len(), 5);
@@ -380,7 +551,7 @@ mod tests {
     fn dropping_it_early_stops_the_workers() {
         let data = Arc::new(numbered_pictures(1000));
         for taken in [0, 1, 5] {
-            let mut loader = Loader::train(data.clone(), plain(), options(3), pass()).unwrap();
+            let mut loader = Loader::train(&context(2), data.clone(), plain(), options(3), pass()).unwrap();
             assert_eq!(loader.by_ref().take(taken).count(), taken);
             assert_eq!(loader.remaining(), 250 - taken);
             drop(loader);
@@ -390,13 +561,8 @@ mod tests {
 
     #[test]
     fn a_panic_becomes_an_error_and_ends_the_iteration() {
-        let data = Arc::new(numbered_pictures(8));
-        let make = move |batch: usize, stop: &AtomicBool| {
-            assert!(batch != 2, "a decoder broke");
-            fill(&data, &plain(), &[batch], stop, |_, _| Ok(()))
-        };
-        for workers in [1, 3] {
-            let mut loader = Loader::start(0, 8, workers, Arc::new(make.clone())).unwrap();
+        for workers in [0, 1, 3] {
+            let mut loader = loader(&context(2), 16, workers, |place| assert!(place != 5, "a decoder broke"));
             assert!(loader.next().unwrap().is_ok() && loader.next().unwrap().is_ok());
             let error = loader.next().unwrap().unwrap_err().to_string();
             assert!(error.contains("it panicked: a decoder broke"), "{error}");
@@ -405,12 +571,58 @@ mod tests {
     }
 
     #[test]
+    fn the_first_of_several_failures_is_told() {
+        for workers in [0, 3] {
+            let mut loader = loader(&context(2), 4, workers, |place| panic!("picture {place}"));
+            let error = loader.next().unwrap().unwrap_err().to_string();
+            assert!(error.contains("picture 0"), "{error}");
+        }
+    }
+
+    #[test]
+    fn workers_go_two_batches_ahead_and_no_further() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&made);
+        let mut loader = loader(&context(1), 20, 3, move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        for taken in 0..3 {
+            let expected = 2 * (taken + AHEAD);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while made.load(Ordering::Relaxed) < expected && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            // Time for one too many.
+            std::thread::sleep(Duration::from_millis(20));
+            assert_eq!(made.load(Ordering::Relaxed), expected);
+            loader.next().unwrap().unwrap();
+        }
+    }
+
+    /// Each picture is held back until others are under way, which only other threads can have taken up.
+    #[test]
+    fn all_threads_help_with_a_batch_that_is_waited_for() {
+        let under_way = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&under_way);
+        let mut loader = loader(&context(2), 2, 0, move |_| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while counter.load(Ordering::Relaxed) < 2 {
+                assert!(Instant::now() < deadline, "one thread does it all");
+                std::thread::yield_now();
+            }
+        });
+        loader.next().unwrap().unwrap();
+    }
+
+    #[test]
     fn a_damaged_image_is_named_and_ends_the_iteration() {
         let folder = picture_folder(&["cat", "dog"], 4);
         let data = crate::data::open_evaluation(folder.path(), &OpenOptions::default()).unwrap();
         std::fs::write(data.path(5).unwrap(), b"").unwrap();
         let options = LoaderOptions { batch_size: 2, workers: 2 };
-        let mut loader = Loader::evaluate(Arc::new(data), Preprocess::imagenet([4, 4]), options).unwrap();
+        let preprocess = Preprocess::imagenet([4, 4]);
+        let mut loader = Loader::evaluate(&context(1), Arc::new(data), preprocess, options).unwrap();
         assert!(loader.next().unwrap().is_ok() && loader.next().unwrap().is_ok());
         let error = loader.next().unwrap().unwrap_err().to_string();
         assert!(error.contains("dog/1.png is empty"), "{error}");
@@ -419,24 +631,20 @@ mod tests {
 
     #[test]
     fn waiting_is_measured() {
-        let data = Arc::new(numbered_pictures(2));
-        let make = move |batch: usize, stop: &AtomicBool| {
-            std::thread::sleep(Duration::from_millis(20));
-            fill(&data, &plain(), &[batch], stop, |_, _| Ok(()))
-        };
-        let mut loader = Loader::start(0, 1, 1, Arc::new(make)).unwrap();
+        let pause = Duration::from_millis(20);
+        let mut loader = loader(&context(1), 2, 0, move |_| std::thread::sleep(pause));
         assert_eq!(loader.waited(), Duration::ZERO);
         loader.next().unwrap().unwrap();
-        assert!(loader.waited() > Duration::ZERO && loader.waited() < Duration::from_secs(20));
+        assert!(loader.waited() >= 2 * pause && loader.waited() < Duration::from_secs(20));
     }
 
     #[test]
     fn options_out_of_range_are_named() {
         let data = Arc::new(numbered_pictures(3));
+        let cx = context(1);
         let train =
-            |options, pass| Loader::train(data.clone(), plain(), options, pass).unwrap_err().to_string();
+            |options, pass| Loader::train(&cx, data.clone(), plain(), options, pass).unwrap_err().to_string();
         assert!(train(LoaderOptions { batch_size: 0, workers: 1 }, pass()).starts_with("batch_size is 0"));
-        assert!(train(LoaderOptions { batch_size: 1, workers: 0 }, pass()).starts_with("workers is 0"));
         let error = train(options(1), TrainPass { drop_last: true, ..pass() });
         assert!(error.starts_with("batch_size is 4, expected at most 3"), "{error}");
         let augment = Augment {
@@ -446,7 +654,8 @@ mod tests {
         assert!(
             train(options(1), TrainPass { augment, ..pass() }).starts_with("the crop's scale is 0.5 to 0.1")
         );
-        let error = Loader::evaluate(data, Preprocess { crop_pct: 0.0, ..plain() }, options(1)).unwrap_err();
+        let preprocess = Preprocess { crop_pct: 0.0, ..plain() };
+        let error = Loader::evaluate(&cx, data.clone(), preprocess, options(1)).unwrap_err();
         assert!(error.to_string().contains("crop_pct"));
     }
 }

@@ -175,6 +175,18 @@ mod tests {
     }
 
     #[test]
+    fn what_fits_the_cache_is_read_once() {
+        // Of each class three pictures of 8x6 pixels.
+        let folder = picture_folder(&["cat", "dog"], 3);
+        let options = OpenOptions { cache_bytes: 4 * 8 * 6 * 3 + 100, ..OpenOptions::default() };
+        let mut dataset = open_evaluation(folder.path(), &options).unwrap();
+        dataset.verify(OnError::Fail, 1, &mut |_, _| {}).unwrap();
+        drop(folder);
+        let readable = (0..6).map(|index| dataset.picture(index).is_ok()).collect::<Vec<_>>();
+        assert_eq!(readable, [true, true, true, true, false, false]);
+    }
+
+    #[test]
     fn pictures_in_memory_need_no_check() {
         let mut dataset = numbered_pictures(3);
         assert!(dataset.verify(OnError::Fail, 1, &mut |_, _| panic!("nothing to do")).unwrap().is_empty());

@@ -47,6 +47,13 @@ pub struct EpochRow {
     pub clipped: Option<f64>,
 }
 
+impl EpochRow {
+    /// The share of the epoch's training that waited for data, in percent.
+    pub fn waiting(&self) -> f64 {
+        100.0 * self.waited_seconds / self.seconds.max(1e-9)
+    }
+}
+
 /// How far a run is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {

@@ -4,7 +4,7 @@ use super::{
     AdamWOptions, Decline, LambOptions, Opt, OptimizerOptions, Rule, Schedule, SgdOptions, TrainError,
 };
 use crate::arch::{Arch, Order};
-use crate::data::{Augment, Crop, OnError};
+use crate::data::{Augment, Crop, OnError, OpenOptions};
 use crate::kernels::Operands;
 use crate::network::{DropRates, Initialise};
 use serde::{Deserialize, Serialize};
@@ -99,8 +99,11 @@ pub struct TrainOptions {
     pub drop_block: f64,
     /// Seed of everything random.
     pub seed: u64,
-    /// Threads that decode and augment images.
+    /// Threads that decode and augment images ahead of the network; with 0, its own do so between steps.
     pub workers: usize,
+    /// Bytes of decoded image files that may stay in memory.
+    #[serde(default = "cache")]
+    pub cache: u64,
 }
 
 /// What runs did before there was a choice.
@@ -115,6 +118,10 @@ fn one() -> usize {
 
 fn betas() -> [f64; 2] {
     [0.9, 0.999]
+}
+
+fn cache() -> u64 {
+    OpenOptions::default().cache_bytes
 }
 
 impl Default for TrainOptions {
@@ -148,6 +155,7 @@ impl Default for TrainOptions {
             drop_block: 0.0,
             seed: 42,
             workers: 1,
+            cache: cache(),
         }
     }
 }
@@ -216,9 +224,6 @@ impl TrainOptions {
         }
         if !(self.val_fraction > 0.0 && self.val_fraction < 1.0) {
             return refuse("--val-fraction", &self.val_fraction, "a number between 0 and 1");
-        }
-        if self.workers == 0 {
-            return refuse("--workers", &0, "1 or more");
         }
         Ok(())
     }
@@ -301,7 +306,6 @@ mod tests {
             TrainOptions { drop_path: 1.0, ..TrainOptions::default() },
             TrainOptions { drop_block: -0.1, ..TrainOptions::default() },
             TrainOptions { val_fraction: 1.0, ..TrainOptions::default() },
-            TrainOptions { workers: 0, ..TrainOptions::default() },
         ];
         let flags = refusals.map(|options| match options.validate() {
             Err(TrainError::Option { option, .. }) => option,
@@ -323,7 +327,6 @@ mod tests {
             "--drop-path",
             "--drop-block",
             "--val-fraction",
-            "--workers",
         ];
         assert_eq!(flags, expected);
     }

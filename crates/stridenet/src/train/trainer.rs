@@ -253,7 +253,7 @@ impl<'a> Trainer<'a> {
         let steps = batches / group;
         let pass = TrainPass { seed, epoch: epoch as u64, augment, drop_last, first_batch: first * group };
         let (dataset, preprocess) = (Arc::clone(&self.train), self.model.preprocess.clone());
-        let mut loader = Loader::train(dataset, preprocess, self.loading(), pass)?;
+        let mut loader = Loader::train(self.model.context(), dataset, preprocess, self.loading(), pass)?;
         let schedule = self.options.schedule(steps);
         let mut lr = schedule.at((epoch * steps + first).saturating_sub(1));
         let (start, before) = (Instant::now(), self.progress.sums.clone());
@@ -286,12 +286,14 @@ impl<'a> Trainer<'a> {
         let Trainer { cx, model, options, descent, progress, .. } = self;
         let (smoothing, rates) = (options.smoothing as f32, options.drop_rates());
         let mut losses = 0.0;
-        for batch in loader.take(group) {
+        for _ in 0..group {
+            let Some(batch) = loader.next() else { break };
             let Batch { images, labels, indices } = batch?;
             let drops = rates.drops(model.network(), options.seed, progress.epoch as u64, &indices);
             let input = Input { images, drops };
             let Step { loss, correct } =
                 descent.accumulate(cx, model.network_mut(), input, &labels, smoothing)?;
+            descent.take_images().into_iter().for_each(|images| loader.give_back(images));
             if !loss.is_finite() {
                 return Err(TrainError::Diverged {
                     loss,
@@ -321,7 +323,7 @@ impl<'a> Trainer<'a> {
     fn validate(&mut self, observe: &mut impl FnMut(&Event) -> Control) -> Result<Option<Evaluation>, Error> {
         let (total, epoch) = (self.val.len(), self.progress.epoch + 1);
         let (dataset, preprocess) = (Arc::clone(&self.val), self.model.preprocess.clone());
-        let loader = Loader::evaluate(dataset, preprocess, self.loading())?;
+        let loader = Loader::evaluate(self.model.context(), dataset, preprocess, self.loading())?;
         let mut stopped = false;
         let Trainer { cx, model, descent: Descent { workspace, .. }, .. } = self;
         let network = model.network();
