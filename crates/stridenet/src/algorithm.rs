@@ -113,11 +113,8 @@ pub(crate) enum Pass {
 /// how it was divided.
 const TRAINING_BATCH: usize = 16;
 
-/// Multiply-accumulates that a core does while it transforms and stores a value of the weights, which change with each step:
-/// while they stay in the last cache, and when they do not.
-const MACS_PER_PACKED_VALUE: f64 = 30.0;
-const MACS_PER_STREAMED_VALUE: f64 = 55.0;
-const STREAMED_VALUES: usize = 1 << 22;
+/// Multiply-accumulates that a core does while it transforms a value of the weights, which change with each step.
+const MACS_PER_PACKED_VALUE: f64 = 10.0;
 
 /// The same for a value of the transformed weights' gradients, with reading and writing it for each block of tiles.
 const MACS_PER_SUM: f64 = 100.0;
@@ -188,9 +185,7 @@ pub(crate) fn for_training(
             let direct = cost(Choice::Direct).map_or(f64::INFINITY, |estimate| estimate.cost);
             let direct = halves.unwrap_or(direct);
             let mut costs = tilings().filter_map(|(tiling, TilingCost { weights, .. })| {
-                let each =
-                    if weights > STREAMED_VALUES { MACS_PER_STREAMED_VALUE } else { MACS_PER_PACKED_VALUE };
-                Some((tiling, cost(Choice::Fast(tiling))?.cost + weights as f64 * each))
+                Some((tiling, cost(Choice::Fast(tiling))?.cost + weights as f64 * MACS_PER_PACKED_VALUE))
             });
             fastest(direct, &mut costs)
         }

@@ -78,6 +78,8 @@ pub(crate) struct Blocked {
     pub(crate) c: *mut f32,
     /// Values between two rows of C.
     pub(crate) c_step: usize,
+    /// Whether the products are added to what C holds.
+    pub(crate) add: bool,
     /// Values that will be needed next; any address.
     pub(crate) next: *const f32,
     /// Cache lines of them to ask for with each vector of A's columns.
@@ -202,8 +204,9 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
         }
         for (row, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {
+                let c = block.c.wrapping_add(row * block.c_step + v * S::LANES);
                 // SAFETY: C has ROWS rows of `VECTORS · LANES` values.
-                unsafe { simd.store(block.c.add(row * block.c_step + v * S::LANES), sum) };
+                unsafe { simd.store(c, if block.add { simd.add(simd.load(c), sum) } else { sum }) };
             }
         }
     }

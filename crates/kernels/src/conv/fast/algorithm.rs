@@ -5,6 +5,7 @@
 //! A point of the interpolation that only the last output needs can be left out: that is a short tile of `m − 1`
 //! outputs with the same weights.
 
+use super::pack::Precision;
 use crate::simd::Simd;
 use std::f64::consts::{FRAC_1_SQRT_2, SQRT_2};
 
@@ -28,6 +29,9 @@ pub(super) trait Algorithm {
 
     /// Row `point` of G, one factor a tap.
     fn weights(point: usize) -> Vec<f64>;
+
+    /// `G w` of the [`TAPS`](Self::TAPS) first values.
+    fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX];
 
     /// `Bᵀ d` of the [`INPUTS`](Self::INPUTS) first values.
     fn input<S: Simd>(simd: S, d: [S::V; MAX]) -> [S::V; MAX];
@@ -56,6 +60,18 @@ impl Algorithm for F2 {
 
     fn weights(point: usize) -> Vec<f64> {
         [[0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]][point].to_vec()
+    }
+
+    #[inline(always)]
+    fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX] {
+        let half = p.splat(0.5);
+        let (even, odd) = (p.mul(half, p.add(w[0], w[2])), p.mul(half, w[1]));
+        let mut t = [p.splat(0.0); MAX];
+        t[0] = p.add(even, odd);
+        t[1] = p.sub(even, odd);
+        t[2] = w[0];
+        t[3] = w[2];
+        t
     }
 
     #[inline(always)]
@@ -117,6 +133,23 @@ impl Algorithm for F4 {
             4 => at(Self::B, 6.0),
             _ => at(-Self::B, 6.0),
         }
+    }
+
+    #[inline(always)]
+    fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX] {
+        let third = p.splat(1.0 / 3.0);
+        let (a, minus_a) = (p.splat(Self::A / 1.5), p.splat(-Self::A / 1.5));
+        let (b, minus_b) = (p.splat(Self::B / 6.0), p.splat(-Self::B / 6.0));
+        let even_a = p.mul(p.splat(-1.0 / 3.0), p.add(p.add(w[0], w[0]), w[2]));
+        let even_b = p.mul(third, p.mul_add(p.splat(0.5), w[0], w[2]));
+        let mut t = [p.splat(0.0); MAX];
+        t[0] = p.mul_add(minus_a, w[1], even_a);
+        t[1] = p.mul_add(a, w[1], even_a);
+        t[2] = w[0];
+        t[3] = w[2];
+        t[4] = p.mul_add(b, w[1], even_b);
+        t[5] = p.mul_add(minus_b, w[1], even_b);
+        t
     }
 
     #[inline(always)]
@@ -192,6 +225,17 @@ impl Algorithm for F3Of4 {
     }
 
     #[inline(always)]
+    fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX] {
+        // A fourth tap at ±x is x² times the second one.
+        let (half, two) = (p.splat(0.5), p.splat(2.0));
+        let at_a = F4::filter(p, [w[0], p.mul_add(half, w[3], w[1]), w[2], w[3], w[0], w[0], w[0], w[0]]);
+        let at_b = F4::filter(p, [w[0], p.mul_add(two, w[3], w[1]), w[2], w[3], w[0], w[0], w[0], w[0]]);
+        let mut t = at_b;
+        (t[0], t[1], t[3]) = (at_a[0], at_a[1], w[3]);
+        t
+    }
+
+    #[inline(always)]
     fn input<S: Simd>(simd: S, d: [S::V; MAX]) -> [S::V; MAX] {
         F4::input(simd, d)
     }
@@ -232,6 +276,18 @@ impl Algorithm for S3 {
         let middle = [0.0, 1.0, 0.0];
         let outer = [[1.0, 0.0, 0.0], [0.5, 0.0, 0.5], [0.5, 0.0, -0.5], [0.0, 0.0, 1.0]];
         outer.get(point).unwrap_or(&middle).to_vec()
+    }
+
+    #[inline(always)]
+    fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX] {
+        let half = p.splat(0.5);
+        let mut t = [p.splat(0.0); MAX];
+        t[0] = w[0];
+        t[1] = p.mul(half, p.add(w[0], w[2]));
+        t[2] = p.mul(half, p.sub(w[0], w[2]));
+        t[3] = w[2];
+        (t[4], t[5], t[6]) = (w[1], w[1], w[1]);
+        t
     }
 
     #[inline(always)]
@@ -315,6 +371,24 @@ mod tests {
                 assert!((found - expected).abs() < 1e-6, "point {point} of output {output}: {found}");
             }
         }
+    }
+
+    fn filters_as_its_matrix<A: Algorithm>() {
+        for tap in 0..A::TAPS {
+            let column = probe(|w| A::filter(Scalar, w), tap);
+            for (point, found) in column.iter().enumerate().take(A::POINTS) {
+                let expected = A::weights(point)[tap];
+                assert!((found - expected).abs() < 1e-6, "tap {tap} at point {point}: {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn filters_are_products_with_their_matrices() {
+        filters_as_its_matrix::<F2>();
+        filters_as_its_matrix::<F4>();
+        filters_as_its_matrix::<F3Of4>();
+        filters_as_its_matrix::<S3>();
     }
 
     #[test]

@@ -22,10 +22,10 @@ pub use pooled::PooledConv;
 pub use run::FastScratch;
 
 use self::algorithm::{Algorithm, F2, F3Of4, F4, S3};
-use self::pack::{Pack, TAPS};
-use self::run::Run;
+use self::pack::{Pack, PackTask, TAPS};
+use self::run::{Cut, Run, Weights};
 use self::square::Square;
-use self::strassen::{HALVES, PackParts, QUARTERS, Strassen, Twice};
+use self::strassen::{HALVES, QUARTERS, Strassen, Twice};
 use self::tiles::Span;
 use self::transform::Transform;
 use self::view::View;
@@ -35,6 +35,7 @@ use crate::gemm::Epilogue;
 use crate::parallel::SharedMut;
 use crate::prologue::Source;
 use crate::{Context, Level};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Which fast algorithm a convolution uses.
@@ -343,7 +344,7 @@ impl FastConv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack(&self, cx: &Context, weight: &[f32]) -> FastWeights {
-        self.pack_into(cx, weight, Aligned::zeros(self.packed_len()))
+        self.pack_into(cx, weight, Aligned::zeros(self.packed_len()), true)
     }
 
     /// As [`pack`](Self::pack), for weights that each pass reads from memory: in large pages where the system grants them.
@@ -351,7 +352,7 @@ impl FastConv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack_streamed(&self, cx: &Context, weight: &[f32]) -> FastWeights {
-        self.pack_into(cx, weight, Aligned::zeros_in_large_pages(self.packed_len()))
+        self.pack_into(cx, weight, Aligned::zeros_in_large_pages(self.packed_len()), true)
     }
 
     /// Values of the packed weights, with those that fill the last vector.
@@ -359,28 +360,42 @@ impl FastConv {
         self.panel_start(self.outputs().next_multiple_of(self.lanes()))
     }
 
-    fn pack_into(&self, cx: &Context, weight: &[f32], mut values: Aligned) -> FastWeights {
+    fn pack_into(&self, cx: &Context, weight: &[f32], mut values: Aligned, exact: bool) -> FastWeights {
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
-        let points = self.tiling.points();
-        let out = SharedMut(values.as_mut_ptr());
+        let to = SharedMut(values.as_mut_ptr());
+        match self.tiling {
+            Tiling::F2 => self.pack_panels::<Square<F2>>(cx, weight, to, exact),
+            Tiling::F4 => self.pack_panels::<Square<F4>>(cx, weight, to, exact),
+            Tiling::S3 => self.pack_panels::<Square<S3>>(cx, weight, to, exact),
+            Tiling::S7 => self.pack_panels::<Square<F3Of4>>(cx, weight, to, exact),
+            Tiling::Strassen => self.pack_panels::<Strassen>(cx, weight, to, exact),
+            Tiling::Twice => self.pack_panels::<Twice>(cx, weight, to, exact),
+        }
+        FastWeights { level: self.level, values }
+    }
+
+    /// Packs all panels to `to`, which has room for them.
+    fn pack_panels<T: Transform>(&self, cx: &Context, weight: &[f32], to: SharedMut<f32>, exact: bool) {
         // As many panels in each section.
         let each = self.panels(0).len();
         cx.pool().run(self.sections().len() * each, |index| {
             let Some(panel) = &self.panels(index / each).nth(index % each) else { return };
             let width = panel.vectors * self.lanes();
+            let step = self.view.summed() * width;
             let start = self.panel_start(panel.channels.start);
-            let length = points * self.view.summed() * width;
-            // SAFETY: panels are disjoint and lie within `values`.
-            let packed = unsafe { std::slice::from_raw_parts_mut(out.get().add(start), length) };
-            let (geometry, view, factors) = (&self.geometry, &self.view, &self.factors[..]);
-            let pack = Pack { weight, geometry, view, factors, panel, width, packed };
-            match self.tiling {
-                Tiling::Strassen => cx.level().run(PackParts::<HALVES>(pack)),
-                Tiling::Twice => cx.level().run(PackParts::<QUARTERS>(pack)),
-                _ => cx.level().run(pack),
-            }
+            // SAFETY: panels are disjoint and lie within the packed weights.
+            let packed = unsafe { std::slice::from_raw_parts_mut(to.get().add(start), T::POINTS * step) };
+            let (geometry, view, inputs) = (&self.geometry, &self.view, 0..self.view.depth);
+            let pack = Pack { weight, geometry, view, panel, width, inputs, packed, step, exact };
+            cx.level().run(PackTask::<T> { pack, transform: PhantomData });
         });
-        FastWeights { level: self.level, values }
+    }
+
+    /// Whether [`pack_and_forward`](Self::pack_and_forward) transforms weights panel by panel in the cache while their products are
+    /// made: where they are too many to stay there, writing and reading them would take longer than doing so for each block of
+    /// tiles.
+    fn packs_in_passing(&self) -> bool {
+        self.tiling.parts() == 1 && Cut::new(self).streamed
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
@@ -404,8 +419,27 @@ impl FastConv {
         scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
+        self.run(cx, x.into(), self.packed(weights), epilogue, scratch, y);
+    }
+
+    /// Packed weights, checked.
+    fn packed<'a>(&self, weights: &'a FastWeights) -> Weights<'a> {
+        assert!(weights.level == self.level, "packed for another instruction-set level");
+        assert!(weights.values.len() >= self.packed_len(), "packed for another convolution");
+        Weights::Packed(weights.values.values())
+    }
+
+    fn run(
+        &self,
+        cx: &Context,
+        x: Source,
+        weights: Weights,
+        epilogue: Epilogue,
+        scratch: &mut FastScratch,
+        y: &mut [f32],
+    ) {
         let Source { values: x, prologue } = self.source(x);
-        let images = self.check(cx, x, weights, &epilogue);
+        let images = self.check(cx, x, &epilogue);
         let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
         assert_eq!(y.len(), images * output_len, "values of the output");
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
@@ -435,7 +469,8 @@ impl FastConv {
         x
     }
 
-    /// As [`forward`](Self::forward), with weights (HWIO) that are used once: they are packed in the scratch memory.
+    /// As [`forward`](Self::forward), with weights (HWIO) that are used once: they are packed in the scratch memory, or panel by panel
+    /// where they are many, by transforms in `f32`.
     ///
     /// # Panics
     /// As [`pack`](Self::pack) and [`forward`](Self::forward).
@@ -448,8 +483,12 @@ impl FastConv {
         scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
+        if self.packs_in_passing() {
+            assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
+            return self.run(cx, x.into(), Weights::Plain(weight), epilogue, scratch, y);
+        }
         scratch.weights.reset(self.packed_len());
-        let weights = self.pack_into(cx, weight, std::mem::take(&mut scratch.weights));
+        let weights = self.pack_into(cx, weight, std::mem::take(&mut scratch.weights), false);
         self.forward(cx, x, &weights, epilogue, scratch, y);
         scratch.weights = weights.values;
     }
@@ -463,13 +502,9 @@ impl FastConv {
     }
 
     /// The number of images, after checking what all passes are given.
-    fn check(&self, cx: &Context, x: &[f32], weights: &FastWeights, epilogue: &Epilogue) -> usize {
+    fn check(&self, cx: &Context, x: &[f32], epilogue: &Epilogue) -> usize {
         let images = self.images(x);
-        assert!(
-            weights.level == self.level && cx.level() == self.level,
-            "packed for another instruction-set level"
-        );
-        assert!(weights.values.len() >= self.packed_len(), "packed for another convolution");
+        assert!(cx.level() == self.level, "prepared for another instruction-set level");
         assert!(
             epilogue.bias.is_none_or(|bias| bias.len() == self.geometry.out_channels),
             "the bias's length"

@@ -3,7 +3,7 @@
 //! With so few products, what the tiles cost is moving them. A few tiles at a time stay in the L1 cache from the first transform
 //! to the last, and their products take the place of their factors.
 
-use super::run::{Own, Run};
+use super::run::{Own, Run, Weights};
 use super::tiles::Block;
 use super::transform::{Steps, Transform};
 use crate::simd::{Simd, Task};
@@ -105,6 +105,7 @@ impl Run<'_> {
         chunk: Range<usize>,
         Own { m, .. }: &mut Own,
     ) {
+        let Weights::Packed(weights) = self.weights else { unreachable!("groups are packed before") };
         let conv = self.conv;
         let slot_step = conv.m_step(conv.lanes());
         m.grow(conv.block_lens(TILES, 0)[1]);
@@ -120,7 +121,7 @@ impl Run<'_> {
                     block: &block,
                     values,
                     slot_step,
-                    weights: self.weights.values.as_ptr().wrapping_add(start),
+                    weights: weights.as_ptr().wrapping_add(start),
                     transform: PhantomData,
                 });
                 self.back::<T>(&block, panel.channels, values, slot_step);

@@ -2,83 +2,260 @@
 
 use super::super::ConvGeometry;
 use super::Panel;
-use super::transform::MAX_POINTS;
+use super::algorithm::{Algorithm, MAX};
+use super::transform::{MAX_POINTS, Transform};
 use super::view::View;
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
+use crate::vector::{read, write};
+use std::marker::PhantomData;
+use std::ops::Range;
 
 /// Most taps of a kernel along one axis.
 pub(super) const TAPS: usize = 4;
 
-/// Transforms the weights of one panel.
+/// Weights between some input channels and one panel of output channels on their way into the domain of products.
 pub(super) struct Pack<'a> {
+    /// All weights, HWIO.
     pub(super) weight: &'a [f32],
     pub(super) geometry: &'a ConvGeometry,
     pub(super) view: &'a View,
-    pub(super) factors: &'a [[f64; TAPS]],
     pub(super) panel: &'a Panel,
+    /// The panel's channels in whole vectors.
     pub(super) width: usize,
+    /// The input channels of the panel's section.
+    pub(super) inputs: Range<usize>,
+    /// `[point][input channel][width]`.
     pub(super) packed: &'a mut [f32],
+    /// Values between two points.
+    pub(super) step: usize,
+    /// Whether they are computed in `f64` and rounded once.
+    pub(super) exact: bool,
 }
 
-/// Input channels that are transformed together: enough for each point's values to be written in long runs.
-const INPUTS: usize = LINE;
+/// [`Pack`] as a task for an algorithm.
+pub(super) struct PackTask<'a, T> {
+    pub(super) pack: Pack<'a>,
+    pub(super) transform: PhantomData<T>,
+}
 
-impl Task for Pack<'_> {
+impl<T: Transform> Task for PackTask<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let (depth, points, taps) = (self.view.depth, self.factors.len(), self.view.taps);
-        let channels = &self.panel.channels;
-        let mut kernel = [[[0.0f32; LINE]; INPUTS]; TAPS * TAPS];
-        let mut transformed = [[[0.0; LINE]; INPUTS]; MAX_POINTS];
-        for input in (0..depth).step_by(INPUTS) {
-            let inputs = INPUTS.min(depth - input);
-            for first in channels.clone().step_by(LINE) {
-                let count = (channels.end - first).min(LINE);
-                for (index, tap) in kernel.iter_mut().enumerate().take(taps * taps) {
-                    let place = [index / taps, index % taps];
-                    let from = [self.panel.section * depth + input, first];
-                    self.view.weights(self.geometry, self.weight, place, from, count, &mut tap[..inputs]);
-                }
-                for channel in 0..inputs {
-                    for (p, vertical) in self.factors.iter().enumerate() {
-                        let mut row = [[0.0f64; LINE]; TAPS];
-                        for (ky, factor) in vertical.iter().enumerate().take(taps) {
-                            for (kx, row) in row.iter_mut().enumerate().take(taps) {
-                                let tap = &kernel[ky * taps + kx][channel];
-                                row.iter_mut()
-                                    .zip(tap)
-                                    .for_each(|(row, &tap)| *row += factor * f64::from(tap));
-                            }
-                        }
-                        for (q, horizontal) in self.factors.iter().enumerate() {
-                            let mut values = [0.0; LINE];
-                            for (factor, row) in horizontal.iter().zip(&row).take(taps) {
-                                values.iter_mut().zip(row).for_each(|(value, row)| *value += factor * row);
-                            }
-                            transformed[p * points + q][channel] = values.map(|value| value as f32);
-                        }
-                    }
-                }
-                let inputs = match self.view.narrow {
-                    Some(group) => {
-                        transformed.iter_mut().take(points * points).for_each(|rows| gather(rows, group));
-                        group
-                    }
-                    None => inputs,
-                };
-                for (point, rows) in transformed.iter().enumerate().take(points * points) {
-                    let at = (point * self.view.summed() + input) * self.width + first - channels.start;
-                    for (to, row) in self.packed[at..].chunks_mut(self.width).zip(&rows[..inputs]) {
-                        match to.first_chunk_mut::<LINE>() {
-                            Some(to) if count == LINE => *to = *row,
-                            _ => to[..count].copy_from_slice(&row[..count]),
-                        }
-                    }
+    fn run<S: Simd>(self, simd: S) {
+        T::pack(simd, self.pack);
+    }
+}
+
+/// What weights are transformed in.
+pub(super) trait Precision: Copy {
+    /// Some values.
+    type V: Copy;
+    /// How many.
+    const LANES: usize;
+
+    /// The [`LANES`](Self::LANES) values from `from[at]` on.
+    fn read(self, from: &[f32; LINE], at: usize) -> Self::V;
+
+    /// Writes the first `count` values to `to[at]` and on.
+    fn write(self, to: &mut [f32], at: usize, count: usize, value: Self::V);
+
+    /// The same value everywhere.
+    fn splat(self, value: f64) -> Self::V;
+
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a − b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a · b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+
+    /// `a · b + c`.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+}
+
+impl<S: Simd> Precision for S {
+    type V = S::V;
+    const LANES: usize = S::LANES;
+
+    #[inline(always)]
+    fn read(self, from: &[f32; LINE], at: usize) -> S::V {
+        read(self, from, at, S::LANES)
+    }
+
+    #[inline(always)]
+    fn write(self, to: &mut [f32], at: usize, count: usize, value: S::V) {
+        write(self, to, at, count, value);
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f64) -> S::V {
+        Simd::splat(self, value as f32)
+    }
+
+    #[inline(always)]
+    fn add(self, a: S::V, b: S::V) -> S::V {
+        Simd::add(self, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: S::V, b: S::V) -> S::V {
+        Simd::sub(self, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: S::V, b: S::V) -> S::V {
+        Simd::mul(self, a, b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: S::V, b: S::V, c: S::V) -> S::V {
+        Simd::mul_add(self, a, b, c)
+    }
+}
+
+/// A line of values in `f64`.
+#[derive(Clone, Copy)]
+struct Exact;
+
+impl Precision for Exact {
+    type V = [f64; LINE];
+    const LANES: usize = LINE;
+
+    #[inline(always)]
+    fn read(self, from: &[f32; LINE], _: usize) -> [f64; LINE] {
+        from.map(f64::from)
+    }
+
+    #[inline(always)]
+    fn write(self, to: &mut [f32], at: usize, count: usize, value: [f64; LINE]) {
+        to[at..at + count].iter_mut().zip(value).for_each(|(to, value)| *to = value as f32);
+    }
+
+    #[inline(always)]
+    fn splat(self, value: f64) -> [f64; LINE] {
+        [value; LINE]
+    }
+
+    #[inline(always)]
+    fn add(self, a: [f64; LINE], b: [f64; LINE]) -> [f64; LINE] {
+        std::array::from_fn(
+            #[inline(always)]
+            |lane| a[lane] + b[lane],
+        )
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [f64; LINE], b: [f64; LINE]) -> [f64; LINE] {
+        std::array::from_fn(
+            #[inline(always)]
+            |lane| a[lane] - b[lane],
+        )
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f64; LINE], b: [f64; LINE]) -> [f64; LINE] {
+        std::array::from_fn(
+            #[inline(always)]
+            |lane| a[lane] * b[lane],
+        )
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f64; LINE], b: [f64; LINE], c: [f64; LINE]) -> [f64; LINE] {
+        std::array::from_fn(
+            #[inline(always)]
+            |lane| a[lane] * b[lane] + c[lane],
+        )
+    }
+}
+
+/// Input channels whose weights are read together, as the view has them side by side.
+const INPUTS: usize = LINE;
+
+/// Weights of a few input channels to a line of output channels, a tap after the other.
+type Kernel = [[[f32; LINE]; INPUTS]; TAPS * TAPS];
+
+/// Transforms weights along both axes.
+#[inline(always)]
+pub(super) fn square<S: Simd, A: Algorithm>(simd: S, pack: Pack) {
+    match pack.exact {
+        true => square_in::<Exact, A>(Exact, pack),
+        false => square_in::<S, A>(simd, pack),
+    }
+}
+
+#[inline(always)]
+fn square_in<P: Precision, A: Algorithm>(precision: P, pack: Pack) {
+    let Pack { weight, geometry, view, panel, width, inputs: range, packed, step, .. } = pack;
+    let mut kernel: Kernel = [[[0.0; LINE]; INPUTS]; TAPS * TAPS];
+    let mut grouped = [[[0.0f32; LINE]; INPUTS]; MAX_POINTS];
+    for input in range.clone().step_by(INPUTS) {
+        let inputs = INPUTS.min(range.end - input);
+        for first in panel.channels.clone().step_by(LINE) {
+            let count = (panel.channels.end - first).min(LINE);
+            for (index, tap) in kernel.iter_mut().enumerate().take(A::TAPS * A::TAPS) {
+                let place = [index / A::TAPS, index % A::TAPS];
+                let from = [panel.section * view.depth + input, first];
+                view.weights(geometry, weight, place, from, count, &mut tap[..inputs]);
+            }
+            let at = (input - range.start) * width + first - panel.channels.start;
+            for (channel, vector) in vectors::<P>(inputs, count) {
+                let (at, lanes) = (at + channel * width + vector, (count - vector).min(P::LANES));
+                transform::<P, A>(
+                    precision,
+                    &kernel,
+                    [channel, vector],
+                    #[inline(always)]
+                    |point, value| match view.narrow {
+                        Some(_) => precision.write(&mut grouped[point][channel], vector, P::LANES, value),
+                        None => precision.write(packed, point * step + at, lanes, value),
+                    },
+                );
+            }
+            let Some(group) = view.narrow else { continue };
+            for (point, rows) in grouped.iter_mut().enumerate().take(A::POINTS * A::POINTS) {
+                gather(rows, group);
+                for (to, row) in packed[point * step + at..].chunks_mut(width).zip(&rows[..group]) {
+                    to[..count].copy_from_slice(&row[..count]);
                 }
             }
+        }
+    }
+}
+
+/// The vectors of `count` output channels for each of some input channels.
+#[inline(always)]
+fn vectors<P: Precision>(inputs: usize, count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..inputs).flat_map(move |channel| (0..count).step_by(P::LANES).map(move |vector| (channel, vector)))
+}
+
+/// Transforms the vector of weights from an input channel to the output channels from `at` on.
+#[inline(always)]
+fn transform<P: Precision, A: Algorithm>(
+    precision: P,
+    kernel: &Kernel,
+    [channel, at]: [usize; 2],
+    mut write: impl FnMut(usize, P::V),
+) {
+    // A row for each point along the other axis, a column for each tap.
+    let zero = precision.splat(0.0);
+    let mut rows = [[zero; MAX]; MAX];
+    for kx in 0..A::TAPS {
+        let mut taps = [zero; MAX];
+        for (ky, tap) in taps.iter_mut().enumerate().take(A::TAPS) {
+            *tap = precision.read(&kernel[ky * A::TAPS + kx][channel], at);
+        }
+        for (row, point) in rows.iter_mut().zip(A::filter(precision, taps)) {
+            row[kx] = point;
+        }
+    }
+    for (p, &row) in rows.iter().enumerate().take(A::POINTS) {
+        for (q, &point) in A::filter(precision, row).iter().enumerate().take(A::POINTS) {
+            write(p * A::POINTS + q, point);
         }
     }
 }

@@ -84,12 +84,12 @@ impl PooledConv {
     ) {
         let (conv, [height, width]) = (&self.conv, self.pool.output());
         assert!(epilogue.other().is_none(), "a residual before a pool");
-        let images = conv.check(cx, x, weights, &epilogue);
+        let images = conv.check(cx, x, &epilogue);
         assert_eq!(y.len(), images * height * width * conv.geometry.out_channels, "values of the output");
         self.reserve(images, cx.pool().available(), scratch);
         let x = conv.view.of(cx, &conv.geometry, conv.input, x, &mut scratch.copy);
         let nowhere = SharedMut(std::ptr::null_mut());
-        let run = Run { conv, cx, x, prologue: None, weights, epilogue, y: nowhere };
+        let run = Run { conv, cx, x, prologue: None, weights: conv.packed(weights), epilogue, y: nowhere };
         let own = &scratch.memory.own[..];
         match conv.tiling {
             Tiling::F2 => self.images::<Square<F2>>(&run, images, own, y),

@@ -1,8 +1,9 @@
 //! One forward pass: blocks of tiles through the transforms and the products, on all threads.
 
+use super::pack::{Pack, PackTask};
 use super::tiles::{Block, MAX_TILES, Tile};
 use super::transform::{self, Steps, Transform};
-use super::{FastConv, FastWeights, PANEL, Panel, narrow};
+use super::{FastConv, PANEL, Panel, narrow};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Blocked;
@@ -92,6 +93,9 @@ const SMALL: usize = 12;
 
 /// Channels that are transformed together where there are groups: enough to read pixels in long runs.
 const TOGETHER: usize = 128;
+
+/// Input channels whose weights are transformed together in passing: those of a panel stay in the L2 cache, beside M.
+const IN_PASSING: usize = 64;
 
 /// Sections that are transformed together.
 fn together(conv: &FastConv) -> usize {
@@ -264,13 +268,38 @@ impl Pieces {
     }
 }
 
+/// The weights of a pass.
+#[derive(Clone, Copy)]
+pub(super) enum Weights<'a> {
+    /// In the domain of products.
+    Packed(&'a [f32]),
+    /// HWIO: each panel is transformed when a block of tiles comes to it.
+    Plain(&'a [f32]),
+}
+
+/// Products of a block of tiles with one panel of output channels, over some input channels.
+struct Products<'a> {
+    block: &'a Block,
+    panel: &'a Panel,
+    /// V from the first of the input channels on, and the values between two of its points.
+    v: (*const f32, usize),
+    /// The weights, `[point][input channel][width of the panel]`, and the values between two points.
+    b: (*const f32, usize),
+    /// Input channels.
+    depth: usize,
+    /// M, and the values between two of its slots.
+    m: (*mut f32, usize),
+    /// Whether the products are added to what M holds.
+    add: bool,
+}
+
 /// One call of [`FastConv::forward`], whose arguments have been checked.
 pub(super) struct Run<'a> {
     pub(super) conv: &'a FastConv,
     pub(super) cx: &'a Context,
     pub(super) x: &'a [f32],
     pub(super) prologue: Option<Prologue<'a>>,
-    pub(super) weights: &'a FastWeights,
+    pub(super) weights: Weights<'a>,
     pub(super) epilogue: Epilogue<'a>,
     pub(super) y: SharedMut<f32>,
 }
@@ -291,7 +320,7 @@ impl Run<'_> {
         let most = tiles.div_ceil(blocks);
         let Memory { shared, own } = memory;
         let chunk = if schedule.shared { 1 } else { together };
-        let [v_len, m_len] = conv.block_lens(most, chunk);
+        let [v_len, m_len] = self.block_lens(most, chunk);
         let own = with_room(own, threads, [if schedule.shared { 0 } else { v_len }, m_len]);
         let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if !schedule.shared {
@@ -336,6 +365,20 @@ impl Run<'_> {
         }
     }
 
+    /// Values of V, for some sections, and of M for a block of `tiles` tiles, with the weights that are transformed in passing behind
+    /// it.
+    fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
+        let [v_len, m_len] = self.conv.block_lens(tiles, sections);
+        let weights = match self.weights {
+            Weights::Packed(_) => 0,
+            Weights::Plain(_) => {
+                let rows = IN_PASSING.min(self.conv.view.depth);
+                self.conv.tiling.points() * (rows * PANEL * self.conv.lanes() + LINE)
+            }
+        };
+        [v_len, m_len + weights]
+    }
+
     /// Takes a block of tiles through the sections `chunk` in memory of the thread's own.
     pub(super) fn alone<T: Transform>(
         &self,
@@ -345,7 +388,7 @@ impl Run<'_> {
         Own { v, m, .. }: &mut Own,
     ) {
         let (conv, tiles) = (self.conv, block.tiles().len());
-        let [v_len, m_len] = conv.block_lens(tiles, chunk.len());
+        let [v_len, m_len] = self.block_lens(tiles, chunk.len());
         v.grow(v_len);
         m.grow(m_len);
         let step = conv.v_step(tiles, chunk.len());
@@ -436,11 +479,42 @@ impl Run<'_> {
         (v, v_step): (*const f32, usize),
         m: *mut f32,
     ) {
-        let vectors = panel.vectors;
         let conv = self.conv;
-        let (kernels, depth) = (conv.level.micro_kernels(), conv.view.depth);
-        let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
+        let (depth, width) = (conv.view.depth, panel.vectors * conv.lanes());
         let m_step = conv.m_step(width);
+        let (panel, m) = (&panel, (m, m_step));
+        match self.weights {
+            Weights::Packed(values) => {
+                let b = values.as_ptr().wrapping_add(conv.panel_start(panel.channels.start));
+                let b = (b, depth * width);
+                self.products::<T>(ahead, Products { block, panel, v: (v, v_step), b, depth, m, add: false });
+            }
+            Weights::Plain(weight) => {
+                let slots = block.tiles().len();
+                let b = m.0.wrapping_add(slots * m_step);
+                for start in (0..depth).step_by(IN_PASSING) {
+                    let depth = IN_PASSING.min(depth - start);
+                    let step = depth * width + LINE;
+                    // SAFETY: behind M there is room for so many weights, which nobody else uses.
+                    let packed = unsafe { std::slice::from_raw_parts_mut(b, T::POINTS * step) };
+                    let (geometry, view, inputs) = (&conv.geometry, &conv.view, start..start + depth);
+                    let exact = false;
+                    let pack = Pack { weight, geometry, view, panel, width, inputs, packed, step, exact };
+                    self.cx.level().run(PackTask::<T> { pack, transform: PhantomData });
+                    let v = (v.wrapping_add(start * slots), v_step);
+                    let products = Products { block, panel, v, b: (b, step), depth, m, add: start > 0 };
+                    self.products::<T>(&mut Ahead::Nothing, products);
+                }
+            }
+        }
+        self.back::<T>(block, panel.channels.clone(), m.0, m_step);
+    }
+
+    /// Products at all points.
+    fn products<T: Transform>(&self, ahead: &mut Ahead, products: Products) {
+        let Products { block, panel, v: (v, v_step), b: (b, b_step), depth, m: (m, m_step), add } = products;
+        let (kernels, vectors) = (self.conv.level.micro_kernels(), panel.vectors);
+        let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
         let tallest = kernels.max_blocked_rows(vectors);
         // Cut once for each kind of point.
         let pieces = [false, true].map(|row| {
@@ -453,15 +527,15 @@ impl Run<'_> {
                 Pieces { start: range.start, length: range.len(), count, lines }
             })
         });
-        let mut b = self.weights.values.as_ptr().wrapping_add(conv.panel_start(panel.channels.start));
         for point in 0..T::POINTS {
+            let b = b.wrapping_add(point * b_step);
             let [row, column] = T::last(point);
             let pieces = &pieces[usize::from(row)][usize::from(column)];
             for index in 0..pieces.count {
                 let piece = pieces.piece(index);
-                self.expect(block, &panel, point * pieces.count + index, T::POINTS * pieces.count);
+                self.expect(block, panel, point * pieces.count + index, T::POINTS * pieces.count);
                 // The next point's weights, shared out over this point's pieces.
-                let weights = depth * width + pieces.lines * LINE * index * depth / kernels.lanes;
+                let weights = b_step + pieces.lines * LINE * index * depth / kernels.lanes;
                 let (next, lines) = ahead
                     .take(depth.div_ceil(kernels.lanes))
                     .unwrap_or((b.wrapping_add(weights), pieces.lines));
@@ -472,6 +546,7 @@ impl Run<'_> {
                     b,
                     c: m.wrapping_add(piece.start * m_step + point * width),
                     c_step: m_step,
+                    add,
                     next,
                     lines,
                 };
@@ -479,9 +554,7 @@ impl Run<'_> {
                 // point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
                 unsafe { kernels.blocked(vectors, piece.len(), &arguments) };
             }
-            b = b.wrapping_add(depth * width);
         }
-        self.back::<T>(block, panel.channels, m, m_step);
     }
 
     /// The way back of the products in M, whose slots are `slot_step` values apart, for some output channels.

@@ -3,6 +3,7 @@
 #![expect(clippy::needless_range_loop, reason = "indices name places of matrices")]
 
 use super::algorithm::{Algorithm, MAX};
+use super::pack::{self, Pack};
 use super::tiles::Tile;
 use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform, Transposed};
 use super::{FastConv, PANEL};
@@ -213,6 +214,11 @@ impl<A: Algorithm> Transform for Square<A> {
     const POINTS: usize = A::POINTS * A::POINTS;
     fn last(point: usize) -> [bool; 2] {
         [A::is_last(point / A::POINTS), A::is_last(point % A::POINTS)]
+    }
+
+    #[inline(always)]
+    fn pack<S: Simd>(simd: S, pack: Pack) {
+        pack::square::<S, A>(simd, pack);
     }
 
     #[inline(always)]

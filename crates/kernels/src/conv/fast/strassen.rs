@@ -10,7 +10,7 @@ use super::pack::Pack;
 use super::tiles::Tile;
 use super::transform::{Input, Output, Transform};
 use crate::buffer::LINE;
-use crate::simd::{Simd, Task};
+use crate::simd::Simd;
 
 /// Pixels of a tile, parts of the input's channels and parts of the output's, with one level.
 pub(super) const HALVES: usize = 2;
@@ -302,6 +302,11 @@ impl Transform for Strassen {
     }
 
     #[inline(always)]
+    fn pack<S: Simd>(simd: S, pack: Pack) {
+        pack_parts::<S, HALVES>(simd, pack);
+    }
+
+    #[inline(always)]
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
         read(simd, input);
     }
@@ -358,6 +363,11 @@ impl Transform for Twice {
     }
 
     #[inline(always)]
+    fn pack<S: Simd>(simd: S, pack: Pack) {
+        pack_parts::<S, QUARTERS>(simd, pack);
+    }
+
+    #[inline(always)]
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
         read(simd, input);
     }
@@ -367,9 +377,6 @@ impl Transform for Twice {
         write(simd, output);
     }
 }
-
-/// The right factors of one panel, where the channels are cut into `PARTS` parts.
-pub(super) struct PackParts<'a, const PARTS: usize>(pub(super) Pack<'a>);
 
 /// Weights, `[part of the input's channels][part of the output's][input channel][output channel]`.
 type Weights<const PARTS: usize> = [[[[f32; LINE]; LINE]; PARTS]; PARTS];
@@ -421,32 +428,29 @@ impl<S: Simd, const PARTS: usize> Row<'_, S, PARTS> {
     }
 }
 
-impl<const PARTS: usize> Task for PackParts<'_, PARTS> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Pack { weight, geometry, view, panel, width, packed, .. } = self.0;
-        let (depth, outputs) = (view.depth, geometry.out_channels / PARTS);
-        // All parts of the channels are whole vectors, of which the widest level's are as long as a line.
-        let (inputs, columns) = (depth.min(LINE), panel.channels.len().min(LINE));
-        let mut weights: Weights<PARTS> = [[[[0.0; LINE]; LINE]; PARTS]; PARTS];
-        for input in (0..depth).step_by(inputs) {
-            let inputs = inputs.min(depth - input);
-            for first in panel.channels.clone().step_by(columns) {
-                let columns = columns.min(panel.channels.end - first);
-                for (row, weights) in weights.iter_mut().enumerate() {
-                    for (column, weights) in weights.iter_mut().enumerate() {
-                        let from = [row * depth + input, column * outputs + first];
-                        view.block(geometry, weight, 0, from, columns, &mut weights[..inputs]);
-                    }
+/// The right factors, where the channels are cut into `PARTS` parts.
+#[inline(always)]
+fn pack_parts<S: Simd, const PARTS: usize>(simd: S, pack: Pack) {
+    let Pack { weight, geometry, view, panel, width, inputs: range, packed, step, .. } = pack;
+    let outputs = geometry.out_channels / PARTS;
+    // All parts of the channels are whole vectors, of which the widest level's are as long as a line.
+    let (inputs, columns) = (range.len().min(LINE), panel.channels.len().min(LINE));
+    let mut weights: Weights<PARTS> = [[[[0.0; LINE]; LINE]; PARTS]; PARTS];
+    for input in range.clone().step_by(inputs) {
+        let inputs = inputs.min(range.end - input);
+        for first in panel.channels.clone().step_by(columns) {
+            let columns = columns.min(panel.channels.end - first);
+            for (row, weights) in weights.iter_mut().enumerate() {
+                for (column, weights) in weights.iter_mut().enumerate() {
+                    let from = [row * view.depth + input, column * outputs + first];
+                    view.block(geometry, weight, 0, from, columns, &mut weights[..inputs]);
                 }
-                for channel in 0..inputs {
-                    for at in (0..columns).step_by(S::LANES) {
-                        let place = (input + channel) * width + first - panel.channels.start + at;
-                        let row = Row { simd, weights: &weights, channel, at };
-                        row.factors(depth * width, &mut packed[place..]);
-                    }
+            }
+            for channel in 0..inputs {
+                for at in (0..columns).step_by(S::LANES) {
+                    let place = (input - range.start + channel) * width + first - panel.channels.start + at;
+                    let row = Row { simd, weights: &weights, channel, at };
+                    row.factors(step, &mut packed[place..]);
                 }
             }
         }

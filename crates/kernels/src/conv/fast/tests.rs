@@ -115,6 +115,11 @@ struct Matrices {
 }
 
 impl Matrices {
+    /// Taps along an axis.
+    fn taps(&self) -> usize {
+        self.weights[0].len()
+    }
+
     fn of<A: Algorithm>() -> Self {
         let column = |transform: &dyn Fn([[f32; 4]; MAX]) -> [[f32; 4]; MAX], column: usize| -> Vec<f64> {
             let mut unit = [[0.0; 4]; MAX];
@@ -176,8 +181,9 @@ impl Matrices {
                     sums.iter_mut().zip(&gradient).for_each(|(sum, gradient)| *sum += data * gradient);
                 }
             }
-            for (tap, i) in (0..view.taps * view.taps).flat_map(|tap| (0..channels).map(move |i| (tap, i))) {
-                let (ky, kx) = (tap / view.taps, tap % view.taps);
+            let taps = self.taps();
+            for (tap, i) in (0..taps * taps).flat_map(|tap| (0..channels).map(move |i| (tap, i))) {
+                let (ky, kx) = (tap / taps, tap % taps);
                 let Some(row) = view.row(g, [ky, kx], i) else { continue };
                 let factor = self.weights[p][ky] * self.weights[q][kx];
                 let to = &mut dw[row * g.out_channels..][..g.out_channels];
@@ -195,13 +201,14 @@ impl Matrices {
         let mut copy = Aligned::default();
         let x = view.of(cx, g, conv.input, x, &mut copy);
         let mut y = vec![0.0; batch * conv.output[0] * conv.output[1] * g.out_channels];
+        let taps = self.taps();
         let weight = |p: usize, q: usize, i: usize, o: usize| -> f64 {
             let tap = |k: usize| {
                 let mut value = [[0.0f32; LINE]];
-                view.weights(g, w, [k / view.taps, k % view.taps], [i, o], 1, &mut value);
-                self.weights[p][k / view.taps] * self.weights[q][k % view.taps] * f64::from(value[0][0].abs())
+                view.weights(g, w, [k / taps, k % taps], [i, o], 1, &mut value);
+                self.weights[p][k / taps] * self.weights[q][k % taps] * f64::from(value[0][0].abs())
             };
-            (0..view.taps * view.taps).map(tap).sum()
+            (0..taps * taps).map(tap).sum()
         };
         for image in 0..batch {
             for (rows, columns) in
@@ -389,6 +396,29 @@ fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
     assert!(FastConv::grad_input(Level::detect(), Tiling::S3, strided, [8, 8]).is_none());
 }
 
+/// Weights that are too many to stay in a cache, whose sums are taken in several parts: the bounds are the same.
+#[test]
+fn weights_are_transformed_in_passing_at_every_level() {
+    let mut random = Random::new(19);
+    let (batch, input, g) = (2, [7, 6], ConvGeometry::square(250, 130, 3, 1));
+    let w = random.values(g.weight_len());
+    let [x, dy] = [g.in_channels, g.out_channels].map(|channels| random.values(batch * 42 * channels));
+    let y = oracle::forward(&g, batch, input, &widen(&x), &widen(&w));
+    let dx = oracle::grad_input(&g, batch, input, &widen(&dy), &widen(&w));
+    for cx in contexts() {
+        let forward = FastConv::new(cx.level(), Tiling::F4, g, input).unwrap();
+        let backward = FastConv::grad_input(cx.level(), Tiling::F4, g, input).unwrap();
+        for (conv, x, expected) in [(forward, &x, &y), (backward, &dy, &dx)] {
+            assert!(conv.packs_in_passing());
+            let mut found = vec![f32::NAN; expected.len()];
+            conv.pack_and_forward(&cx, x, &w, Epilogue::default(), &mut FastScratch::default(), &mut found);
+            let size = magnitude(&cx, &conv, batch, x, &w);
+            let gamma = (conv.geometry.in_channels as f64 + 40.0) * crate::testing::UNIT;
+            assert_within(cx.level().name(), &found, expected, |index| gamma * size[index]);
+        }
+    }
+}
+
 /// As for the forward pass, with sums over the batch's tiles: `γ = (tiles + 40) · ε/2`.
 #[test]
 fn gradients_of_the_weights_agree_with_the_oracle_at_every_level() {
@@ -479,16 +509,18 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
         let mut random = Random::new(13);
         let run = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
             let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-            let weights = conv.pack(cx, &random.values(g.weight_len()));
+            let weight = random.values(g.weight_len());
+            let weights = conv.pack(cx, &weight);
             let x = random.values(batch * input[0] * input[1] * g.in_channels);
-            let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
+            let [mut y, mut once] = [(); 2].map(|()| vec![0.0; oracle::output_len(&g, batch, input)]);
             let scratch = &mut FastScratch::default();
             conv.forward(cx, &x, &weights, Epilogue::default(), scratch, &mut y);
+            conv.pack_and_forward(cx, &x, &weight, Epilogue::default(), scratch, &mut once);
             let mut dw = vec![0.0; g.weight_len()];
             if conv.has_grad_weight() {
                 conv.grad_weight(cx, &x, &y, scratch, &mut dw);
             }
-            [y, dw]
+            [y, once, dw]
         };
         scheduled().into_iter().flat_map(run).collect()
     });

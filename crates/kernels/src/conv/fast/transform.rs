@@ -1,7 +1,7 @@
 //! Tiles into the domain of products and back.
 
 use super::FastConv;
-use super::pack::TAPS;
+use super::pack::{Pack, TAPS};
 use super::tiles::{Block, Tile};
 use crate::buffer::LINE;
 use crate::prologue::Prologue;
@@ -16,6 +16,9 @@ pub(super) trait Transform: Sized {
 
     /// Whether a point is needed for the last row, and for the last column, of outputs alone.
     fn last(point: usize) -> [bool; 2];
+
+    /// Transforms weights.
+    fn pack<S: Simd>(simd: S, pack: Pack);
 
     /// Transforms tiles.
     fn input<S: Simd>(simd: S, input: &Input<Self>);

@@ -16,8 +16,6 @@ pub(super) struct View {
     pub(super) channels: usize,
     /// Zeros before the first row and column.
     pub(super) padding: [usize; 2],
-    /// Taps of the kernel along each axis.
-    pub(super) taps: usize,
     /// Channels of a product: all of them, a part of them, or those of the groups that share an output's vector.
     pub(super) depth: usize,
     /// Channels of a group, where several groups share a vector.
@@ -44,7 +42,6 @@ impl View {
             size: input,
             channels: geometry.in_channels,
             padding: geometry.padding,
-            taps: geometry.kernel[0],
             depth,
             narrow: (geometry.groups > 1 && geometry.group_in() < lanes).then_some(geometry.group_in()),
             folded: false,
@@ -58,7 +55,6 @@ impl View {
             size: input,
             channels: geometry.in_channels,
             padding: [0, 0],
-            taps: 1,
             depth: geometry.in_channels / parts,
             narrow: None,
             folded: false,
@@ -73,7 +69,6 @@ impl View {
             size: input.map(|size| size.div_ceil(SQUARE)),
             channels: geometry.in_channels * SQUARE * SQUARE,
             padding: [2, 2],
-            taps: 4,
             depth: geometry.in_channels * SQUARE * SQUARE,
             narrow: None,
             folded: true,

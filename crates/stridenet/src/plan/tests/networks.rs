@@ -117,7 +117,8 @@ pub(super) fn architectures() -> Vec<Arch> {
 
 /// A network as training leaves it: random gains and biases of the batch norms, and the statistics of random images.
 pub(super) fn network(arch: &Arch, cx: &Context, seed: u64) -> Network {
-    const BATCH: usize = 8;
+    // Variances of a few values at the last stage's single pixels would be far too small: gains must be near 1.
+    const BATCH: usize = 32;
     const PASSES: i32 = 2;
     let initialise = Initialise { seed, ..Initialise::default() };
     let mut network = Network::new(arch, arch.img_size, cx.level(), initialise).unwrap();
