@@ -294,12 +294,19 @@ impl Block {
         BlockSaved { activated, units: saved, projection, weighed, forgotten: false }
     }
 
-    /// Of what the forward pass has kept, gives up the last convolution's output where it is cheap and nobody but the backward
-    /// pass reads it.
+    /// Of what the forward pass has kept, gives up the outputs of the last convolution and of the projection where they are cheap
+    /// and nobody but the backward pass reads them.
     pub fn trim(&self, workspace: &mut Workspace, saved: &mut BlockSaved) {
-        let cheap = self.units.last().is_some_and(|unit| unit.conv.is_cheap());
-        let last = saved.units.last_mut().filter(|_| cheap && saved.weighed.is_none());
-        last.into_iter().for_each(|last| last.forget(workspace));
+        let last = self.units.last().zip(saved.units.last_mut()).filter(|_| saved.weighed.is_none());
+        let projection = match (&self.shortcut, &mut saved.projection) {
+            (Shortcut::Projection(_, unit), Some(saved)) => Some((&**unit, &mut saved.unit)),
+            _ => None,
+        };
+        for (unit, saved) in last.into_iter().chain(projection) {
+            if unit.conv.is_cheap() {
+                saved.forget(workspace);
+            }
+        }
     }
 
     /// Computes again what [`BlockSaved::forget`] has given up, to the same bits: the batch's statistics are known, and nothing is

@@ -8,7 +8,7 @@ use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Level, Operands};
 
 /// Multiply-adds for a value of the output up to which it is computed again rather than kept from the forward to the backward pass:
-/// bottlenecks' last convolutions in the first stage, where feature maps are largest.
+/// bottlenecks' last convolutions and the projection in the first stage, where feature maps are largest.
 const CHEAP: usize = 64;
 
 /// A convolution for one input size. Its weights are packed when a pass runs, in memory that all layers share.

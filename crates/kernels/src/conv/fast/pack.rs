@@ -192,7 +192,8 @@ pub(super) fn square<S: Simd, A: Algorithm>(simd: S, pack: Pack) {
 fn square_in<P: Precision, A: Algorithm>(precision: P, pack: Pack) {
     let Pack { weight, geometry, view, panel, width, inputs: range, packed, step, .. } = pack;
     let mut kernel: Kernel = [[[0.0; LINE]; INPUTS]; TAPS * TAPS];
-    let mut grouped = [[[0.0f32; LINE]; INPUTS]; MAX_POINTS];
+    // Groups that share a vector are put in order behind their transform.
+    let mut grouped = view.narrow.map(|group| (group, [[[0.0f32; LINE]; INPUTS]; MAX_POINTS]));
     for input in range.clone().step_by(INPUTS) {
         let inputs = INPUTS.min(range.end - input);
         for first in panel.channels.clone().step_by(LINE) {
@@ -210,16 +211,18 @@ fn square_in<P: Precision, A: Algorithm>(precision: P, pack: Pack) {
                     &kernel,
                     [channel, vector],
                     #[inline(always)]
-                    |point, value| match view.narrow {
-                        Some(_) => precision.write(&mut grouped[point][channel], vector, P::LANES, value),
+                    |point, value| match &mut grouped {
+                        Some((_, rows)) => {
+                            precision.write(&mut rows[point][channel], vector, P::LANES, value)
+                        }
                         None => precision.write(packed, point * step + at, lanes, value),
                     },
                 );
             }
-            let Some(group) = view.narrow else { continue };
-            for (point, rows) in grouped.iter_mut().enumerate().take(A::POINTS * A::POINTS) {
-                gather(rows, group);
-                for (to, row) in packed[point * step + at..].chunks_mut(width).zip(&rows[..group]) {
+            let Some((group, points)) = &mut grouped else { continue };
+            for (point, rows) in points.iter_mut().enumerate().take(A::POINTS * A::POINTS) {
+                gather(rows, *group);
+                for (to, row) in packed[point * step + at..].chunks_mut(width).zip(&rows[..*group]) {
                     to[..count].copy_from_slice(&row[..count]);
                 }
             }
