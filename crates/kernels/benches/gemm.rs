@@ -186,7 +186,7 @@ fn main() {
             for (inputs, outputs) in [(4 * channels, channels), (channels, 4 * channels)] {
                 fast(&cx, Tiling::Strassen, ConvGeometry::square(inputs, outputs, 1, 1), size, batch);
             }
-            for tiling in [Tiling::F2, Tiling::F4] {
+            for tiling in [Tiling::F2, Tiling::F3, Tiling::F4] {
                 fast(&cx, tiling, ConvGeometry::square(channels, channels, 3, 1), size, batch);
             }
             if size > 7 {

@@ -47,6 +47,7 @@ impl fmt::Display for Choice {
         f.write_str(match self {
             Choice::Direct => "direct",
             Choice::Fast(Tiling::F2) => "winograd F(2x2,3x3)",
+            Choice::Fast(Tiling::F3) => "winograd F(3x3,3x3)",
             Choice::Fast(Tiling::F4) => "winograd F(4x4,3x3)",
             Choice::Fast(Tiling::S3) => "polyphase F(3x3,3x3) stride 2",
             Choice::Fast(Tiling::S7) => "polyphase F(3x3,4x4) stride 2",
@@ -233,7 +234,7 @@ pub(crate) fn candidates(
         if let Some(cost) = tiling.cost(level, geometry, input) {
             let (into, back) = match tiling {
                 Tiling::Strassen | Tiling::Twice => (MACS_PER_PAIR_INPUT, MACS_PER_PAIR_OUTPUT),
-                Tiling::F2 | Tiling::F4 | Tiling::S3 | Tiling::S7 => {
+                Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 | Tiling::S7 => {
                     (MACS_PER_TILE_VALUE, MACS_PER_TILE_VALUE)
                 }
             };

@@ -103,6 +103,89 @@ impl Algorithm for F2 {
     }
 }
 
+/// F(3, 3) with the points √½, −√½, √2, −√2, ∞: those of [`F4`] without 0.
+///
+/// Its weights are 25 values for each pair of channels of a two-dimensional tile, where [`F4`]'s are 36.
+pub(super) struct F3;
+
+impl Algorithm for F3 {
+    const TAPS: usize = 3;
+    const OUTPUTS: usize = 3;
+    const STRIDE: usize = 1;
+    const POINTS: usize = 5;
+    const LAST: &'static [usize] = &[4];
+
+    fn weights(point: usize) -> Vec<f64> {
+        // The Lagrange polynomials' denominators are 2x(a² − b²) = −3x at ±a and 2x(b² − a²) = 3x at ±b.
+        let at = |x: f64, factor: f64| vec![1.0 / (factor * x), 1.0 / factor, x / factor];
+        match point {
+            0 => at(F4::A, -3.0),
+            1 => at(-F4::A, -3.0),
+            2 => at(F4::B, 3.0),
+            3 => at(-F4::B, 3.0),
+            _ => vec![0.0, 0.0, 1.0],
+        }
+    }
+
+    #[inline(always)]
+    fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX] {
+        let (a, b) = (p.splat(F4::A / 3.0), p.splat(F4::B / 3.0));
+        let odd_a = p.mul(a, p.add(p.add(w[0], w[0]), w[2]));
+        let odd_b = p.mul(b, p.mul_add(p.splat(0.5), w[0], w[2]));
+        let (third, minus_third) = (p.mul(p.splat(1.0 / 3.0), w[1]), p.mul(p.splat(-1.0 / 3.0), w[1]));
+        let mut t = [p.splat(0.0); MAX];
+        t[0] = p.sub(minus_third, odd_a);
+        t[1] = p.add(minus_third, odd_a);
+        t[2] = p.add(third, odd_b);
+        t[3] = p.sub(third, odd_b);
+        t[4] = w[2];
+        t
+    }
+
+    #[inline(always)]
+    fn input<S: Simd>(simd: S, d: [S::V; MAX]) -> [S::V; MAX] {
+        let (a, b) = (simd.splat(F4::A as f32), simd.splat(F4::B as f32));
+        let (minus_a, minus_b) = (simd.splat(-F4::A as f32), simd.splat(-F4::B as f32));
+        let (minus_half, minus_two) = (simd.splat(-0.5), simd.splat(-2.0));
+        let (even, odd) = (simd.mul_add(minus_two, d[0], d[2]), simd.mul_add(minus_two, d[1], d[3]));
+        let mut t = [simd.zero(); MAX];
+        t[0] = simd.mul_add(a, even, odd);
+        t[1] = simd.mul_add(minus_a, even, odd);
+        let (even, odd) = (simd.mul_add(minus_half, d[0], d[2]), simd.mul_add(minus_half, d[1], d[3]));
+        t[2] = simd.mul_add(b, even, odd);
+        t[3] = simd.mul_add(minus_b, even, odd);
+        t[4] = simd.mul_add(simd.splat(-2.5), d[2], simd.add(d[0], d[4]));
+        t
+    }
+
+    #[inline(always)]
+    fn output<S: Simd>(simd: S, m: [S::V; MAX]) -> [S::V; MAX] {
+        let (a, b) = (simd.splat(F4::A as f32), simd.splat(F4::B as f32));
+        let (sum_a, difference_a) = (simd.add(m[0], m[1]), simd.sub(m[0], m[1]));
+        let (sum_b, difference_b) = (simd.add(m[2], m[3]), simd.sub(m[2], m[3]));
+        let mut y = [simd.zero(); MAX];
+        y[0] = simd.add(sum_a, sum_b);
+        y[1] = simd.mul_add(a, difference_a, simd.mul(b, difference_b));
+        y[2] = simd.mul_add(simd.splat(0.5), sum_a, simd.mul_add(simd.splat(2.0), sum_b, m[4]));
+        y
+    }
+
+    #[inline(always)]
+    fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
+        let (a, b) = (simd.splat(F4::A as f32), simd.splat(F4::B as f32));
+        let (minus_a, minus_b) = (simd.splat(-F4::A as f32), simd.splat(-F4::B as f32));
+        let even_a = simd.mul_add(simd.splat(0.5), y[2], y[0]);
+        let even_b = simd.mul_add(simd.splat(2.0), y[2], y[0]);
+        let mut m = [simd.zero(); MAX];
+        m[0] = simd.mul_add(a, y[1], even_a);
+        m[1] = simd.mul_add(minus_a, y[1], even_a);
+        m[2] = simd.mul_add(b, y[1], even_b);
+        m[3] = simd.mul_add(minus_b, y[1], even_b);
+        m[4] = y[2];
+        m
+    }
+}
+
 /// F(4, 3) with the points √½, −√½, 0, ∞, √2, −√2.
 ///
 /// These points keep the error at about twice that of the direct sum; with 0, ±1, ±2, ∞ it is more than four times
@@ -386,6 +469,7 @@ mod tests {
     #[test]
     fn filters_are_products_with_their_matrices() {
         filters_as_its_matrix::<F2>();
+        filters_as_its_matrix::<F3>();
         filters_as_its_matrix::<F4>();
         filters_as_its_matrix::<F3Of4>();
         filters_as_its_matrix::<S3>();
@@ -394,6 +478,7 @@ mod tests {
     #[test]
     fn gradients_are_the_outputs_transposed() {
         is_the_transpose::<F2>();
+        is_the_transpose::<F3>();
         is_the_transpose::<F4>();
         is_the_transpose::<F3Of4>();
         is_the_transpose::<S3>();
@@ -402,6 +487,7 @@ mod tests {
     #[test]
     fn tiles_are_filters() {
         is_a_filter::<F2>();
+        is_a_filter::<F3>();
         is_a_filter::<F4>();
         is_a_filter::<F3Of4>();
         is_a_filter::<S3>();

@@ -2,7 +2,7 @@
 //! `Gᵀ[Σ (Bᵀ d) ⊙ (A dy)]`: for each point one matrix product of the transformed input and the transformed gradient,
 //! summed over all tiles of the batch.
 
-use super::algorithm::{F2, F3Of4, F4, S3};
+use super::algorithm::{F2, F3, F3Of4, F4, S3};
 use super::run::{FastScratch, Memory, Own};
 use super::square::Square;
 use super::tiles::{Block, MAX_TILES};
@@ -95,6 +95,7 @@ impl FastConv {
         let x = Source { values, prologue };
         match self.tiling {
             Tiling::F2 => Pass::<Square<F2>>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::F3 => Pass::<Square<F3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::F4 => Pass::<Square<F4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S3 => Pass::<Square<S3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S7 => Pass::<Square<F3Of4>>::new(self, cx, x, dy, images).run(memory, sums, dw),

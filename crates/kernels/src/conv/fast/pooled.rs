@@ -1,6 +1,6 @@
 //! A convolution and the max pool after it, strip by strip: what the pool reads never leaves the cache.
 
-use super::algorithm::{F2, F3Of4, F4, S3};
+use super::algorithm::{F2, F3, F3Of4, F4, S3};
 use super::run::{Ahead, Cut, Own, Run};
 use super::square::Square;
 use super::{FastConv, FastScratch, FastWeights, Tiling, Transform};
@@ -93,6 +93,7 @@ impl PooledConv {
         let own = &scratch.memory.own[..];
         match conv.tiling {
             Tiling::F2 => self.images::<Square<F2>>(&run, images, own, y),
+            Tiling::F3 => self.images::<Square<F3>>(&run, images, own, y),
             Tiling::F4 => self.images::<Square<F4>>(&run, images, own, y),
             Tiling::S3 => self.images::<Square<S3>>(&run, images, own, y),
             Tiling::S7 => self.images::<Square<F3Of4>>(&run, images, own, y),

@@ -35,7 +35,7 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
         let geometry = match tiling {
             Tiling::S7 => ConvGeometry::square(1 + random.below(4), channels(random), 7, 2),
             Tiling::Strassen | Tiling::Twice => random_parts(random, tiling.parts()),
-            Tiling::F2 | Tiling::F4 | Tiling::S3 => {
+            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 => {
                 let stride = if tiling == Tiling::S3 { 2 } else { 1 };
                 // Groups that fill vectors at every level, some smaller and some larger than one.
                 let (each, groups) = ([1, 2, 4, 8, 16, 32][random.below(6)], 16 * (1 + random.below(2)));
@@ -253,6 +253,7 @@ impl Matrices {
 fn matrices(tiling: Tiling) -> Option<Matrices> {
     Some(match tiling {
         Tiling::F2 => Matrices::of::<F2>(),
+        Tiling::F3 => Matrices::of::<F3>(),
         Tiling::F4 => Matrices::of::<F4>(),
         Tiling::S3 => Matrices::of::<S3>(),
         Tiling::S7 => Matrices::of::<F3Of4>(),
@@ -334,7 +335,10 @@ fn a_prologue_is_a_batch_norm_and_a_relu_of_the_input() {
             let tiling = Tiling::ALL[round % Tiling::ALL.len()];
             let (g, batch, input) = random_shape(&mut random, tiling);
             let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-            assert_eq!(conv.takes_prologue(), matches!(tiling, Tiling::F2 | Tiling::F4 | Tiling::S3));
+            assert_eq!(
+                conv.takes_prologue(),
+                matches!(tiling, Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3)
+            );
             if !conv.takes_prologue() {
                 continue;
             }
