@@ -4,6 +4,7 @@ use crate::Context;
 use crate::buffer::LINE;
 use crate::conv::{GeometryError, Window};
 use crate::simd::{Simd, Task};
+use std::ops::Range;
 
 /// A max pool prepared for one input size.
 #[derive(Debug, Clone)]
@@ -71,7 +72,8 @@ impl MaxPool {
         cx.pool().pairs((y, row), (winners, winners_row), |index, y, winners| {
             let (image, oy) = (index / out_height, index % out_height);
             let x = &x[image * height * width * channels..][..height * width * channels];
-            cx.level().run(ForwardRow { pool: self, channels, x, oy, y, winners });
+            let source = Source { pool: self, channels, x, first: 0, oy };
+            cx.level().run(ForwardRow { source, y, winners });
         });
     }
 
@@ -87,12 +89,13 @@ impl MaxPool {
         cx.pool().pieces(y, row, |index, y| {
             let (image, oy) = (index / out_height, index % out_height);
             let x = &x[image * height * width * channels..][..height * width * channels];
-            cx.level().run(InferRow { pool: self, channels, x, first: 0, oy, y });
+            let source = Source { pool: self, channels, x, first: 0, oy };
+            cx.level().run(InferRow { source, y });
         });
     }
 
     /// The input rows that output row `oy` reads.
-    pub(crate) fn rows(&self, oy: usize) -> std::ops::Range<usize> {
+    pub(crate) fn rows(&self, oy: usize) -> Range<usize> {
         let [vertical, _] = &self.windows;
         let mut rows = (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, self.input[0]));
         let first = rows.next().unwrap_or(0);
@@ -113,7 +116,8 @@ impl MaxPool {
         oy: usize,
         y: &mut [f32],
     ) {
-        cx.level().run(InferRow { pool: self, channels, x, first, oy, y });
+        let source = Source { pool: self, channels, x, first, oy };
+        cx.level().run(InferRow { source, y });
     }
 
     /// `dx`: each output's gradient goes to its winner.
@@ -138,28 +142,74 @@ impl MaxPool {
     }
 }
 
-impl MaxPool {
-    /// The winning taps of up to [`LINE`] channels.
-    #[inline(always)]
-    fn winners(&self, bytes: &[u8]) -> [u8; LINE] {
-        let mut taps = [0; LINE];
-        match self.paired {
-            true => taps.chunks_exact_mut(2).zip(bytes).for_each(|(pair, &byte)| {
-                (pair[0], pair[1]) = (byte & 15, byte >> 4);
-            }),
-            false => taps.iter_mut().zip(bytes).for_each(|(tap, &byte)| *tap = byte),
+/// Lines of channels that are handled together: what finding a window's pixels takes is shared among them.
+const LINES: usize = 4;
+
+/// Work on a row of pixels, some channels of a pixel at a time.
+trait Row {
+    /// Handles channels of pixel `column`: N lines of them, or with N 1 what is left.
+    fn block<const N: usize>(&mut self, column: usize, channels: Range<usize>);
+}
+
+/// Takes `row` to `channels` channels of each of `columns` pixels.
+#[inline(always)]
+fn pixels(columns: usize, channels: usize, row: &mut impl Row) {
+    const WIDE: usize = LINES * LINE;
+    let wide = channels / WIDE * WIDE;
+    for column in 0..columns {
+        for first in (0..wide).step_by(WIDE) {
+            row.block::<LINES>(column, first..first + WIDE);
         }
-        taps
+        for first in (wide..channels).step_by(LINE) {
+            row.block::<1>(column, first..channels.min(first + LINE));
+        }
+    }
+}
+
+/// Rows of the input that a row of outputs reads.
+struct Source<'a> {
+    pool: &'a MaxPool,
+    channels: usize,
+    /// The image from row `first` on.
+    x: &'a [f32],
+    first: usize,
+    /// The row of outputs.
+    oy: usize,
+}
+
+impl Source<'_> {
+    /// Calls `take` with each tap of output `ox` that does not lie in the padding, and with what some channels have there; those
+    /// that are missing in the last line have −∞.
+    #[inline(always)]
+    fn taps<const N: usize>(
+        &self,
+        ox: usize,
+        channels: Range<usize>,
+        mut take: impl FnMut(u32, &[[f32; LINE]; N]),
+    ) {
+        let MaxPool { windows: [vertical, horizontal], input: [height, width], .. } = self.pool;
+        for (ky, iy) in sources(vertical, self.oy, *height) {
+            for (kx, ix) in sources(horizontal, ox, *width) {
+                let pixel = &self.x[((iy - self.first) * width + ix) * self.channels..];
+                let (tap, values) = ((ky * horizontal.kernel + kx) as u32, &pixel[channels.clone()]);
+                match values.as_chunks() {
+                    (lines, []) if lines.len() == N => {
+                        lines.first_chunk().into_iter().for_each(|lines| take(tap, lines))
+                    }
+                    _ => {
+                        let mut lines = [[f32::NEG_INFINITY; LINE]; N];
+                        lines.as_flattened_mut()[..values.len()].copy_from_slice(values);
+                        take(tap, &lines);
+                    }
+                }
+            }
+        }
     }
 }
 
 /// One row of outputs, and which taps won.
 struct ForwardRow<'a> {
-    pool: &'a MaxPool,
-    channels: usize,
-    /// The image.
-    x: &'a [f32],
-    oy: usize,
+    source: Source<'a>,
     y: &'a mut [f32],
     /// As [`MaxPool::winners_len`] describes them.
     winners: &'a mut [u8],
@@ -169,49 +219,36 @@ impl Task for ForwardRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let ForwardRow { pool, channels, x, oy, y, winners } = self;
-        let [vertical, horizontal] = &pool.windows;
-        let winners = winners.chunks_exact_mut(pool.pixel_winners(channels));
-        for (ox, (y, winners)) in y.chunks_exact_mut(channels).zip(winners).enumerate() {
-            let winners = winners.chunks_mut(pool.pixel_winners(LINE));
-            for (first, (y, winners)) in (0..).step_by(LINE).zip(y.chunks_mut(LINE).zip(winners)) {
-                let count = y.len();
-                let (mut best, mut winner) = ([f32::NEG_INFINITY; LINE], [u32::MAX; LINE]);
-                for (ky, iy) in sources(vertical, oy, pool.input[0]) {
-                    for (kx, ix) in sources(horizontal, ox, pool.input[1]) {
-                        let from = &x[(iy * pool.input[1] + ix) * channels + first..][..count];
-                        let tap = (ky * horizontal.kernel + kx) as u32;
-                        if let Ok(from) = <&[f32; LINE]>::try_from(from) {
-                            keep_larger(&mut best, &mut winner, from, tap);
-                        } else {
-                            let mut line = [f32::NEG_INFINITY; LINE];
-                            line[..count].copy_from_slice(from);
-                            keep_larger(&mut best, &mut winner, &line, tap);
-                        }
-                    }
-                }
-                y.copy_from_slice(&best[..count]);
-                match pool.paired {
-                    true => {
-                        let pairs = winner.chunks_exact(2).map(|pair| (pair[0] & 15 | pair[1] << 4) as u8);
-                        winners.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair);
-                    }
-                    false => winners.iter_mut().zip(winner).for_each(|(to, winner)| *to = winner as u8),
+    fn run<S: Simd>(mut self, _: S) {
+        pixels(self.source.pool.output[1], self.source.channels, &mut self);
+    }
+}
+
+impl Row for ForwardRow<'_> {
+    #[inline(always)]
+    fn block<const N: usize>(&mut self, column: usize, channels: Range<usize>) {
+        let Source { pool, channels: all, .. } = self.source;
+        let (mut best, mut winner) = ([[f32::NEG_INFINITY; LINE]; N], [[u32::MAX; LINE]; N]);
+        self.source.taps(column, channels.clone(), |tap, values: &[[f32; LINE]; N]| {
+            for ((best, winner), values) in best.iter_mut().zip(&mut winner).zip(values) {
+                for lane in 0..LINE {
+                    // Larger, NaN, or the first one.
+                    let value = values[lane];
+                    let wins = value > best[lane] || value.is_nan() || winner[lane] == u32::MAX;
+                    best[lane] = if wins { value } else { best[lane] };
+                    winner[lane] = if wins { tap } else { winner[lane] };
                 }
             }
-        }
+        });
+        self.y[column * all..][channels.clone()].copy_from_slice(&best.as_flattened()[..channels.len()]);
+        let bytes = pool.winner_bytes(column, all, channels);
+        pool.keep_winners(winner.as_flattened(), &mut self.winners[bytes]);
     }
 }
 
 /// One row of outputs.
 struct InferRow<'a> {
-    pool: &'a MaxPool,
-    channels: usize,
-    /// The image from row `first` on.
-    x: &'a [f32],
-    first: usize,
-    oy: usize,
+    source: Source<'a>,
     y: &'a mut [f32],
 }
 
@@ -219,20 +256,22 @@ impl Task for InferRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let InferRow { pool, channels, x, first, oy, y } = self;
-        let [vertical, horizontal] = &pool.windows;
-        for (ox, y) in y.chunks_exact_mut(channels).enumerate() {
-            y.fill(f32::NEG_INFINITY);
-            for iy in (0..vertical.kernel).filter_map(|ky| vertical.source(oy, ky, pool.input[0])) {
-                for ix in (0..horizontal.kernel).filter_map(|kx| horizontal.source(ox, kx, pool.input[1])) {
-                    let x = &x[((iy - first) * pool.input[1] + ix) * channels..][..channels];
-                    for (y, &x) in y.iter_mut().zip(x) {
-                        *y = if *y >= x || y.is_nan() { *y } else { x };
-                    }
-                }
+    fn run<S: Simd>(mut self, _: S) {
+        pixels(self.source.pool.output[1], self.source.channels, &mut self);
+    }
+}
+
+impl Row for InferRow<'_> {
+    #[inline(always)]
+    fn block<const N: usize>(&mut self, column: usize, channels: Range<usize>) {
+        let mut best = [[f32::NEG_INFINITY; LINE]; N];
+        self.source.taps(column, channels.clone(), |_, values: &[[f32; LINE]; N]| {
+            for (best, &value) in best.as_flattened_mut().iter_mut().zip(values.as_flattened()) {
+                *best = if *best >= value || best.is_nan() { *best } else { value };
             }
-        }
+        });
+        let y = &mut self.y[column * self.source.channels..][channels.clone()];
+        y.copy_from_slice(&best.as_flattened()[..channels.len()]);
     }
 }
 
@@ -251,26 +290,67 @@ impl Task for BackwardRow<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        let BackwardRow { pool, channels, dy, winners, iy, dx } = self;
-        let [vertical, horizontal] = &pool.windows;
-        for (ix, dx) in dx.chunks_exact_mut(channels).enumerate() {
-            dx.fill(0.0);
-            for (ky, oy) in readers(vertical, iy, pool.output[0]) {
-                for (kx, ox) in readers(horizontal, ix, pool.output[1]) {
-                    let (tap, pixel) = ((ky * horizontal.kernel + kx) as u8, oy * pool.output[1] + ox);
-                    let bytes = pool.pixel_winners(channels);
-                    let winners = winners[pixel * bytes..][..bytes].chunks(pool.pixel_winners(LINE));
-                    let outputs = dy[pixel * channels..][..channels].chunks(LINE).zip(winners);
-                    for (dx, (dy, winners)) in dx.chunks_mut(LINE).zip(outputs) {
-                        let winners = pool.winners(winners);
-                        for ((dx, &dy), winner) in dx.iter_mut().zip(dy).zip(winners) {
-                            *dx += if winner == tap { dy } else { 0.0 };
-                        }
+    fn run<S: Simd>(mut self, _: S) {
+        pixels(self.pool.input[1], self.channels, &mut self);
+    }
+}
+
+impl Row for BackwardRow<'_> {
+    #[inline(always)]
+    fn block<const N: usize>(&mut self, column: usize, channels: Range<usize>) {
+        let MaxPool { windows: [vertical, horizontal], output: [height, width], .. } = self.pool;
+        let mut sums = [[0.0; LINE]; N];
+        for (ky, oy) in readers(vertical, self.iy, *height) {
+            for (kx, ox) in readers(horizontal, column, *width) {
+                let (tap, pixel) = ((ky * horizontal.kernel + kx) as u32, oy * width + ox);
+                let winners = &self.winners[self.pool.winner_bytes(pixel, self.channels, channels.clone())];
+                let winners = winners.chunks(self.pool.pixel_winners(LINE));
+                let dy = self.dy[pixel * self.channels..][channels.clone()].chunks(LINE);
+                for (sums, (dy, winners)) in sums.iter_mut().zip(dy.zip(winners)) {
+                    let winners = self.pool.winners(winners);
+                    for ((sum, &dy), winner) in sums.iter_mut().zip(dy).zip(winners) {
+                        *sum += if winner == tap { dy } else { 0.0 };
                     }
                 }
             }
         }
+        let dx = &mut self.dx[column * self.channels..][channels.clone()];
+        dx.copy_from_slice(&sums.as_flattened()[..channels.len()]);
+    }
+}
+
+impl MaxPool {
+    /// Where the winners of some of `all` channels of a pixel stand; the first of them is the first of a line.
+    #[inline(always)]
+    fn winner_bytes(&self, pixel: usize, all: usize, channels: Range<usize>) -> Range<usize> {
+        let start = pixel * self.pixel_winners(all);
+        start + self.pixel_winners(channels.start)..start + self.pixel_winners(channels.end)
+    }
+
+    /// Writes the taps that won.
+    #[inline(always)]
+    fn keep_winners(&self, taps: &[u32], to: &mut [u8]) {
+        match self.paired {
+            true => {
+                let pairs = taps.as_chunks().0.iter().map(|[first, second]| (first & 15 | second << 4) as u8);
+                to.iter_mut().zip(pairs).for_each(|(to, pair)| *to = pair);
+            }
+            false => to.iter_mut().zip(taps).for_each(|(to, &tap)| *to = tap as u8),
+        }
+    }
+
+    /// The winning taps of up to [`LINE`] channels.
+    #[inline(always)]
+    fn winners(&self, bytes: &[u8]) -> [u32; LINE] {
+        let mut line = [0; LINE];
+        line[..bytes.len()].copy_from_slice(bytes);
+        if !self.paired {
+            return line.map(u32::from);
+        }
+        // Eight taps in each word, from the lowest bits on.
+        let words = [[line[0], line[1], line[2], line[3]], [line[4], line[5], line[6], line[7]]];
+        let words = words.map(u32::from_le_bytes);
+        std::array::from_fn(|lane| words[lane / 8] >> (4 * (lane % 8)) & 15)
     }
 }
 
@@ -278,17 +358,6 @@ impl Task for BackwardRow<'_> {
 #[inline(always)]
 fn sources(window: &Window, output: usize, inputs: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..window.kernel).filter_map(move |tap| Some((tap, window.source(output, tap, inputs)?)))
-}
-
-/// Puts values that are larger, NaN, or the first ones, and their tap, in the place of the best so far.
-#[inline(always)]
-fn keep_larger(best: &mut [f32; LINE], winner: &mut [u32; LINE], values: &[f32; LINE], tap: u32) {
-    for lane in 0..LINE {
-        let value = values[lane];
-        let wins = value > best[lane] || value.is_nan() || winner[lane] == u32::MAX;
-        best[lane] = if wins { value } else { best[lane] };
-        winner[lane] = if wins { tap } else { winner[lane] };
-    }
 }
 
 /// The taps that read input position `input`, each with the output that it belongs to.

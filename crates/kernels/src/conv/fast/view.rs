@@ -141,15 +141,14 @@ impl View {
         if !self.transposed {
             for (channel, to) in to.iter_mut().enumerate() {
                 let row = (tap * inputs + input + channel) * outputs;
-                to[..count].copy_from_slice(&weight[row + first..][..count]);
+                copy_line(&weight[row + first..][..count], to);
             }
             return;
         }
         // An output's weights lie side by side.
         let mut rows = [[0.0; LINE]; LINE];
         for (output, row) in rows.iter_mut().enumerate().take(count) {
-            let from = &weight[(tap * outputs + first + output) * inputs + input..][..to.len()];
-            row[..to.len()].copy_from_slice(from);
+            copy_line(&weight[(tap * outputs + first + output) * inputs + input..][..to.len()], row);
         }
         for (channel, to) in to.iter_mut().enumerate() {
             *to = std::array::from_fn(|output| rows[output][channel]);
@@ -208,6 +207,15 @@ impl View {
             }
         });
         copy
+    }
+}
+
+/// Copies up to a line of values.
+#[inline(always)]
+fn copy_line(from: &[f32], to: &mut [f32; LINE]) {
+    match from.try_into() {
+        Ok(line) => *to = line,
+        Err(_) => to[..from.len()].copy_from_slice(from),
     }
 }
 
