@@ -128,6 +128,8 @@ impl PooledConv {
         // The output rows that the strip holds, and the next row of tiles.
         let before = |start: usize| conv.rows.partition_point(|span| span.start + span.outputs <= start);
         let mut next = before(pool.rows(part.start).start);
+        let end = part.clone().next_back().map_or(0, |row| pool.rows(row).end);
+        let enough = conv.rows.partition_point(|span| span.start < end);
         let mut held = conv.rows[next].start..conv.rows[next].start;
         for (row, y) in part.zip(y.chunks_exact_mut(pool.output()[1] * channels)) {
             let needed = pool.rows(row);
@@ -136,7 +138,7 @@ impl PooledConv {
                 let from = (kept.start - held.start) * line..(kept.end - held.start) * line;
                 let mut strip = std::mem::take(&mut own.strip);
                 strip.values_mut().copy_within(from, 0);
-                let last = conv.rows.len().min(next + self.strip_rows());
+                let last = enough.min(next + self.strip_rows());
                 let origin = image * conv.output[0] * line + kept.start * line;
                 let run = Run { y: SharedMut(strip.as_mut_ptr().wrapping_sub(origin)), ..*run };
                 let (tiles, start) = ((last - next) * columns, (image * conv.rows.len() + next) * columns);
