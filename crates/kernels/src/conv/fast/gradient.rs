@@ -3,7 +3,7 @@
 //! summed over all tiles of the batch.
 
 use super::algorithm::{F2, F3, F3Of4, F4, S3};
-use super::run::{FastScratch, Memory, Own};
+use super::run::{FAR, FastScratch, Memory, Own};
 use super::square::Square;
 use super::tiles::{Block, MAX_TILES};
 use super::transform::{self, Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps};
@@ -36,6 +36,10 @@ const LEAST_TILES: usize = 64;
 
 /// Input channels of a task on the way back from the sums.
 const ROWS: usize = 4;
+
+/// How many tiles further on the one is whose input is asked for, where it comes from memory: fewer than in a forward pass, because
+/// the output's gradient comes beside it.
+const AHEAD: usize = 2;
 
 /// Lines of sums that are read in one run.
 const LINES: usize = 8;
@@ -224,7 +228,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
             zeros: conv.zeros.as_ptr(),
             v,
             steps: v_steps,
-            ahead: 0,
+            ahead: if self.x.values.len() >= FAR { AHEAD } else { 0 },
             across: conv.columns.len(),
             transform: PhantomData,
         });

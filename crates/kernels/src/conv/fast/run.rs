@@ -97,6 +97,12 @@ const TOGETHER: usize = 128;
 /// Input channels whose weights are transformed together in passing: those of a panel stay in the L2 cache, beside M.
 const IN_PASSING: usize = 64;
 
+/// Values of an input that no core's cache holds.
+pub(super) const FAR: usize = 1 << 18;
+
+/// How many tiles further on the one is whose input is asked for, where it comes from memory.
+const AHEAD: usize = 8;
+
 /// Sections that are transformed together.
 fn together(conv: &FastConv) -> usize {
     (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
@@ -461,6 +467,7 @@ impl Run<'_> {
             steps,
             ahead: match (self.conv.view.narrow, self.conv.geometry.groups) {
                 (Some(_), _) => narrow::TILES,
+                (None, 1) if self.x.len() >= FAR => AHEAD,
                 (None, 1) => 0,
                 (None, _) => 1,
             },

@@ -72,7 +72,7 @@ pub(super) struct Input<'a, T> {
     pub(super) v: *mut f32,
     pub(super) steps: Steps,
     /// How many tiles further on the one is whose input is asked for, of square tiles; 0 for none. Pays where few products are made
-    /// with what is read.
+    /// with what is read, or where it comes from memory.
     pub(super) ahead: usize,
     /// Tiles in a row of an image.
     pub(super) across: usize,
