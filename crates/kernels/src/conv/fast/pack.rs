@@ -75,6 +75,10 @@ pub(super) trait Precision: Copy {
 
     /// `a · b + c`.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
+    /// Asks for the cache line at `at`, which may be any address, where that pays.
+    #[inline(always)]
+    fn prefetch(self, _at: *const f32) {}
 }
 
 impl<S: Simd> Precision for S {
@@ -114,6 +118,11 @@ impl<S: Simd> Precision for S {
     #[inline(always)]
     fn mul_add(self, a: S::V, b: S::V, c: S::V) -> S::V {
         Simd::mul_add(self, a, b, c)
+    }
+
+    #[inline(always)]
+    fn prefetch(self, at: *const f32) {
+        Simd::prefetch(self, at);
     }
 }
 
@@ -202,6 +211,8 @@ fn square_in<P: Precision, A: Algorithm>(precision: P, pack: Pack) {
                 let place = [index / A::TAPS, index % A::TAPS];
                 let from = [panel.section * view.depth + input, first];
                 view.weights(geometry, weight, place, from, count, &mut tap[..inputs]);
+                // The next input channels', which stand apart.
+                view.expect(precision, geometry, weight, place, [from[0] + INPUTS, first]);
             }
             let at = (input - range.start) * width + first - panel.channels.start;
             for (channel, vector) in vectors::<P>(inputs, count) {

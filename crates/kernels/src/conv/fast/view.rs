@@ -1,6 +1,7 @@
 //! A convolution as the tiles see it: with stride 1, or with the stride of its algorithm.
 
 use super::super::ConvGeometry;
+use super::pack::Precision;
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
 
@@ -106,8 +107,7 @@ impl View {
     ) {
         let (inputs, outputs) = (geometry.group_in(), geometry.out_channels);
         if self.transposed {
-            let tap = (geometry.kernel[0] - 1 - ky) * geometry.kernel[1] + geometry.kernel[1] - 1 - kx;
-            return self.block(geometry, weight, tap, [input, first], count, to);
+            return self.block(geometry, weight, self.tap(geometry, [ky, kx]), [input, first], count, to);
         }
         for (channel, to) in (input..).zip(to) {
             *to = [0.0; LINE];
@@ -126,6 +126,46 @@ impl View {
         }
     }
 
+    /// Asks for what [`weights`](Self::weights) will read for a whole line of input channels, where that stands in lines.
+    #[inline(always)]
+    pub(super) fn expect<P: Precision>(
+        &self,
+        precision: P,
+        geometry: &ConvGeometry,
+        weight: &[f32],
+        place: [usize; 2],
+        channels: [usize; 2],
+    ) {
+        if geometry.groups == 1 && !self.folded {
+            let (first, step) = self.lines(geometry, self.tap(geometry, place), channels);
+            for line in 0..LINE {
+                precision.prefetch(weight.as_ptr().wrapping_add(first + line * step));
+            }
+        }
+    }
+
+    /// The number of a tap as the weights are stored.
+    #[inline(always)]
+    fn tap(&self, geometry: &ConvGeometry, [ky, kx]: [usize; 2]) -> usize {
+        let [height, width] = geometry.kernel;
+        match self.transposed {
+            true => (height - 1 - ky) * width + width - 1 - kx,
+            false => ky * width + kx,
+        }
+    }
+
+    /// Where the weights between the input channels from `input` on and the output channels from `first` on begin at a tap, of a
+    /// convolution of one group, and the values between two of their lines: one for each input channel, or for each output channel
+    /// of a transposed view.
+    #[inline(always)]
+    fn lines(&self, geometry: &ConvGeometry, tap: usize, [input, first]: [usize; 2]) -> (usize, usize) {
+        let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
+        match self.transposed {
+            true => ((tap * outputs + first) * inputs + input, inputs),
+            false => ((tap * inputs + input) * outputs + first, outputs),
+        }
+    }
+
     /// As [`weights`](Self::weights), at tap number `tap` of a convolution of one group as the weights are stored.
     #[inline(always)]
     pub(super) fn block(
@@ -137,21 +177,20 @@ impl View {
         count: usize,
         to: &mut [[f32; LINE]],
     ) {
-        let (inputs, outputs) = (geometry.in_channels, geometry.out_channels);
+        let (begin, step) = self.lines(geometry, tap, [input, first]);
+        let (count, length) = if self.transposed { (count, to.len()) } else { (to.len(), count) };
+        let lines: [[f32; LINE]; LINE] = std::array::from_fn(
+            #[inline(always)]
+            |line| match line < count {
+                true => line_of(&weight[begin + line * step..][..length]),
+                false => [0.0; LINE],
+            },
+        );
         if !self.transposed {
-            for (channel, to) in to.iter_mut().enumerate() {
-                let row = (tap * inputs + input + channel) * outputs;
-                copy_line(&weight[row + first..][..count], to);
-            }
-            return;
-        }
-        // An output's weights lie side by side.
-        let mut rows = [[0.0; LINE]; LINE];
-        for (output, row) in rows.iter_mut().enumerate().take(count) {
-            copy_line(&weight[(tap * outputs + first + output) * inputs + input..][..to.len()], row);
+            return to.copy_from_slice(&lines[..count]);
         }
         for (channel, to) in to.iter_mut().enumerate() {
-            *to = std::array::from_fn(|output| rows[output][channel]);
+            *to = std::array::from_fn(|output| lines[output][channel]);
         }
     }
 
@@ -210,13 +249,14 @@ impl View {
     }
 }
 
-/// Copies up to a line of values.
+/// A line that begins with these values.
 #[inline(always)]
-fn copy_line(from: &[f32], to: &mut [f32; LINE]) {
-    match from.try_into() {
-        Ok(line) => *to = line,
-        Err(_) => to[..from.len()].copy_from_slice(from),
-    }
+fn line_of(values: &[f32]) -> [f32; LINE] {
+    values.try_into().unwrap_or_else(|_| {
+        let mut line = [0.0; LINE];
+        line[..values.len()].copy_from_slice(values);
+        line
+    })
 }
 
 /// One or two rows of `width` pixels as a row of squares; `PAIR` values are two pixels.
