@@ -192,10 +192,8 @@ impl Source<'_> {
             for (kx, ix) in sources(horizontal, ox, *width) {
                 let pixel = &self.x[((iy - self.first) * width + ix) * self.channels..];
                 let (tap, values) = ((ky * horizontal.kernel + kx) as u32, &pixel[channels.clone()]);
-                match values.as_chunks() {
-                    (lines, []) if lines.len() == N => {
-                        lines.first_chunk().into_iter().for_each(|lines| take(tap, lines))
-                    }
+                match values.as_chunks().0.first_chunk() {
+                    Some(lines) if values.len() == N * LINE => take(tap, lines),
                     _ => {
                         let mut lines = [[f32::NEG_INFINITY; LINE]; N];
                         lines.as_flattened_mut()[..values.len()].copy_from_slice(values);

@@ -128,6 +128,7 @@ impl PooledConv {
         // The output rows that the strip holds, and the next row of tiles.
         let before = |start: usize| conv.rows.partition_point(|span| span.start + span.outputs <= start);
         let mut next = before(pool.rows(part.start).start);
+        // The row of tiles behind the last one that the part needs.
         let end = part.clone().next_back().map_or(0, |row| pool.rows(row).end);
         let enough = conv.rows.partition_point(|span| span.start < end);
         let mut held = conv.rows[next].start..conv.rows[next].start;
