@@ -177,11 +177,12 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
             // values (promised by the caller of `MicroKernels::blocked`).
             unsafe {
                 if count == S::LANES && block.lines >= S::LANES {
-                    // Many lines go one by one between the products: all at once they would hold up the loads.
+                    // Many lines go one by one between the products: all at once they would hold up the loads. In the
+                    // first cache they would take the place of what the products read.
                     for lane in 0..S::LANES {
                         Self::step(simd, a.add(lane), b.add(lane * VECTORS * S::LANES), &mut sums);
                         for line in (lane..block.lines).step_by(S::LANES) {
-                            simd.prefetch(next.wrapping_add(line * LINE));
+                            simd.prefetch_second(next.wrapping_add(line * LINE));
                         }
                     }
                 } else if count == S::LANES {

@@ -148,6 +148,10 @@ pub(crate) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn prefetch(self, _at: *const f32) {}
 
+    /// As [`prefetch`](Self::prefetch), into the second-level cache only: for more than the first one holds.
+    #[inline(always)]
+    fn prefetch_second(self, _at: *const f32) {}
+
     /// As [`prefetch`](Self::prefetch), for a line that will be written.
     #[inline(always)]
     fn prefetch_to_write(self, _at: *mut f32) {}

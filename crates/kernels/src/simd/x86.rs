@@ -110,6 +110,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch_second(self, at: *const f32) {
+        trusted!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
+    }
+
+    #[inline(always)]
     fn prefetch_to_write(self, at: *mut f32) {
         trusted!(_mm_prefetch::<_MM_HINT_ET0>(at.cast_const().cast()))
     }
@@ -255,6 +260,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn prefetch(self, at: *const f32) {
         trusted!(_mm_prefetch::<_MM_HINT_T0>(at.cast()))
+    }
+
+    #[inline(always)]
+    fn prefetch_second(self, at: *const f32) {
+        trusted!(_mm_prefetch::<_MM_HINT_T1>(at.cast()))
     }
 
     #[inline(always)]
