@@ -65,8 +65,6 @@ pub(crate) struct Estimate {
     pub(crate) macs: f64,
     /// Bytes of packed weights.
     pub(crate) weight_bytes: f64,
-    /// Whether reading the weights from memory takes longer than the arithmetic.
-    pub(crate) streams: bool,
     /// Expected time relative to a multiply-accumulate at the peak.
     pub(crate) cost: f64,
 }
@@ -217,7 +215,7 @@ pub(crate) fn candidates(
         // The weights stream by while the products are made: a half of the quicker hides behind the slower.
         let (work, reading) = (work * batch as f64, weight_bytes * MACS_PER_BYTE);
         let cost = work.max(reading) + work.min(reading) / 2.0;
-        Estimate { choice, macs, weight_bytes, streams: reading > work, cost }
+        Estimate { choice, macs, weight_bytes, cost }
     };
     let weights = geometry.weight_len();
     let products = output[0] * output[1] * weights;

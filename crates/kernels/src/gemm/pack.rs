@@ -85,7 +85,10 @@ impl PackedMatrix {
     pub(crate) fn reset(&mut self, level: Level, operands: Operands, depth: usize, columns: usize) {
         (self.level, self.operands, self.depth, self.columns) = (level, operands, depth, columns);
         let length = self.stored_rows() * columns.next_multiple_of(level.micro_kernels().lanes);
-        self.values.reset(length);
+        match self.values.is_empty() {
+            true => self.values = Aligned::zeros_that_stay(length),
+            false => self.values.reset(length),
+        }
     }
 
     /// Rows as they are stored, one or two to a row of the matrix.

@@ -29,7 +29,7 @@ pub(super) struct Scratch {
 impl Kernel {
     pub(super) fn new(
         cx: &Context,
-        Estimate { choice, streams, .. }: Estimate,
+        Estimate { choice, .. }: Estimate,
         geometry: ConvGeometry,
         input: [usize; 2],
         folded: &Folded,
@@ -42,8 +42,7 @@ impl Kernel {
             }
             Choice::Fast(tiling) => {
                 let conv = FastConv::new(cx.level(), tiling, geometry, input)?;
-                let weight = folded.weight;
-                let weights = if streams { conv.pack_streamed(cx, weight) } else { conv.pack(cx, weight) };
+                let weights = conv.pack(cx, folded.weight);
                 Kernel::Fast(conv, weights)
             }
         })

@@ -1,5 +1,12 @@
 //! Memory for values, aligned to cache lines.
 
+mod pages;
+
+pub use pages::zeros_in_large_pages;
+
+use pages::Pages;
+use std::sync::Arc;
+
 /// Values of a cache line.
 pub(crate) const LINE: usize = 16;
 
@@ -8,11 +15,25 @@ pub(crate) const LINE: usize = 16;
 /// Zeros come from the system without being written, so that a page is made by the thread that first writes to it.
 #[derive(Debug, Default)]
 pub struct Aligned {
-    /// The values, and room to begin with a whole line.
-    values: Vec<f32>,
-    /// Where the first whole line begins.
+    memory: Memory,
+    /// Where the first value stands there.
     first: usize,
     length: usize,
+}
+
+/// Where a buffer's values stand.
+#[derive(Debug)]
+enum Memory {
+    /// With room to begin with a whole line.
+    Heap(Vec<f32>),
+    /// In pages whose values from the buffer's first on are the buffer's.
+    Paged(Arc<Pages>),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Memory::Heap(Vec::new())
+    }
 }
 
 impl Aligned {
@@ -22,18 +43,23 @@ impl Aligned {
             return Aligned::default();
         }
         let length = length.next_multiple_of(LINE);
+        if let Some((pages, first)) = Pages::of_one(length) {
+            return Aligned { memory: Memory::Paged(pages), first, length };
+        }
         let values = vec![0.0f32; length + LINE];
         let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
         assert!(first <= LINE, "a vector's values are aligned to their size");
-        Aligned { values, first, length }
+        Aligned { memory: Memory::Heap(values), first, length }
     }
 
-    /// As [`zeros`](Self::zeros), in large pages where the system grants them: for values that are read from memory again
-    /// and again. It takes the system longer to make them.
-    pub(crate) fn zeros_in_large_pages(length: usize) -> Self {
-        let buffer = Aligned::zeros(length);
-        prefer_large_pages(&buffer.values);
-        buffer
+    /// As [`zeros`](Self::zeros), for values that stay as long as a model: they may share large pages with others, and the
+    /// system gets the pages back when all are gone.
+    pub fn zeros_that_stay(length: usize) -> Self {
+        let length = length.next_multiple_of(LINE);
+        match Pages::of_several(length) {
+            Some((pages, first)) => Aligned { memory: Memory::Paged(pages), first, length },
+            None => Aligned::zeros(length),
+        }
     }
 
     /// Makes room for at least `length` values; what stood there stays.
@@ -76,29 +102,24 @@ impl Aligned {
 
     /// The values.
     pub fn values(&self) -> &[f32] {
-        &self.values[self.first..][..self.length]
+        let range = self.first..self.first + self.length;
+        match &self.memory {
+            Memory::Heap(values) => &values[range],
+            // SAFETY: this buffer took the range, and lends it as it is lent itself.
+            Memory::Paged(pages) => unsafe { pages.values(range) },
+        }
     }
 
     /// The values.
     pub fn values_mut(&mut self) -> &mut [f32] {
-        &mut self.values[self.first..][..self.length]
+        let range = self.first..self.first + self.length;
+        match &mut self.memory {
+            Memory::Heap(values) => &mut values[range],
+            // SAFETY: as in `values`.
+            Memory::Paged(pages) => unsafe { pages.values_mut(range) },
+        }
     }
 }
-
-/// Asks the system for large pages, where values have not been written yet: far fewer translations of addresses, and
-/// hardware prefetching does not end every 4 KiB. It is a wish: nothing depends on its being granted.
-#[cfg(target_os = "linux")]
-fn prefer_large_pages(values: &[f32]) {
-    const PAGE: usize = 4096 / size_of::<f32>();
-    let skipped = values.as_ptr().align_offset(4096);
-    let length = values.len().saturating_sub(skipped) / PAGE * PAGE * size_of::<f32>();
-    let first = values.as_ptr().wrapping_add(skipped);
-    // SAFETY: the pages lie within `values`, and the advice does not change what they hold.
-    unsafe { libc::madvise(first.cast_mut().cast(), length, libc::MADV_HUGEPAGE) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn prefer_large_pages(_: &[f32]) {}
 
 impl Clone for Aligned {
     /// A copy's values begin a cache line too, which a copy of the vector would not.

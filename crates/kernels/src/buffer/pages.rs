@@ -1,0 +1,145 @@
+//! Large pages from the system: values that are read from memory again and again need far fewer translations of addresses
+//! there, and hardware prefetching does not end every 4 KiB.
+
+use memmap2::MmapMut;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// Values of a large page.
+pub(super) const LARGE: usize = (2 << 20) / size_of::<f32>();
+
+/// Values of a buffer that is not worth a place in large pages.
+const SMALL: usize = 1 << 12;
+
+/// Values of pages that smaller buffers share.
+const SHARED: usize = 8 * LARGE;
+
+/// Zeros that the system made, in large pages where it grants them: it is a wish, nothing depends on it. Buffers take
+/// them from the front, each once.
+#[derive(Debug)]
+pub(super) struct Pages {
+    /// Given back when it is dropped.
+    _map: MmapMut,
+    first: *mut f32,
+    length: usize,
+    taken: AtomicUsize,
+}
+
+// SAFETY: the pages stay where they are, and each value is reached by the one buffer that took it.
+unsafe impl Send for Pages {}
+// SAFETY: as above.
+unsafe impl Sync for Pages {}
+
+impl Pages {
+    /// Pages with `length` values. Those behind the last whole large page are small ones.
+    fn new(length: usize) -> Option<Arc<Self>> {
+        if cfg!(miri) || !cfg!(target_os = "linux") {
+            return None;
+        }
+        let bytes = length.checked_mul(size_of::<f32>())?;
+        let large = LARGE * size_of::<f32>();
+        // What lies before the first large page is never touched, so that no memory stands behind it.
+        let mut map = MmapMut::map_anon(bytes.checked_add(large)?).ok()?;
+        let skipped = map.as_ptr().align_offset(large);
+        #[cfg(target_os = "linux")]
+        let _ = map.advise_range(memmap2::Advice::HugePage, skipped, bytes / large * large);
+        let first = map.get_mut(skipped..)?.as_mut_ptr().cast();
+        Some(Arc::new(Pages { _map: map, first, length, taken: AtomicUsize::new(0) }))
+    }
+
+    /// Pages of its own for a buffer of `length` values that fill large ones, and where they begin. A system may have none.
+    pub(super) fn of_one(length: usize) -> Option<(Arc<Self>, usize)> {
+        let pages = if length >= LARGE { Pages::new(length)? } else { return None };
+        pages.take(length).map(|first| (pages, first))
+    }
+
+    /// As [`of_one`](Self::of_one), beside other buffers where `length` values would not fill a large page.
+    pub(super) fn of_several(length: usize) -> Option<(Arc<Self>, usize)> {
+        /// Those with room left, as long as a buffer holds them.
+        static OPEN: Mutex<Weak<Pages>> = Mutex::new(Weak::new());
+        match length {
+            0..SMALL => return None,
+            LARGE.. => return Pages::of_one(length),
+            _ => {}
+        }
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pages) = open.upgrade()
+            && let Some(first) = pages.take(length)
+        {
+            return Some((pages, first));
+        }
+        let pages = Pages::new(SHARED)?;
+        *open = Arc::downgrade(&pages);
+        pages.take(length).map(|first| (pages, first))
+    }
+
+    /// Takes the next `length` values, where so many are left.
+    fn take(&self, length: usize) -> Option<usize> {
+        let more = |taken: usize| taken.checked_add(length).filter(|&taken| taken <= self.length);
+        self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
+    }
+
+    /// The values `range`.
+    ///
+    /// # Safety
+    /// The caller has taken them, and changes none while it holds what this returns.
+    pub(super) unsafe fn values(&self, range: Range<usize>) -> &[f32] {
+        debug_assert!(range.end <= self.taken.load(Ordering::Relaxed));
+        // SAFETY: the pages hold `length` initialised values, of which those in `range` were taken.
+        unsafe { std::slice::from_raw_parts(self.first.add(range.start), range.len()) }
+    }
+
+    /// The values `range`, to be changed.
+    ///
+    /// # Safety
+    /// The caller has taken them, and reaches them in no other way while it holds what this returns.
+    #[expect(clippy::mut_from_ref, reason = "who took a range owns it")]
+    pub(super) unsafe fn values_mut(&self, range: Range<usize>) -> &mut [f32] {
+        debug_assert!(range.end <= self.taken.load(Ordering::Relaxed));
+        // SAFETY: as in `values`, and nobody else reaches them.
+        unsafe { std::slice::from_raw_parts_mut(self.first.add(range.start), range.len()) }
+    }
+}
+
+/// As many zeros as asked for, in large pages where the system grants them.
+pub fn zeros_in_large_pages(length: usize) -> Vec<f32> {
+    let values = vec![0.0; length];
+    #[cfg(target_os = "linux")]
+    if length >= LARGE && !cfg!(miri) {
+        const PAGE: usize = 4096;
+        let skipped = values.as_ptr().align_offset(PAGE);
+        let whole = values.len().saturating_sub(skipped) * size_of::<f32>() / PAGE * PAGE;
+        let first = values.as_ptr().wrapping_add(skipped);
+        // SAFETY: the pages lie within `values`, and the advice does not change what they hold.
+        unsafe { libc::madvise(first.cast_mut().cast(), whole, libc::MADV_HUGEPAGE) };
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_taken_once() {
+        let Some(pages) = Pages::new(LARGE + 1000) else { return };
+        assert_eq!(pages.first.addr() % (LARGE * size_of::<f32>()), 0);
+        let firsts = [LARGE, 900, 100].map(|length| pages.take(length));
+        assert_eq!(firsts, [Some(0), Some(LARGE), Some(LARGE + 900)]);
+        assert_eq!([1, usize::MAX].map(|length| pages.take(length)), [None; 2]);
+        assert!(Pages::new(usize::MAX / 2).is_none());
+    }
+
+    #[test]
+    fn small_buffers_share_pages_as_long_as_one_is_held() {
+        let taken = [3 * LARGE / 4; 9].map(Pages::of_several);
+        let Some(taken) = taken.into_iter().collect::<Option<Vec<_>>>() else { return };
+        for (index, (pages, first)) in taken.iter().enumerate() {
+            for (other, start) in &taken[..index] {
+                assert!(!Arc::ptr_eq(pages, other) || first.abs_diff(*start) >= 3 * LARGE / 4);
+            }
+        }
+        assert!(taken.windows(2).any(|pair| Arc::ptr_eq(&pair[0].0, &pair[1].0)));
+    }
+}
