@@ -25,6 +25,8 @@ pub struct Pool {
 thread_local! {
     /// Whether this thread is inside a task; a nested call then runs its tasks in place.
     static INSIDE: Cell<bool> = const { Cell::new(false) };
+    /// This thread's place among those of its pool; that of a caller is 0.
+    static PLACE: Cell<usize> = const { Cell::new(0) };
 }
 
 /// What the caller publishes for the workers.
@@ -100,6 +102,7 @@ impl Shared {
 
     /// A worker's life: wait for a job number it has not seen, enter if the job still admits, work, leave.
     fn serve(&self, own: usize) {
+        PLACE.with(|place| place.set(own));
         let mut seen = 0;
         while !self.stop.load(Ordering::Acquire) {
             let state = self.state.load(Ordering::Acquire);
@@ -288,19 +291,21 @@ impl Drop for Pool {
     }
 }
 
-/// Calls `work` with a value that no other thread is using; with more threads than values, waits for the first.
+/// Calls `work` with a value that no other thread is using; with more threads than values, waits for one. A thread gets
+/// the same value each time while it is free: what it left there is still in its cache.
 ///
 /// # Panics
 /// When there are no values.
 pub fn with_free<T, R>(values: &[Mutex<T>], work: impl FnOnce(&mut T) -> R) -> R {
-    for value in values {
+    let (before, from) = values.split_at(PLACE.with(Cell::get) % values.len());
+    for value in from.iter().chain(before) {
         match value.try_lock() {
             Ok(mut value) => return work(&mut value),
             Err(TryLockError::Poisoned(value)) => return work(&mut value.into_inner()),
             Err(TryLockError::WouldBlock) => {}
         }
     }
-    work(&mut lock(&values[0]))
+    work(&mut lock(&from[0]))
 }
 
 /// A pointer that tasks share to write to places of their own.

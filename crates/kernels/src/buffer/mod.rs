@@ -138,7 +138,7 @@ mod tests {
     fn values_begin_a_line_and_stay() {
         let mut buffer = Aligned::default();
         let mut others = Vec::new();
-        for length in [1, 15, 16, 17, 1000, 100_000] {
+        for length in [1, 15, 16, 17, 1000, 100_000, 600_000] {
             buffer.grow(length);
             let copy = buffer.clone();
             for buffer in [&buffer, &copy] {
@@ -154,10 +154,35 @@ mod tests {
         }
         assert_eq!(buffer.values().iter().filter(|&&value| value != 0.0).count(), others.len());
         buffer.grow(3);
-        assert!(buffer.len() >= 100_000);
-        buffer.reset(100_000);
-        assert_eq!(buffer.values()[99_999], 100_000.0);
-        buffer.reset(200_000);
-        assert!(buffer.len() >= 200_000 && buffer.as_ptr().addr() % 64 == 0);
+        assert!(buffer.len() >= 600_000);
+        buffer.reset(600_000);
+        assert_eq!(buffer.values()[599_999], 600_000.0);
+        buffer.reset(900_000);
+        assert!(buffer.len() >= 900_000 && buffer.as_ptr().addr() % 64 == 0);
+    }
+
+    #[test]
+    fn values_that_stay_keep_out_of_one_another() {
+        let lengths = [1, 16, 5_000, 300_000, 400_001, 524_288, 600_000, 300_000];
+        let mut buffers = lengths.map(Aligned::zeros_that_stay);
+        for (index, buffer) in buffers.iter_mut().enumerate() {
+            assert!(buffer.len() >= lengths[index] && buffer.as_ptr().addr() % 64 == 0);
+            assert!(buffer.values().iter().all(|&value| value == 0.0));
+            buffer.values_mut().fill(index as f32);
+        }
+        let [.., last] = &mut buffers;
+        drop(std::mem::take(last));
+        for (index, buffer) in buffers.iter().enumerate() {
+            assert!(buffer.values().iter().all(|&value| value == index as f32));
+        }
+    }
+
+    #[test]
+    fn zeros_in_large_pages_are_as_many_as_asked_for() {
+        for length in [0, 7, 2 << 20] {
+            let mut values = zeros_in_large_pages(length);
+            assert_eq!(values, vec![0.0; length]);
+            values.fill(1.0);
+        }
     }
 }
