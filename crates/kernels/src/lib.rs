@@ -33,7 +33,7 @@ mod testing;
 mod vector;
 
 pub use bf16::Operands;
-pub use buffer::{Aligned, zeros_in_large_pages};
+pub use buffer::Aligned;
 pub use context::Context;
 pub use cpu::{Level, UnknownLevel};
 pub use parallel::{Pool, with_free};

@@ -65,6 +65,8 @@ pub(crate) struct Estimate {
     pub(crate) macs: f64,
     /// Bytes of packed weights.
     pub(crate) weight_bytes: f64,
+    /// Whether each run reads the weights from memory for long enough that their pages matter.
+    pub(crate) streams: bool,
     /// Expected time relative to a multiply-accumulate at the peak.
     pub(crate) cost: f64,
 }
@@ -92,6 +94,10 @@ const SECOND_LEVEL: f64 = 1.04;
 
 /// Multiply-accumulates that a core does while the direct sum goes to the next tap for an output pixel and a panel.
 const MACS_PER_TAP: f64 = 190.0;
+
+/// Where reading the weights from memory takes more than this part of the arithmetic's time, the pages that they stand in
+/// matter.
+const SHORT: f64 = 16.0;
 
 /// Output channels of a panel of the direct sum.
 const PANEL: usize = 64;
@@ -215,7 +221,7 @@ pub(crate) fn candidates(
         // The weights stream by while the products are made: a half of the quicker hides behind the slower.
         let (work, reading) = (work * batch as f64, weight_bytes * MACS_PER_BYTE);
         let cost = work.max(reading) + work.min(reading) / 2.0;
-        Estimate { choice, macs, weight_bytes, cost }
+        Estimate { choice, macs, weight_bytes, streams: reading * SHORT > work, cost }
     };
     let weights = geometry.weight_len();
     let products = output[0] * output[1] * weights;

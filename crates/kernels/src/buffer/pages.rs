@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// Values of a large page.
-pub(super) const LARGE: usize = (2 << 20) / size_of::<f32>();
+const LARGE: usize = (2 << 20) / size_of::<f32>();
 
 /// Values of a buffer that is not worth a place in large pages.
 const SMALL: usize = 1 << 12;
@@ -48,20 +48,17 @@ impl Pages {
         Some(Arc::new(Pages { _map: map, first, length, taken: AtomicUsize::new(0) }))
     }
 
-    /// Pages of its own for a buffer of `length` values that fill large ones, and where they begin. A system may have none.
-    pub(super) fn of_one(length: usize) -> Option<(Arc<Self>, usize)> {
-        let pages = if length >= LARGE { Pages::new(length)? } else { return None };
-        pages.take(length).map(|first| (pages, first))
-    }
-
-    /// As [`of_one`](Self::of_one), beside other buffers where `length` values would not fill a large page.
-    pub(super) fn of_several(length: usize) -> Option<(Arc<Self>, usize)> {
-        /// Those with room left, as long as a buffer holds them.
+    /// Pages of which a buffer of `length` values has taken the first, and where they begin: pages of its own where it fills
+    /// large ones, else beside other buffers. None for few values, and where the system has none.
+    pub(super) fn with_room(length: usize) -> Option<(Arc<Self>, usize)> {
+        /// Those that have room left, as long as a buffer holds them.
         static OPEN: Mutex<Weak<Pages>> = Mutex::new(Weak::new());
-        match length {
-            0..SMALL => return None,
-            LARGE.. => return Pages::of_one(length),
-            _ => {}
+        if length < SMALL {
+            return None;
+        }
+        if length >= LARGE {
+            let pages = Pages::new(length)?;
+            return pages.take(length).map(|first| (pages, first));
         }
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pages) = open.upgrade()
@@ -102,21 +99,6 @@ impl Pages {
     }
 }
 
-/// As many zeros as asked for, in large pages where the system grants them.
-pub fn zeros_in_large_pages(length: usize) -> Vec<f32> {
-    let values = vec![0.0; length];
-    #[cfg(target_os = "linux")]
-    if length >= LARGE && !cfg!(miri) {
-        const PAGE: usize = 4096;
-        let skipped = values.as_ptr().align_offset(PAGE);
-        let whole = values.len().saturating_sub(skipped) * size_of::<f32>() / PAGE * PAGE;
-        let first = values.as_ptr().wrapping_add(skipped);
-        // SAFETY: the pages lie within `values`, and the advice does not change what they hold.
-        unsafe { libc::madvise(first.cast_mut().cast(), whole, libc::MADV_HUGEPAGE) };
-    }
-    values
-}
-
 #[cfg(all(test, target_os = "linux", not(miri)))]
 mod tests {
     use super::*;
@@ -133,8 +115,7 @@ mod tests {
 
     #[test]
     fn small_buffers_share_pages_as_long_as_one_is_held() {
-        let taken =
-            [3 * LARGE / 4; 9].map(|length| Pages::of_several(length).expect("pages from the system"));
+        let taken = [3 * LARGE / 4; 9].map(|length| Pages::with_room(length).expect("pages from the system"));
         for (index, (pages, first)) in taken.iter().enumerate() {
             for (other, start) in &taken[..index] {
                 assert!(!Arc::ptr_eq(pages, other) || first.abs_diff(*start) >= 3 * LARGE / 4);

@@ -129,6 +129,20 @@ impl Conv {
         packed
     }
 
+    /// As [`pack_forward`](Self::pack_forward), for weights that each pass reads from memory: in large pages where the system
+    /// grants them.
+    ///
+    /// # Panics
+    /// When the number of weights is not the geometry's.
+    pub fn pack_streamed(&self, cx: &Context, operands: Operands, weight: &[f32]) -> ForwardWeights {
+        let (g, mut packed) = (&self.geometry, ForwardWeights::default());
+        for matrix in self.matrices(&mut packed.0) {
+            matrix.reserve_large_pages(g.taps() * g.group_in(), g.group_out());
+        }
+        self.repack_forward(cx, operands, weight, &mut packed);
+        packed
+    }
+
     /// As [`pack_forward`](Self::pack_forward), into memory that other weights, of any convolution, were packed in.
     fn repack_forward(&self, cx: &Context, operands: Operands, weight: &[f32], packed: &mut ForwardWeights) {
         let g = &self.geometry;

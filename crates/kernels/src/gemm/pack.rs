@@ -85,10 +85,13 @@ impl PackedMatrix {
     pub(crate) fn reset(&mut self, level: Level, operands: Operands, depth: usize, columns: usize) {
         (self.level, self.operands, self.depth, self.columns) = (level, operands, depth, columns);
         let length = self.stored_rows() * columns.next_multiple_of(level.micro_kernels().lanes);
-        match self.values.is_empty() {
-            true => self.values = Aligned::zeros_that_stay(length),
-            false => self.values.reset(length),
-        }
+        self.values.reset(length);
+    }
+
+    /// Makes room for a matrix in large pages, where the system grants them.
+    pub(crate) fn reserve_large_pages(&mut self, depth: usize, columns: usize) {
+        let columns = columns.next_multiple_of(self.level.micro_kernels().lanes);
+        self.values = Aligned::zeros_in_large_pages(depth * columns);
     }
 
     /// Rows as they are stored, one or two to a row of the matrix.

@@ -3,7 +3,7 @@
 use crate::Tensor;
 use std::collections::HashMap;
 use stridenet_kernels::conv::{ConvScratch, FastScratch};
-use stridenet_kernels::{norm, zeros_in_large_pages};
+use stridenet_kernels::norm;
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
 ///
@@ -25,8 +25,7 @@ impl Workspace {
     /// A tensor of `shape` whose values are whatever was there before.
     pub(crate) fn tensor(&mut self, shape: [usize; 4]) -> Tensor {
         let length = shape.iter().product();
-        let kept = self.free.get_mut(&length).and_then(Vec::pop);
-        let data = kept.unwrap_or_else(|| zeros_in_large_pages(length));
+        let data = self.free.get_mut(&length).and_then(Vec::pop).unwrap_or_else(|| vec![0.0; length]);
         Tensor::new(shape, data).expect("buffers are kept by their length")
     }
 

@@ -29,20 +29,24 @@ pub(super) struct Scratch {
 impl Kernel {
     pub(super) fn new(
         cx: &Context,
-        Estimate { choice, .. }: Estimate,
+        Estimate { choice, streams, .. }: Estimate,
         geometry: ConvGeometry,
         input: [usize; 2],
         folded: &Folded,
     ) -> Result<Self, GeometryError> {
+        let weight = folded.weight;
         Ok(match choice {
             Choice::Direct => {
                 let conv = Conv::new(cx.level(), geometry, input)?;
-                let weights = conv.pack_forward(cx, Operands::F32, folded.weight);
+                let weights = match streams {
+                    true => conv.pack_streamed(cx, Operands::F32, weight),
+                    false => conv.pack_forward(cx, Operands::F32, weight),
+                };
                 Kernel::Direct(conv, weights)
             }
             Choice::Fast(tiling) => {
                 let conv = FastConv::new(cx.level(), tiling, geometry, input)?;
-                let weights = conv.pack(cx, folded.weight);
+                let weights = if streams { conv.pack_streamed(cx, weight) } else { conv.pack(cx, weight) };
                 Kernel::Fast(conv, weights)
             }
         })
