@@ -120,6 +120,16 @@ impl Level {
         }
     }
 
+    /// Whether a core multiplies and adds two vectors of 512 bits a cycle, as Intel's do from Sapphire Rapids on; they are told by
+    /// their instructions for half precision. Others take twice the time, or have half the width.
+    pub fn has_wide_cores(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(..) => is_x86_feature_detected!("avx512fp16"),
+            _ => false,
+        }
+    }
+
     /// The level without instructions for products of bf16.
     pub fn without_bf16(self) -> Level {
         match self.0 {

@@ -1,8 +1,8 @@
 //! Which algorithm computes a convolution.
 //!
-//! The estimate depends on the shapes, the batch and the instruction-set level alone, never on the number of threads, so
-//! that plans of the same network give the same bits on any of them. A [tuning](crate::plan::Tuning) takes its place where there
-//! is one.
+//! The estimate depends on the shapes, the batch, the instruction-set level and the kind of core alone, never on the number of
+//! threads, so that plans of the same network give the same bits on any of them. A [tuning](crate::plan::Tuning) takes its place
+//! where there is one. Training's estimates leave the kind of core out: a run that goes on elsewhere keeps its algorithms.
 
 use crate::kernels::conv::{ConvGeometry, Tiling, TilingCost};
 use crate::kernels::{Level, Operands};
@@ -75,25 +75,56 @@ pub(crate) struct Estimate {
 /// none, takes that.
 pub(crate) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
 
-/// Multiply-accumulates that a core does while it reads a byte of weights from memory.
-const MACS_PER_BYTE: f64 = 5.0;
+/// What a convolution's forward pass takes, in the multiply-accumulates that a core does meanwhile at its peak. Measured.
+#[derive(Debug, Clone, Copy)]
+struct Costs {
+    /// Share of the peak that products reach.
+    share: f64,
+    /// The same for the direct sum of groups, whose products are narrow.
+    grouped_share: f64,
+    /// Reading a byte of weights from memory.
+    byte: f64,
+    /// Taking a value into or out of the domain of products: of square tiles.
+    tile_value: f64,
+    /// The same for pairs and fours of pixels, into it and out of it: their input arrives while products are made.
+    pair_input: f64,
+    pair_output: f64,
+    /// The direct sum's step to the next tap for an output pixel and a panel.
+    tap: f64,
+}
 
-/// Share of the peak that products reach.
-const SHARE: f64 = 0.93;
+impl Costs {
+    /// Cores that multiply and add 512 bits a cycle, or less.
+    const NARROW: Costs = Costs {
+        share: 0.93,
+        grouped_share: 0.10,
+        byte: 5.0,
+        tile_value: 7.5,
+        pair_input: 0.5,
+        pair_output: 10.0,
+        tap: 190.0,
+    };
 
-/// Multiply-accumulates that a core does while it takes a value into or out of the domain of products: of square tiles.
-const MACS_PER_TILE_VALUE: f64 = 7.5;
+    /// Cores that multiply and add twice as much in the same time, with caches and a memory that are no faster: whatever is not
+    /// a product costs more of them, and more products are better than more weights.
+    const WIDE: Costs = Costs {
+        share: 0.57,
+        grouped_share: 0.12,
+        byte: 12.0,
+        tile_value: 20.0,
+        pair_input: 40.0,
+        pair_output: 40.0,
+        tap: 260.0,
+    };
 
-/// The same for pairs and fours of pixels, into it and out of it: their input arrives while products are made.
-const MACS_PER_PAIR_INPUT: f64 = 0.5;
-const MACS_PER_PAIR_OUTPUT: f64 = 10.0;
+    fn of(level: Level) -> Costs {
+        if level.has_wide_cores() { Costs::WIDE } else { Costs::NARROW }
+    }
+}
 
 /// How many times longer one level of Strassen's algorithm must be expected to take for a second to be worth its memory: the
 /// weights take 1.75 times as much.
 const SECOND_LEVEL: f64 = 1.04;
-
-/// Multiply-accumulates that a core does while the direct sum goes to the next tap for an output pixel and a panel.
-const MACS_PER_TAP: f64 = 190.0;
 
 /// Where reading the weights from memory takes more than this part of the arithmetic's time, the pages that they stand in
 /// matter.
@@ -101,9 +132,6 @@ const SHORT: f64 = 16.0;
 
 /// Output channels of a panel of the direct sum.
 const PANEL: usize = 64;
-
-/// The same for the direct sum of groups, whose products are narrow.
-const GROUPED_SHARE: f64 = 0.10;
 
 /// A pass of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +213,7 @@ pub(crate) fn for_training(
     let halves = (operands == Operands::Bf16).then(|| halves_cost(geometry, pixels, pass));
     match pass {
         Pass::Through => {
-            let estimates = candidates(level, geometry, input, TRAINING_BATCH);
+            let estimates = estimates(&Costs::NARROW, level, geometry, input, TRAINING_BATCH);
             let cost = |choice: Choice| estimates.iter().find(|estimate| estimate.choice == choice);
             let direct = cost(Choice::Direct).map_or(f64::INFINITY, |estimate| estimate.cost);
             let direct = halves.unwrap_or(direct);
@@ -215,11 +243,22 @@ pub(crate) fn candidates(
     input: [usize; 2],
     batch: usize,
 ) -> Vec<Estimate> {
+    estimates(&Costs::of(level), level, geometry, input, batch)
+}
+
+/// The candidates where arithmetic has such costs.
+fn estimates(
+    costs: &Costs,
+    level: Level,
+    geometry: &ConvGeometry,
+    input: [usize; 2],
+    batch: usize,
+) -> Vec<Estimate> {
     let Ok(output) = geometry.output_size(input) else { return Vec::new() };
     let estimate = |choice: Choice, products: usize, weights: usize, work: f64| {
         let (macs, weight_bytes) = ((products * batch) as f64, 4.0 * weights as f64);
         // The weights stream by while the products are made: a half of the quicker hides behind the slower.
-        let (work, reading) = (work * batch as f64, weight_bytes * MACS_PER_BYTE);
+        let (work, reading) = (work * batch as f64, weight_bytes * costs.byte);
         let cost = work.max(reading) + work.min(reading) / 2.0;
         Estimate { choice, macs, weight_bytes, streams: reading * SHORT > work, cost }
     };
@@ -229,21 +268,21 @@ pub(crate) fn candidates(
         1 => {
             let taps = geometry.kernel[0] * geometry.kernel[1] * output[0] * output[1];
             let panels = geometry.out_channels.div_ceil(PANEL);
-            products as f64 / SHARE + (taps * panels) as f64 * MACS_PER_TAP
+            products as f64 / costs.share + (taps * panels) as f64 * costs.tap
         }
-        _ => products as f64 / GROUPED_SHARE,
+        _ => products as f64 / costs.grouped_share,
     };
     let mut all = vec![estimate(Choice::Direct, products, weights, work)];
     for tiling in Tiling::ALL {
         if let Some(cost) = tiling.cost(level, geometry, input) {
             let (into, back) = match tiling {
-                Tiling::Strassen | Tiling::Twice => (MACS_PER_PAIR_INPUT, MACS_PER_PAIR_OUTPUT),
+                Tiling::Strassen | Tiling::Twice => (costs.pair_input, costs.pair_output),
                 Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 | Tiling::S7 => {
-                    (MACS_PER_TILE_VALUE, MACS_PER_TILE_VALUE)
+                    (costs.tile_value, costs.tile_value)
                 }
             };
             let moved = cost.inputs as f64 * into + cost.outputs as f64 * back;
-            let work = cost.products as f64 / SHARE + moved;
+            let work = cost.products as f64 / costs.share + moved;
             let estimate = estimate(Choice::Fast(tiling), cost.products, cost.weights, work);
             let worth = if tiling == Tiling::Twice { SECOND_LEVEL } else { 1.0 };
             all.push(Estimate { cost: estimate.cost * worth, ..estimate });
@@ -251,4 +290,31 @@ pub(crate) fn candidates(
     }
     all.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What costs the least for a convolution with a square kernel.
+    fn cheapest(costs: &Costs, channels: [usize; 2], kernel: usize, size: usize, batch: usize) -> Choice {
+        let geometry = ConvGeometry::square(channels[0], channels[1], kernel, 1);
+        let all = estimates(costs, Level::detect(), &geometry, [size; 2], batch);
+        assert!(all.is_sorted_by(|a, b| a.cost <= b.cost), "{all:?}");
+        all[0].choice
+    }
+
+    /// A bottleneck block's layers at 56×56. Tiles save too many products to depend on the core; pairs of pixels save so few
+    /// that on a wide one their sums take longer.
+    #[test]
+    fn what_is_worth_its_sums_depends_on_the_core() {
+        for batch in [1, 8] {
+            for costs in [Costs::NARROW, Costs::WIDE] {
+                assert_eq!(cheapest(&costs, [64, 64], 3, 56, batch), Choice::Fast(Tiling::F4), "{costs:?}");
+            }
+            let wide = cheapest(&Costs::WIDE, [256, 64], 1, 56, batch);
+            let narrow = cheapest(&Costs::NARROW, [256, 64], 1, 56, batch);
+            assert_eq!((narrow, wide), (Choice::Fast(Tiling::Twice), Choice::Direct), "batch {batch}");
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //! after the other on all threads.
 //!
 //! The bits of a result depend on the plan and the image alone: not on the number of threads, and not on the batch that
-//! the image is a part of. Which algorithms a plan uses is estimated from shapes, batch and instruction-set level; a
+//! the image is a part of. Which algorithms a plan uses is estimated from shapes, batch, instruction-set level and kind of core; a
 //! [`Tuning`] has measured them on this machine instead. Algorithms differ in their last bits, so that plans with different
 //! tunings may too; and as a tuning is measured for one number of threads, it is what makes bits depend on how many are asked
 //! for. Without tunings they never do.
