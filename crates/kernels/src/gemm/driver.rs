@@ -219,6 +219,7 @@ impl Product<'_> {
                 depth: block.depth,
                 ahead,
                 b: self.b.panel_row(panel, block.tap * self.gather.depth() + block.skip),
+                far: start == rows.start,
                 c: targets.as_ptr(),
                 columns: panel.columns,
                 accumulate,

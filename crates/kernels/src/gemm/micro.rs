@@ -12,6 +12,9 @@ use crate::simd::{Scalar, Simd, Task};
 /// Largest number of rows of a block, over all levels.
 pub(crate) const MAX_ROWS: usize = 12;
 
+/// How many values further on those of a panel are that are asked for: what memory takes to answer.
+const SOON: usize = 2048;
+
 /// `C = A·B` for a block: C is `rows × columns`, A is read through pointers, B is one packed panel.
 pub(crate) struct Gathered {
     /// Pointers to the rows of A, `[tap][row]`; each is valid for reads at `skip .. skip + depth`.
@@ -26,6 +29,8 @@ pub(crate) struct Gathered {
     pub(crate) ahead: usize,
     /// The panel's values, `[tap][depth][vectors · lanes]`.
     pub(crate) b: *const f32,
+    /// Whether they are read for the first time, so that they are asked for on the way.
+    pub(crate) far: bool,
     /// Pointers to the rows of C; each is valid for reads and writes of `columns` values.
     pub(crate) c: *const *mut f32,
     /// Columns that exist; the panel's others are padding.
@@ -247,9 +252,20 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
                             simd.prefetch(row.wrapping_add(start + block.ahead));
                         }
                     }
-                    for k in start..block.depth.min(start + LINE) {
-                        Self::step(simd, &rows, k, b, &mut sums);
-                        b = b.add(VECTORS * S::LANES);
+                    let part = start..block.depth.min(start + LINE);
+                    if block.far {
+                        for k in part {
+                            for v in 0..VECTORS {
+                                simd.prefetch(b.wrapping_add(SOON + v * S::LANES));
+                            }
+                            Self::step(simd, &rows, k, b, &mut sums);
+                            b = b.add(VECTORS * S::LANES);
+                        }
+                    } else {
+                        for k in part {
+                            Self::step(simd, &rows, k, b, &mut sums);
+                            b = b.add(VECTORS * S::LANES);
+                        }
                     }
                 }
             }

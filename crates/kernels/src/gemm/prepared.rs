@@ -141,6 +141,7 @@ impl Product<'_> {
                 depth: piece.depth.len().div_ceil(operands.together()),
                 ahead: 0,
                 b: self.b.panel_row(panel, piece.depth.start / operands.together()),
+                far: false,
                 c: targets.as_ptr(),
                 columns: panel.columns,
                 accumulate: piece.depth.start > 0 || self.epilogue.in_place(),
