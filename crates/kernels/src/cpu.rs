@@ -209,6 +209,7 @@ mod tests {
             assert_eq!(Level::named(level.name()), Ok(level));
         }
         assert!(!Level::detect().without_bf16().multiplies_bf16());
+        assert!(Level::available().iter().all(|level| !level.has_wide_cores() || level.name() == "avx512"));
         let error = UnknownLevel::Bf16 { found: "on".into() }.to_string();
         assert!(error.contains("STRIDENET_BF16=\"on\"") && error.contains("off"), "{error}");
         let error = Level::named("sse9").unwrap_err().to_string();
