@@ -120,8 +120,9 @@ impl Level {
         }
     }
 
-    /// Whether a core multiplies and adds two vectors of 512 bits a cycle, as Intel's do from Sapphire Rapids on; they are told by
-    /// their instructions for half precision. Others take twice the time, or have half the width.
+    /// Whether a core is known to multiply and add two vectors of 512 bits a cycle, in front of caches and a memory that are no
+    /// faster than others': Intel's from Sapphire Rapids on, told by their instructions for half precision. Others that have two
+    /// such multipliers, such as AMD's Zen 5, count among the rest until they are measured.
     pub fn has_wide_cores(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]

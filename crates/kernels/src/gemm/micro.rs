@@ -12,7 +12,7 @@ use crate::simd::{Scalar, Simd, Task};
 /// Largest number of rows of a block, over all levels.
 pub(crate) const MAX_ROWS: usize = 12;
 
-/// How many values further on those of a panel are that are asked for: what memory takes to answer.
+/// How many values ahead of the products a panel is asked for: the products of so many take as long as memory does to answer.
 const SOON: usize = 2048;
 
 /// `C = A·B` for a block: C is `rows × columns`, A is read through pointers, B is one packed panel.
@@ -253,6 +253,7 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
                         }
                     }
                     let part = start..block.depth.min(start + LINE);
+                    // Two loops, so that the one that nearly all blocks take has nothing but products.
                     if block.far {
                         for k in part {
                             for v in 0..VECTORS {
