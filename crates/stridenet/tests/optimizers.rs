@@ -149,7 +149,8 @@ fn steps_are_those_of_pytorch_and_timm() {
             let mut optimizer = Optimizer::new(&network, case.options());
             for (step, (&factors, &lr)) in gradients.iter().zip(rates).enumerate() {
                 for parameter in network.parameters_mut() {
-                    parameter.grad = parameter.from_torch(fixture.mixed(&parameter.name, factors));
+                    let mixed = fixture.mixed(&parameter.name, factors);
+                    parameter.grad = parameter.from_torch(mixed, &mut Vec::new());
                 }
                 let norm = optimizer.step(&cx, &mut network, 1.0, lr).grad_norm;
                 assert_eq!(norm.is_some(), case.clip.is_some());
@@ -177,7 +178,8 @@ fn threads_do_not_change_a_bit() {
             let mut average = WeightAverage::of(&network, 0.9, 0);
             for &factors in &fixture.manifest.gradients {
                 for parameter in network.parameters_mut() {
-                    parameter.grad = parameter.from_torch(fixture.mixed(&parameter.name, factors));
+                    let mixed = fixture.mixed(&parameter.name, factors);
+                    parameter.grad = parameter.from_torch(mixed, &mut Vec::new());
                 }
                 optimizer.step(&cx, &mut network, 0.3, 0.1);
                 average.update(&cx, &mut network);

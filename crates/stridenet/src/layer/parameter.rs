@@ -59,10 +59,11 @@ impl Parameter {
         }
     }
 
-    /// Values in torch's order (OIHW), as `value` and `grad` store them (HWIO).
-    pub fn from_torch(&self, values: Vec<f32>) -> Vec<f32> {
+    /// Values in torch's order (OIHW), as `value` and `grad` store them (HWIO), in their own memory; `space` is used
+    /// meanwhile.
+    pub fn from_torch(&self, values: Vec<f32>, space: &mut Vec<f32>) -> Vec<f32> {
         match self.oihw() {
-            Some(shape) => permuted(conv_to_hwio(shape, &values)),
+            Some(shape) => permuted(conv_to_hwio(shape, values, space)),
             None => values,
         }
     }
@@ -92,7 +93,7 @@ mod tests {
         let torch = conv.to_torch(&conv.value);
         // [o, i, h, w] = [1, 2, 0, 1] in torch's order is [h, w, i, o] = [0, 1, 2, 1] here.
         assert_eq!(torch[((3 + 2) * 2) * 2 + 1], values[(3 + 2) * 2 + 1]);
-        assert_eq!(conv.from_torch(torch), values);
+        assert_eq!(conv.from_torch(torch, &mut Vec::new()), values);
         let linear = Parameter::weight("w".into(), vec![2, 12], values.clone());
         assert_eq!(linear.to_torch(&values)[..3], [0.0, 2.0, 4.0]);
         let vector = Parameter::vector("b".into(), values.clone());

@@ -2,12 +2,13 @@
 
 use super::Network;
 use crate::Error;
-use crate::kernels::Context;
+use crate::kernels::{Context, with_free};
 use crate::layer::Parameter;
 use crate::weights::{
     Account, Expected, NamedTensor, StateDict, TensorEntry, TensorValues, UnusedTensors, fit,
 };
 use std::path::Path;
+use std::sync::Mutex;
 
 impl Network {
     /// All parameters and running statistics under their torch names, in torch's layout.
@@ -46,13 +47,13 @@ impl Network {
             Some((_, TensorValues::F32(values))) => Some(values),
             _ => None,
         };
-        // Each tensor is given up as soon as it is rearranged.
         let taken = self.parameters_mut().map(|parameter| (take(&parameter.name), parameter));
         let mut taken: Vec<(Option<Vec<f32>>, &mut Parameter)> = taken.collect();
+        let spaces: Vec<Mutex<Vec<f32>>> = (0..cx.threads()).map(|_| Mutex::default()).collect();
         cx.pool().pieces(&mut taken, 1, |_, piece| {
             let (values, parameter) = &mut piece[0];
             if let Some(values) = values.take() {
-                parameter.value = parameter.from_torch(values);
+                parameter.value = with_free(&spaces, |space| parameter.from_torch(values, space));
             }
         });
         for norm in self.norms_mut() {

@@ -16,6 +16,7 @@ pub mod onnx;
 mod prefix;
 mod pytorch;
 mod safetensors;
+mod source;
 mod state;
 
 pub use account::{Account, Expected, Mismatch, Unused, UnusedTensors, fit, fit_unwrapped};

@@ -3,13 +3,16 @@
 //! The `safetensors` crate has the last word on whether a header is valid. Checked here before: what the crate lets pass
 //! (duplicate names, of which it keeps the last; types that weights do not have; values that are not finite), and what it
 //! refuses without saying which tensor is wrong and by how much. The values go from the file to their tensors piece by
-//! piece, so that there are never two copies of them.
+//! piece, so that there are never two copies of them. The tensors of a large file are read on several threads: most of that
+//! time the system makes their pages.
 
 use super::dtype::{Dtype, PIECE};
 use super::error::{WeightsError, count, printable};
 use super::format::no_weights;
+use super::source::Source;
 use super::state::{StateDict, TensorEntry, TensorValues};
 use crate::file::{FileError, write_atomically};
+use crate::kernels::{Pool, physical_processors};
 use ::safetensors::tensor::Metadata;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
@@ -24,6 +27,10 @@ const LONGEST_HEADER: usize = 100_000_000;
 const PREFIX: usize = 8;
 /// Bytes that are looked at to recognise other formats.
 const BEGINNING: usize = 32;
+
+/// Bytes of values for each thread that reads them, at least; and threads at most.
+const SHARE: usize = 1 << 22;
+const READERS: usize = 4;
 
 /// What to do with values that are NaN or infinite as `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +60,7 @@ pub fn read_safetensors_with_metadata(
     let unreadable = |source| FileError::read(path, source);
     let file = File::open(path).map_err(unreadable)?;
     let length = file.metadata().map_err(unreadable)?.len();
-    read(path, file, length, non_finite)
+    read(path, &file, length, non_finite)
 }
 
 /// Reads the bytes of a safetensors file; `path` is only for messages.
@@ -72,7 +79,7 @@ pub fn safetensors_from_bytes(
 /// Reads `length` bytes.
 fn read(
     path: &Path,
-    mut from: impl Read,
+    source: &(impl Source + ?Sized),
     length: u64,
     non_finite: NonFinite,
 ) -> Result<(StateDict, BTreeMap<String, String>), WeightsError> {
@@ -80,17 +87,17 @@ fn read(
     let invalid = |problem| WeightsError::Safetensors { path: path.to_path_buf(), problem };
     let mut beginning = [0; BEGINNING];
     let beginning = &mut beginning[..BEGINNING.min(usize::try_from(length).unwrap_or(BEGINNING))];
-    from.read_exact(beginning).map_err(unreadable)?;
+    source.from(0).read_exact(beginning).map_err(unreadable)?;
     if let Some((format, remedy)) = other_format(beginning) {
         return Err(WeightsError::Format { path: path.to_path_buf(), format, remedy });
     }
     let mut header = vec![0; header_length(beginning, length).map_err(invalid)?];
-    let mut from = (&beginning[PREFIX..]).chain(from);
-    from.read_exact(&mut header).map_err(unreadable)?;
+    source.from(PREFIX as u64).read_exact(&mut header).map_err(unreadable)?;
     let Declarations(declarations) = serde_json::from_slice(&header)
         .map_err(|error| invalid(format!("its header has {}", printable(&error.to_string()))))?;
 
-    let held = usize::try_from(length - (PREFIX + header.len()) as u64).unwrap_or(usize::MAX);
+    let first = (PREFIX + header.len()) as u64;
+    let held = usize::try_from(length - first).unwrap_or(usize::MAX);
     let mut tensors = Vec::with_capacity(declarations.len());
     for (name, declaration) in declarations {
         let declaration: Declaration = serde_json::from_value(declaration).map_err(|error| {
@@ -107,17 +114,28 @@ fn read(
     let accepted: Metadata =
         serde_json::from_slice(&header).map_err(|error| invalid(printable(&error.to_string())))?;
 
-    let (mut state, mut refused) = (StateDict::new(), Vec::new());
-    let mut piece = vec![0; PIECE];
-    for Tensor { name, dtype, declaration } in tensors {
+    let nothing = || Ok(TensorValues::F32(Vec::new()));
+    let contents = tensors.into_iter().map(|tensor| Contents { tensor, values: nothing(), non_finite: 0 });
+    let mut contents: Vec<Contents> = contents.collect();
+    let threads = (held / SHARE).clamp(1, READERS.min(physical_processors()));
+    Pool::new(threads).pieces(&mut contents, 1, |_, contents| {
+        let Contents { tensor: Tensor { dtype, declaration, .. }, values, non_finite: found } =
+            &mut contents[0];
+        let [start, end] = declaration.data_offsets;
         let count = declaration.shape.iter().product();
-        let values = dtype.decode(&mut from, &mut piece, count).map_err(unreadable)?;
+        let mut piece = vec![0; PIECE.min(end - start)];
+        *values = dtype.decode(&mut source.from(first + start as u64), &mut piece, count);
         // Now, while the values are in the cache.
-        let count = if non_finite == NonFinite::Refuse { values.non_finite() } else { 0 };
-        if count > 0 {
-            refused.push((name.clone(), count));
+        if let (Ok(values), NonFinite::Refuse) = (values, non_finite) {
+            *found = values.non_finite();
         }
-        state.insert_values(name, declaration.shape, values)?;
+    });
+    let (mut state, mut refused) = (StateDict::new(), Vec::new());
+    for Contents { tensor: Tensor { name, declaration, .. }, values, non_finite } in contents {
+        if non_finite > 0 {
+            refused.push((name.clone(), non_finite));
+        }
+        state.insert_values(name, declaration.shape, values.map_err(unreadable)?)?;
     }
     if !refused.is_empty() {
         refused.sort_unstable();
@@ -218,6 +236,14 @@ struct Tensor {
     name: String,
     dtype: Dtype,
     declaration: Declaration,
+}
+
+/// What was read of a tensor.
+struct Contents {
+    tensor: Tensor,
+    values: io::Result<TensorValues>,
+    /// Values that are refused because they are not finite.
+    non_finite: usize,
 }
 
 /// Sorts tensors by place, and checks that they fill the `held` bytes without gap or overlap.

@@ -253,6 +253,32 @@ fn values_that_are_not_finite_are_named_or_allowed() {
     assert!(message(&double).contains("d (1 value)"));
 }
 
+/// Enough for several threads: tensors whose values tell where they are, from a file.
+#[test]
+fn large_files_are_read_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let mut state = small();
+    for (turn, name) in ["a", "b", "c", "d", "e"].into_iter().enumerate() {
+        let values: Vec<f32> = (0..SHARE / 8 + turn).map(|value| (5 * value + turn) as f32).collect();
+        state.insert(NamedTensor { name: name.into(), shape: vec![values.len()], values }).unwrap();
+    }
+    write_safetensors(&path, &state, &BTreeMap::new()).unwrap();
+    assert!(std::fs::metadata(&path).unwrap().len() > 2 * SHARE as u64);
+    assert!(read_safetensors(&path, NonFinite::Refuse).unwrap() == state);
+
+    let mut bytes = std::fs::read(&path).unwrap();
+    let infinite = f32::INFINITY.to_le_bytes();
+    bytes
+        .rchunks_exact_mut(4)
+        .step_by(SHARE / 8 + 8)
+        .take(3)
+        .for_each(|value| value.copy_from_slice(&infinite));
+    let error = read(&bytes).unwrap_err().to_string();
+    assert!(error.contains("conv1.weight (1 value), d (1 value), e (1 value)"), "{error}");
+    assert!(read(&bytes[..bytes.len() - 1]).unwrap_err().to_string().contains("it is truncated"));
+}
+
 #[test]
 fn a_missing_file_is_named() {
     let error = read_safetensors(Path::new("nowhere/model.safetensors"), NonFinite::Refuse).unwrap_err();

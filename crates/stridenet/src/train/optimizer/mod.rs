@@ -66,12 +66,12 @@ impl Optimizer {
         steps: u64,
         mut take: impl FnMut(&str, &Parameter) -> Option<Vec<f32>>,
     ) -> Result<Self, String> {
-        let mut states = [Vec::new(), Vec::new()];
+        let (mut states, mut space) = ([Vec::new(), Vec::new()], Vec::new());
         for (name, states) in options.rule.states().iter().zip(&mut states) {
             for parameter in network.parameters() {
                 let found = take(name, parameter).filter(|values| values.len() == parameter.value.len());
                 let values = found.ok_or_else(|| format!("{name}.{}", parameter.name))?;
-                states.push(parameter.from_torch(values));
+                states.push(parameter.from_torch(values, &mut space));
             }
         }
         Ok(Optimizer { options, states, steps, spread: Spread::default(), rates: Vec::new() })
