@@ -21,7 +21,7 @@ pub use driver::{Epilogue, Residual};
 pub use pack::PackedMatrix;
 pub(crate) use prepared::PreparedScratch;
 pub use transposed::TransposedScratch;
-pub(crate) use transposed::{TransposedProduct, row_step};
+pub(crate) use transposed::{TransposedProduct, add_parts, row_step};
 
 use crate::Context;
 use crate::bf16::Operands;

@@ -52,6 +52,9 @@ const WIDTH: usize = 256;
 /// Values of a row from which on a column of rows would fall into few of a cache's sets.
 const WIDE: usize = 128;
 
+/// Sums that other parts are added to at a time, at most: they stay in the L1 cache.
+const ADDED: usize = 4096;
+
 /// Values that partial sums may take at most.
 const PARTS_LIMIT: usize = 1 << 22;
 
@@ -185,6 +188,21 @@ pub(crate) fn row_step(width: usize) -> usize {
     if whole < WIDE { width.next_multiple_of(LINE) } else { whole + LINE }
 }
 
+/// Adds other sums, one after the other in `parts`, to `sums`.
+pub(crate) fn add_parts(cx: &Context, sums: &mut [f32], parts: &[f32]) {
+    if parts.is_empty() {
+        return;
+    }
+    let size = sums.len();
+    let length = size.div_ceil(TASKS).clamp(1024, ADDED);
+    cx.pool().pieces(sums, length, |index, sums| {
+        for part in parts.chunks_exact(size) {
+            let part = &part[index * length..][..sums.len()];
+            sums.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
+        }
+    });
+}
+
 impl TransposedProduct<'_> {
     fn rows(&self) -> usize {
         self.images * self.gather.rows_per_image()
@@ -261,14 +279,7 @@ impl TransposedProduct<'_> {
             };
             with_free(own, |own| self.piece(cx, &cut.piece(self, task % pieces), rows, own, c));
         });
-        let parts = &parts.values()[..(cut.parts - 1) * size];
-        let length = size.div_ceil(TASKS).max(1024);
-        cx.pool().pieces(c, if parts.is_empty() { size } else { length }, |index, piece| {
-            for part in parts.chunks_exact(size) {
-                let part = &part[index * length..][..piece.len()];
-                piece.iter_mut().zip(part).for_each(|(sum, value)| *sum += value);
-            }
-        });
+        add_parts(cx, c, &parts.values()[..(cut.parts - 1) * size]);
     }
 
     /// Values of the largest copied rows of A and of B.

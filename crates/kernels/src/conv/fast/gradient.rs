@@ -12,7 +12,7 @@ use crate::Context;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::micro::Transposed;
 use crate::gemm::pack::panels;
-use crate::gemm::row_step;
+use crate::gemm::{add_parts, row_step};
 use crate::parallel::{SharedMut, with_free};
 use crate::prologue::Source;
 use crate::simd::{Simd, Task};
@@ -166,11 +166,13 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         } else {
             self.together(&mut memory.shared, &out);
         }
+        let (sum, others) = sums.values_mut().split_at_mut(self.sums_len());
+        add_parts(self.cx, sum, &others[..(self.cut.parts - 1) * self.sums_len()]);
         let rows = self.conv.view.depth;
         let dw = SharedMut(dw.as_mut_ptr());
         self.cx.pool().run(rows.div_ceil(ROWS), |task| {
             let rows = task * ROWS..rows.min((task + 1) * ROWS);
-            self.cx.level().run(Back { pass: self, rows, sums: out.get(), dw: dw.get() });
+            self.cx.level().run(Back { pass: self, rows, sums: sum, dw: dw.get() });
         });
     }
 
@@ -282,7 +284,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
 struct Back<'a, T> {
     pass: &'a Pass<'a, T>,
     rows: Range<usize>,
-    sums: *const f32,
+    sums: &'a [f32],
     dw: *mut f32,
 }
 
@@ -292,24 +294,17 @@ impl<T: transform::Transposed> Task for Back<'_, T> {
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         let conv = self.pass.conv;
-        let (depth, width, part_len) = (conv.view.depth, conv.rows()[1], self.pass.sums_len());
+        let (depth, width) = (conv.view.depth, conv.rows()[1]);
         let outputs = conv.outputs();
         let mut lines = [[[0.0; LINE]; MAX_POINTS]; LINES];
         for input in self.rows.clone() {
             for start in (0..outputs).step_by(LINES * LINE) {
                 // Read in long runs: there are more points than streams that the hardware fetches ahead.
-                for (point, part) in
-                    (0..T::POINTS).flat_map(|point| (0..self.pass.cut.parts).map(move |part| (point, part)))
-                {
-                    let at = part * part_len + (point * depth + input) * width + start;
-                    let count = (width - start).min(LINES * LINE);
-                    // SAFETY: the sums of each part hold `width` values for each point and input channel, and all
-                    // tasks that wrote them have ended.
-                    let sums = unsafe { std::slice::from_raw_parts(self.sums.wrapping_add(at), count) };
+                for point in 0..T::POINTS {
+                    let at = (point * depth + input) * width + start;
+                    let sums = &self.sums[at..][..(width - start).min(LINES * LINE)];
                     for (line, sums) in lines.iter_mut().zip(sums.chunks(LINE)) {
-                        let line = &mut line[point];
-                        *line = if part == 0 { [0.0; LINE] } else { *line };
-                        line.iter_mut().zip(sums).for_each(|(value, sum)| *value += sum);
+                        line[point][..sums.len()].copy_from_slice(sums);
                     }
                 }
                 for (first, points) in (start..outputs).step_by(LINE).zip(&lines) {
