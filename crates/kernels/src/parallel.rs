@@ -162,7 +162,7 @@ impl Pool {
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             // Spinning bridges the gap between two layers; with more threads than processors it would steal from them.
-            spins: if threads <= std::thread::available_parallelism().map_or(1, |n| n.get()) {
+            spins: if threads == 1 || threads <= std::thread::available_parallelism().map_or(1, |n| n.get()) {
                 4000
             } else {
                 0

@@ -117,7 +117,9 @@ fn read(
     let nothing = || Ok(TensorValues::F32(Vec::new()));
     let contents = tensors.into_iter().map(|tensor| Contents { tensor, values: nothing(), non_finite: 0 });
     let mut contents: Vec<Contents> = contents.collect();
-    let threads = (held / SHARE).clamp(1, READERS.min(physical_processors()));
+    // Asking for the processors reads files, which a small one is not worth.
+    let shares = (held / SHARE).clamp(1, READERS);
+    let threads = if shares > 1 { shares.min(physical_processors()) } else { 1 };
     Pool::new(threads).pieces(&mut contents, 1, |_, contents| {
         let Contents { tensor: Tensor { dtype, declaration, .. }, values, non_finite: found } =
             &mut contents[0];
