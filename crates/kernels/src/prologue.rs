@@ -46,8 +46,12 @@ impl Prologue<'_> {
     #[inline(always)]
     pub(crate) unsafe fn vector<S: Simd>(&self, simd: S, x: S::V, channel: usize, count: usize) -> S::V {
         // SAFETY: promised by the caller.
-        let [scale, shift] = [self.scale, self.shift]
-            .map(|from| unsafe { load_first(simd, from.as_ptr().add(channel), count) });
+        let (scale, shift) = unsafe {
+            (
+                load_first(simd, self.scale.as_ptr().add(channel), count),
+                load_first(simd, self.shift.as_ptr().add(channel), count),
+            )
+        };
         simd.max(simd.zero(), simd.mul_add(x, scale, shift))
     }
 

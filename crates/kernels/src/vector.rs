@@ -48,8 +48,9 @@ pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, v
 
 /// Work on neighbouring channels, whose accumulators and parameters stay in registers while rows go by.
 pub(crate) trait Columns {
-    /// Handles the `V` vectors of channels from `from` on. Each holds `count` channels: all lanes, except that a last
-    /// vector (with `V` 1) may hold fewer. Implementations are `#[inline(always)]`.
+    /// Handles the `V` vectors of channels from `from` on; several, where there are as many, hide how long an addition takes. Each
+    /// holds `count` channels: all lanes, except that a last vector (with `V` 1) may hold fewer. Implementations are
+    /// `#[inline(always)]`.
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize);
 }
 
@@ -62,7 +63,11 @@ pub(crate) fn columns<S: Simd>(simd: S, channels: usize, work: &mut impl Columns
         work.block::<S, BLOCK>(simd, from, S::LANES);
         from += BLOCK * S::LANES;
     }
-    while from + S::LANES <= channels {
+    if from + 2 * S::LANES <= channels {
+        work.block::<S, 2>(simd, from, S::LANES);
+        from += 2 * S::LANES;
+    }
+    if from + S::LANES <= channels {
         work.block::<S, 1>(simd, from, S::LANES);
         from += S::LANES;
     }

@@ -201,10 +201,9 @@ impl Product<'_> {
                     }
                 }
                 None => {
+                    let taps = block.tap..block.tap + block.taps;
+                    self.gather.block(input, position, taps, height, &mut pointers);
                     for row in 0..height {
-                        self.gather.pointers(input, &position, block.tap, block.taps, |tap, pointer| {
-                            pointers[tap * height + row] = pointer;
-                        });
                         let at = self.scatter.offset(&position) + column;
                         targets[row] = out.get().wrapping_add(at);
                         residuals[row] = added.wrapping_add(at);

@@ -1,5 +1,7 @@
 //! Which values a product's rows are made of: the map from output positions and kernel taps to input positions.
 
+use std::ops::Range;
+
 /// Offset that stands for "in the padding"; sums of two of them do not overflow.
 const PADDING: usize = usize::MAX / 4;
 
@@ -7,6 +9,8 @@ const PADDING: usize = usize::MAX / 4;
 #[derive(Debug, Clone)]
 pub(crate) struct Axis {
     taps: usize,
+    positions: usize,
+    /// `[tap][position]`.
     offsets: Vec<usize>,
 }
 
@@ -19,8 +23,9 @@ impl Axis {
         step: usize,
         source: impl Fn(usize, usize) -> Option<usize>,
     ) -> Self {
-        let offset = |index: usize| source(index / taps, index % taps).map_or(PADDING, |at| at * step);
-        Axis { taps, offsets: (0..positions * taps).map(offset).collect() }
+        let offset = |position, tap| source(position, tap).map_or(PADDING, |at| at * step);
+        let of_tap = |tap| (0..positions).map(move |position| offset(position, tap));
+        Axis { taps, positions, offsets: (0..taps).flat_map(of_tap).collect() }
     }
 
     /// The largest offset that is not padding.
@@ -28,8 +33,10 @@ impl Axis {
         self.offsets.iter().copied().filter(|&offset| offset < PADDING).max()
     }
 
-    fn positions(&self) -> usize {
-        self.offsets.len().checked_div(self.taps).unwrap_or(0)
+    /// The offsets of one tap.
+    #[inline(always)]
+    fn of_tap(&self, tap: usize) -> &[usize] {
+        &self.offsets[tap * self.positions..][..self.positions]
     }
 }
 
@@ -50,7 +57,7 @@ pub(crate) struct Gather {
 impl Gather {
     /// The gather over two axes for images of `image_step` values.
     pub(crate) fn new(vertical: Axis, horizontal: Axis, image_step: usize, depth: usize) -> Self {
-        let positions = [vertical.positions(), horizontal.positions()];
+        let positions = [vertical.positions, horizontal.positions];
         let one_tap = vertical.taps * horizontal.taps == 1;
         let even = even_step(&vertical.offsets, &horizontal.offsets, image_step).filter(|_| one_tap);
         Gather { vertical, horizontal, positions, image_step, depth, zeros: vec![0.0; depth], even }
@@ -63,7 +70,7 @@ impl Gather {
 
     /// A gather without taps, all of whose `positions` rows are empty.
     pub(crate) fn empty(positions: [usize; 2], image_step: usize) -> Self {
-        let axis = || Axis { taps: 0, offsets: Vec::new() };
+        let axis = || Axis { taps: 0, positions: 0, offsets: Vec::new() };
         let (vertical, horizontal) = (axis(), axis());
         Gather { vertical, horizontal, positions, image_step, depth: 1, zeros: vec![0.0], even: None }
     }
@@ -124,6 +131,46 @@ impl Gather {
         }
     }
 
+    /// Writes the pointers of `rows` rows from `position` on, as [`pointers`](Self::pointers) gives them, `[tap − first][row]`.
+    pub(crate) fn block(
+        &self,
+        input: *const f32,
+        mut position: Position,
+        taps: Range<usize>,
+        rows: usize,
+        pointers: &mut [*const f32],
+    ) {
+        let (columns, zeros) = (self.horizontal.taps, self.zeros.as_ptr());
+        if taps.is_empty() {
+            return;
+        }
+        let first = (taps.start / columns, taps.start % columns);
+        let mut done = 0;
+        while done < rows {
+            let Position { image, y, x } = position;
+            // The rest of a line of rows.
+            let count = (rows - done).min(self.positions[1] - x);
+            let image = input.wrapping_add(image * self.image_step);
+            let (mut row, mut column) = first;
+            for tap in 0..taps.len() {
+                let vertical = self.vertical.of_tap(row)[y];
+                let horizontal = &self.horizontal.of_tap(column)[x..x + count];
+                for (pointer, horizontal) in pointers[tap * rows + done..][..count].iter_mut().zip(horizontal)
+                {
+                    let offset = vertical + horizontal;
+                    *pointer = if offset < PADDING { image.wrapping_add(offset) } else { zeros };
+                }
+                column += 1;
+                if column == columns {
+                    (row, column) = (row + 1, 0);
+                }
+            }
+            done += count;
+            position.x = self.positions[1] - 1;
+            self.advance(&mut position);
+        }
+    }
+
     /// Writes the pointers of row `position` for taps `first .. first + count` through `put(tap − first, pointer)`.
     ///
     /// `input` is the first value of the batch (plus a channel offset). Each pointer is valid for reads of `depth`
@@ -142,11 +189,9 @@ impl Gather {
         if count == 0 {
             return;
         }
-        let vertical = &self.vertical.offsets[position.y * self.vertical.taps..][..self.vertical.taps];
-        let horizontal = &self.horizontal.offsets[position.x * columns..][..columns];
         let (mut row, mut column) = (first / columns, first % columns);
         for tap in 0..count {
-            let offset = vertical[row] + horizontal[column];
+            let offset = self.vertical.of_tap(row)[position.y] + self.horizontal.of_tap(column)[position.x];
             put(tap, if offset < PADDING { image.wrapping_add(offset) } else { zeros });
             column += 1;
             if column == columns {

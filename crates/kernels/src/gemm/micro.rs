@@ -15,6 +15,9 @@ pub(crate) const MAX_ROWS: usize = 12;
 /// How many values ahead of the products a panel is asked for: the products of so many take as long as memory does to answer.
 const SOON: usize = 2048;
 
+/// Steps of the products after which it is seen whether there are more.
+const STEPS: usize = 4;
+
 /// `C = A·B` for a block: C is `rows × columns`, A is read through pointers, B is one packed panel.
 pub(crate) struct Gathered {
     /// Pointers to the rows of A, `[tap][row]`; each is valid for reads at `skip .. skip + depth`.
@@ -224,6 +227,36 @@ fn multiply_add<S: Simd, const HALVES: bool>(simd: S, a: S::V, b: S::V, c: S::V)
     if HALVES { simd.dot(a, b, c) } else { simd.mul_add(a, b, c) }
 }
 
+/// Columns of vector `v` that exist, of `columns`.
+#[inline(always)]
+fn count<S: Simd>(columns: usize, v: usize) -> usize {
+    columns.saturating_sub(v * S::LANES).min(S::LANES)
+}
+
+/// Vector `v` of a row.
+///
+/// # Safety
+/// The row must be valid for reads of `columns` values; without `TAIL`, those are all of the vector's lanes.
+#[inline(always)]
+unsafe fn load<S: Simd, const TAIL: bool>(simd: S, row: *const f32, columns: usize, v: usize) -> S::V {
+    let from = row.wrapping_add(v * S::LANES);
+    // SAFETY: promised by the caller.
+    unsafe { if TAIL { simd.load_partial(from, count::<S>(columns, v)) } else { simd.load(from) } }
+}
+
+/// Writes vector `v` of a row.
+///
+/// # Safety
+/// The row must be valid for writes of `columns` values; without `TAIL`, those are all of the vector's lanes.
+#[inline(always)]
+unsafe fn store<S: Simd, const TAIL: bool>(simd: S, row: *mut f32, columns: usize, v: usize, value: S::V) {
+    let to = row.wrapping_add(v * S::LANES);
+    // SAFETY: promised by the caller.
+    unsafe {
+        if TAIL { simd.store_partial(to, value, count::<S>(columns, v)) } else { simd.store(to, value) }
+    }
+}
+
 struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Gathered);
 
 impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
@@ -236,6 +269,7 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
         let block = self.0;
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
         let mut b = block.b;
+        let each = (ROWS * VECTORS).div_ceil(block.depth.div_ceil(LINE).max(1));
         for tap in 0..block.taps {
             // SAFETY: `a` holds `taps · ROWS` pointers, each valid for reads at `skip .. skip + depth`; the panel holds
             // `taps · depth` rows of `VECTORS · LANES` values (all promised by the caller of `MicroKernels::gathered`).
@@ -245,7 +279,7 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
                 let last = tap + 1 == block.taps;
                 for start in (0..block.depth).step_by(LINE) {
                     if last {
-                        self.ask(simd, start);
+                        self.ask(simd, each, start);
                     }
                     if block.ahead > 0 {
                         for row in rows {
@@ -263,7 +297,21 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
                             b = b.add(VECTORS * S::LANES);
                         }
                     } else {
-                        for k in part {
+                        let mut k = part.start;
+                        while k + STEPS <= part.end {
+                            for step in 0..STEPS {
+                                Self::step(
+                                    simd,
+                                    &rows,
+                                    k + step,
+                                    b.add(step * VECTORS * S::LANES),
+                                    &mut sums,
+                                );
+                            }
+                            b = b.add(STEPS * VECTORS * S::LANES);
+                            k += STEPS;
+                        }
+                        for k in k..part.end {
                             Self::step(simd, &rows, k, b, &mut sums);
                             b = b.add(VECTORS * S::LANES);
                         }
@@ -307,17 +355,16 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
         }
     }
 
-    /// Asks for a part of what will be added and of the lines that will be written, while the products of the last tap from
-    /// `start` on are made: all at once they would hold up the loads.
+    /// Asks for `each` vectors of what will be added and of the lines that will be written, while the products of the last tap
+    /// from `start` on are made: all at once they would hold up the loads.
     ///
     /// # Safety
     /// `c`, and `residual` where it is not null, must hold ROWS pointers.
     #[inline(always)]
-    unsafe fn ask<S: Simd>(&self, simd: S, start: usize) {
+    unsafe fn ask<S: Simd>(&self, simd: S, each: usize, start: usize) {
         let block = self.0;
-        let pieces = block.depth.div_ceil(LINE);
-        let (vectors, piece) = (ROWS * VECTORS, start / LINE);
-        for index in vectors * piece / pieces..vectors * (piece + 1) / pieces {
+        let first = start / LINE * each;
+        for index in first..(first + each).min(ROWS * VECTORS) {
             let (row, at) = (index / VECTORS, index % VECTORS * S::LANES);
             // SAFETY: promised by the caller.
             unsafe {
@@ -342,14 +389,14 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             if block.accumulate {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        let old = self.load::<S, TAIL>(simd, *block.c.add(row), v);
+                        let old = load::<S, TAIL>(simd, *block.c.add(row), block.columns, v);
                         *sum = simd.add(old, *sum);
                     }
                 }
             }
             if !block.bias.is_null() {
                 for v in 0..VECTORS {
-                    let bias = self.load::<S, TAIL>(simd, block.bias, v);
+                    let bias = load::<S, TAIL>(simd, block.bias, block.columns, v);
                     for sums in &mut sums {
                         sums[v] = simd.add(sums[v], bias);
                     }
@@ -358,7 +405,7 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             if !block.residual.is_null() {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        let residual = self.load::<S, TAIL>(simd, *block.residual.add(row), v);
+                        let residual = load::<S, TAIL>(simd, *block.residual.add(row), block.columns, v);
                         *sum = simd.add(*sum, residual);
                     }
                 }
@@ -369,93 +416,94 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
                 }
             }
             for (row, sums) in sums.iter().enumerate() {
-                let c = *block.c.add(row);
                 for (v, &sum) in sums.iter().enumerate() {
-                    let to = c.wrapping_add(v * S::LANES);
-                    if TAIL {
-                        simd.store_partial(to, sum, self.count::<S>(v));
-                    } else {
-                        simd.store(to, sum);
-                    }
+                    store::<S, TAIL>(simd, *block.c.add(row), block.columns, v, sum);
                 }
             }
         }
-    }
-
-    /// Columns of vector `v` that exist.
-    #[inline(always)]
-    fn count<S: Simd>(&self, v: usize) -> usize {
-        self.0.columns.saturating_sub(v * S::LANES).min(S::LANES)
-    }
-
-    /// Vector `v` of a row.
-    ///
-    /// # Safety
-    /// The row must be valid for reads of `columns` values; without `TAIL`, those are all of the vector's lanes.
-    #[inline(always)]
-    unsafe fn load<S: Simd, const TAIL: bool>(&self, simd: S, row: *const f32, v: usize) -> S::V {
-        let from = row.wrapping_add(v * S::LANES);
-        // SAFETY: promised by the caller.
-        unsafe { if TAIL { simd.load_partial(from, self.count::<S>(v)) } else { simd.load(from) } }
     }
 }
 
 struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Transposed<'a>);
 
 impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask<'_, ROWS, VECTORS, HALVES> {
+    /// Adds the products of a row of A and a row of B.
+    ///
+    /// # Safety
+    /// `a` must be valid for reads of ROWS values, `b` as [`load`] demands.
+    #[inline(always)]
+    unsafe fn step<S: Simd, const TAIL: bool>(
+        &self,
+        simd: S,
+        [a, b]: [*const f32; 2],
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let columns: [S::V; VECTORS] =
+                std::array::from_fn(|v| load::<S, TAIL>(simd, b, self.0.columns, v));
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let value = simd.splat(*a.add(row));
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
+                }
+            }
+        }
+    }
+
     /// # Safety
     /// As [`MicroKernels::transposed`]; without `TAIL`, all `VECTORS · LANES` columns exist.
     #[inline(always)]
     unsafe fn multiply<S: Simd, const TAIL: bool>(&self, simd: S) {
         let block = self.0;
-        let count = |v: usize| block.columns.saturating_sub(v * S::LANES).min(S::LANES);
-        // SAFETY: `count` lanes exist where TAIL is set, all of them otherwise.
-        let load = |at: *const f32, v: usize| unsafe {
-            if TAIL {
-                simd.load_partial(at.wrapping_add(v * S::LANES), count(v))
-            } else {
-                simd.load(at.add(v * S::LANES))
-            }
-        };
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
-        let mut step = |a: *const f32, b: *const f32| {
-            let columns: [S::V; VECTORS] = std::array::from_fn(|v| load(b, v));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: each row of A is valid for ROWS values.
-                let value = simd.splat(unsafe { *a.add(row) });
-                for (sum, &column) in sums.iter_mut().zip(&columns) {
-                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
-                }
-            }
-        };
         let (mut a, mut b) = (block.a, block.b);
-        let pieces = block.length.div_ceil(LINE);
+        // What is asked for all at once would hold up the loads.
+        let pieces = block.length.div_ceil(LINE).max(1);
+        let mut rows = 0..ROWS;
+        let each = ROWS.div_ceil(pieces);
+        let mut soon = block.soon.chunks(block.soon.len().div_ceil(pieces).max(1));
         for start in (0..block.length).step_by(LINE) {
-            // What is asked for all at once would hold up the loads.
-            let piece = start / LINE;
-            for row in ROWS * piece / pieces..ROWS * (piece + 1) / pieces {
+            for row in rows.by_ref().take(each) {
                 let c = block.c.wrapping_add(row * block.c_step);
                 for v in 0..VECTORS {
                     simd.prefetch_to_write(c.wrapping_add(v * S::LANES));
                 }
             }
-            let soon = block.soon.len();
-            for &at in &block.soon[soon * piece / pieces..soon * (piece + 1) / pieces] {
+            for &at in soon.next().unwrap_or_default() {
                 simd.prefetch(at);
             }
-            for _ in start..block.length.min(start + LINE) {
-                step(a, b);
-                a = a.wrapping_add(block.a_step);
-                b = b.wrapping_add(block.b_step);
+            let mut left = LINE.min(block.length - start);
+            // SAFETY: `length` rows of A and B are valid, promised by the caller.
+            unsafe {
+                while left >= STEPS {
+                    for index in 0..STEPS {
+                        let rows =
+                            [a.wrapping_add(index * block.a_step), b.wrapping_add(index * block.b_step)];
+                        self.step::<S, TAIL>(simd, rows, &mut sums);
+                    }
+                    a = a.wrapping_add(STEPS * block.a_step);
+                    b = b.wrapping_add(STEPS * block.b_step);
+                    left -= STEPS;
+                }
+                for _ in 0..left {
+                    self.step::<S, TAIL>(simd, [a, b], &mut sums);
+                    a = a.wrapping_add(block.a_step);
+                    b = b.wrapping_add(block.b_step);
+                }
             }
         }
         for (row, sums) in sums.iter().enumerate() {
             let c = block.c.wrapping_add(row * block.c_step);
             for (v, &sum) in sums.iter().enumerate() {
-                let sum = if block.accumulate { simd.add(load(c, v), sum) } else { sum };
-                let c = c.wrapping_add(v * S::LANES);
-                // SAFETY: as for the loads; C's rows are valid for writes.
-                unsafe { if TAIL { simd.store_partial(c, sum, count(v)) } else { simd.store(c, sum) } }
+                // SAFETY: C's rows are valid for reads and writes, promised by the caller.
+                unsafe {
+                    let sum = match block.accumulate {
+                        true => simd.add(load::<S, TAIL>(simd, c, block.columns, v), sum),
+                        false => sum,
+                    };
+                    store::<S, TAIL>(simd, c, block.columns, v, sum);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@
 
 mod driver;
 pub(crate) mod gather;
+pub(crate) mod heights;
 pub(crate) mod micro;
 pub(crate) mod pack;
 mod pack_halves;

@@ -3,6 +3,7 @@
 
 use super::driver::TASKS;
 use super::gather::Gather;
+use super::heights::Heights;
 use super::micro::Transposed;
 use super::pack::{Panel, panels};
 use crate::Context;
@@ -11,7 +12,6 @@ use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, with_free};
 use crate::prologue::{Prologue, Source};
 use crate::simd::{Simd, Task};
-use crate::vector::{load_first, store_first};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -227,9 +227,9 @@ impl TransposedProduct<'_> {
     /// Copies rows, or two of them to one of pairs.
     ///
     /// # Safety
-    /// Each of the rows that `copy` reads must be valid for reads of its width, `to` for writes of that many in each row, and the
+    /// Each of the rows that `copy` reads must be valid for reads of its width, `to` for writes of whole lines in each row, and the
     /// channels exist that a prologue is told of.
-    unsafe fn copy<'s>(&self, cx: &Context, copy: Copy<impl FnMut(usize) -> Row<'s>>) {
+    unsafe fn copy<'s>(&self, cx: &Context, copy: Copy<impl Fn(usize) -> Row<'s>>) {
         match self.operands {
             Operands::F32 => cx.level().run(copy),
             Operands::Bf16 => cx.level().run_halves(CopyPairs(copy)),
@@ -311,10 +311,11 @@ impl TransposedProduct<'_> {
         let at = |index: usize| rows.start + rows.len() * index.min(count) / count;
         let [input, dy] =
             [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
+        let mut pointers = [std::ptr::null(); 2 * LENGTH];
         for index in 0..count {
             let rows = at(index)..at(index + 1);
             let source =
-                |row: usize| Row { from: dy.wrapping_add((rows.start + row) * self.columns), through: None };
+                |row| Row { from: dy.wrapping_add((rows.start + row) * self.columns), through: None };
             let (count, to) = (rows.len(), b_rows.as_mut_ptr());
             // SAFETY: `run` has checked that B is long enough; the buffers have room for the rows.
             unsafe { self.copy(cx, Copy { rows: count, width: b_width, source, to, step: b.step }) };
@@ -329,11 +330,10 @@ impl TransposedProduct<'_> {
             });
             let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
-                let mut position = self.gather.position(rows.start);
-                let source = |_| {
-                    let mut from = std::ptr::null();
-                    self.gather.pointers(input, &position, tap, 1, |_, pointer| from = pointer);
-                    self.gather.advance(&mut position);
+                let position = self.gather.position(rows.start);
+                self.gather.block(input, position, tap..tap + 1, rows.len(), &mut pointers);
+                let source = |row: usize| {
+                    let from = pointers[row];
                     let prologue = self.input.prologue.filter(|_| !self.gather.is_padding(from));
                     Row { from, through: prologue.map(|prologue| (prologue, a_first)) }
                 };
@@ -357,23 +357,22 @@ impl TransposedProduct<'_> {
         let kernels = cx.level().kernels(self.operands);
         let depth = block.piece.depth.len();
         let panels = panels(cx.level(), block.piece.columns.len());
-        let heights = |panel: &Panel| depth.div_ceil(kernels.max_rows(panel.vectors));
-        let calls = panels.clone().map(|panel| heights(&panel)).sum();
+        let heights = |panel: &Panel| Heights::new(depth, kernels.max_rows(panel.vectors));
+        let calls = panels.clone().map(|panel| heights(&panel).count()).sum();
         let mut lines = [std::ptr::null(); SOON];
         let mut call = 0;
         for panel in panels {
-            let count = heights(&panel);
-            for index in 0..count {
-                // Heights as equal as can be: a short last block would waste the registers.
-                let (from, to) = (depth * index / count, depth * (index + 1) / count);
+            let heights = heights(&panel);
+            for index in 0..heights.count() {
+                let rows = heights.block(index);
                 let soon = block.next.map_or(0, |next| next.lines(call, calls, &mut lines));
                 let arguments = Transposed {
-                    a: a.first.wrapping_add(from),
+                    a: a.first.wrapping_add(rows.start),
                     a_step: a.step,
                     length: block.length,
                     b: b.first.wrapping_add(panel.column),
                     b_step: b.step,
-                    c: c.wrapping_add(from * self.columns + panel.column),
+                    c: c.wrapping_add(rows.start * self.columns + panel.column),
                     c_step: self.columns,
                     columns: panel.columns,
                     accumulate: block.accumulate,
@@ -381,7 +380,7 @@ impl TransposedProduct<'_> {
                 };
                 // SAFETY: A and B hold `length` rows of the piece's channels and columns, C has been checked to be long
                 // enough, and tasks own disjoint groups, taps, channels, columns or parts of it.
-                unsafe { kernels.transposed(panel.vectors, to - from, &arguments) };
+                unsafe { kernels.transposed(panel.vectors, rows.len(), &arguments) };
                 call += 1;
             }
         }
@@ -404,22 +403,26 @@ struct Copy<F> {
     step: usize,
 }
 
-impl<'a, F: FnMut(usize) -> Row<'a>> Task for Copy<F> {
+impl<'a, F: Fn(usize) -> Row<'a>> Task for Copy<F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(mut self, simd: S) {
+    fn run<S: Simd>(self, simd: S) {
+        let whole = self.width / S::LANES * S::LANES;
         for row in 0..self.rows {
             let (Row { from, through }, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
-            // SAFETY: promised by the caller of `TransposedProduct::copy`.
+            // SAFETY: promised by the caller of `TransposedProduct::copy`; of a last vector that is written whole, nobody reads the
+            // rest.
             unsafe {
                 if let Some((prologue, channel)) = through {
                     prologue.run(simd, from, channel, to, self.width);
                     continue;
                 }
-                for at in (0..self.width).step_by(S::LANES) {
-                    let count = S::LANES.min(self.width - at);
-                    store_first(simd, to.add(at), load_first(simd, from.add(at), count), count);
+                for at in (0..whole).step_by(S::LANES) {
+                    simd.store(to.add(at), simd.load(from.add(at)));
+                }
+                if whole < self.width {
+                    simd.store(to.add(whole), simd.load_partial(from.add(whole), self.width - whole));
                 }
             }
         }
@@ -432,12 +435,12 @@ struct CopyPairs<F>(Copy<F>);
 /// Values of two rows that go through a prologue before they become pairs.
 const PIECE: usize = 128;
 
-impl<'a, F: FnMut(usize) -> Row<'a>> Task for CopyPairs<F> {
+impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let Copy { rows, width, mut source, to, step } = self.0;
+        let Copy { rows, width, source, to, step } = self.0;
         let nothing = [0.0; PIECE];
         let mut through = [[0.0; PIECE]; 2];
         for pair in 0..rows.div_ceil(2) {

@@ -10,6 +10,7 @@ use super::transform::{self, Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps};
 use super::{FastConv, Tiling};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
+use crate::gemm::heights::Heights;
 use crate::gemm::micro::Transposed;
 use crate::gemm::pack::panels;
 use crate::gemm::{add_parts, row_step};
@@ -24,10 +25,10 @@ use std::sync::Mutex;
 /// cache of a thread, and those that are still read and written faster than a shared V moves between caches.
 const SUMS: [usize; 2] = [1 << 18, 1 << 20];
 
-/// Parts of the batch at most, for each of these.
-const PARTS: [usize; 2] = [16, 4];
+/// Parts of the batch at most, for each of these: each part has sums that are written, and read once more to be added.
+const PARTS: [usize; 2] = [8, 4];
 
-/// Values of a block's V and D at most: in the L2 cache of a thread, and in the cache that threads share.
+/// Values of a block's V and D, or half as many again: in the L2 cache of a thread, and in the cache that threads share.
 const OWN_VALUES: usize = 1 << 17;
 const SHARED_VALUES: usize = 5 << 19;
 
@@ -125,22 +126,27 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
             _ => (1, fit(SHARED_VALUES).max(LEAST_TILES)),
         };
         let parts = tiles.div_ceil(most).clamp(1, parts);
-        let cut = Cut { parts, blocks: tiles.div_ceil(parts).div_ceil(most).max(1) };
+        // The nearest number: fewer tiles than fit would be few for sums that are read and written once more for each block.
+        let blocks = (tiles.div_ceil(parts) + most / 2) / most;
+        let cut = Cut { parts, blocks: blocks.max(1) };
         Pass { conv, cx, x, dy, tiles, cut, transform: PhantomData }
     }
 
-    /// Block `index` of all parts' blocks.
-    #[inline(always)]
-    fn block(&self, index: usize) -> Block {
+    /// The block, of the tiles of block `index` of all parts' blocks.
+    fn fill<'b>(&self, block: &'b mut Block, index: usize) -> &'b Block {
         let count = self.cut.parts * self.cut.blocks;
         let at = |index: usize| self.tiles * index / count;
-        Block::new([&self.conv.rows, &self.conv.columns], at(index)..at(index + 1))
+        block.fill([&self.conv.rows, &self.conv.columns], at(index)..at(index + 1))
+    }
+
+    /// Tiles of the largest block.
+    fn most(&self) -> usize {
+        self.tiles.div_ceil(self.cut.parts * self.cut.blocks)
     }
 
     /// Values of V, and of V and D, for the largest block.
     fn lengths(&self) -> [usize; 2] {
-        let most = self.tiles.div_ceil(self.cut.parts * self.cut.blocks);
-        let [v, d] = self.steps(most).map(|steps| T::POINTS * steps.point);
+        let [v, d] = self.steps(self.most()).map(|steps| T::POINTS * steps.point);
         [v, v + d]
     }
 
@@ -162,9 +168,9 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let out = SharedMut(sums.as_mut_ptr());
         if self.cut.parts > 1 {
             let [_, length] = self.lengths();
-            self.apart(memory.own(self.cx.pool().available(), [length, 0]), &out);
+            self.apart(memory.own(self.cx.pool().available(), self.most(), length), &out);
         } else {
-            self.together(&mut memory.shared, &out);
+            self.together(memory, &out);
         }
         let (sum, others) = sums.values_mut().split_at_mut(self.sums_len());
         add_parts(self.cx, sum, &others[..(self.cut.parts - 1) * self.sums_len()]);
@@ -180,14 +186,14 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
     fn apart(&self, own: &[Mutex<Own>], sums: &SharedMut<f32>) {
         let (blocks, [v_len, _]) = (self.cut.blocks, self.lengths());
         self.cx.pool().run(self.cut.parts, |part| {
-            with_free(own, |own| {
-                let (v, d) = (own.v.as_mut_ptr(), own.v.as_mut_ptr().wrapping_add(v_len));
+            with_free(own, |Own { block, v, .. }| {
+                let (v, d) = (v.as_mut_ptr(), v.as_mut_ptr().wrapping_add(v_len));
                 let sums = sums.get().wrapping_add(part * self.sums_len());
                 for index in 0..blocks {
-                    let block = self.block(part * blocks + index);
-                    self.transform(&block, 0..block.tiles().len(), [v, d]);
+                    let block = self.fill(block, part * blocks + index);
+                    self.transform(block, 0..block.tiles().len(), [v, d]);
                     for point in 0..T::POINTS {
-                        self.products(&block, point, [v, d], sums, index > 0);
+                        self.products(block, point, [v, d], sums, index > 0);
                     }
                 }
             });
@@ -195,20 +201,20 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
     }
 
     /// Takes block after block through both steps on all threads.
-    fn together(&self, shared: &mut Aligned, sums: &SharedMut<f32>) {
+    fn together(&self, Memory { block, shared, .. }: &mut Memory, sums: &SharedMut<f32>) {
         let (threads, [v_len, length]) = (self.cx.pool().available(), self.lengths());
         shared.grow(length);
         let (v, d) = (SharedMut(shared.as_mut_ptr()), SharedMut(shared.as_mut_ptr().wrapping_add(v_len)));
         for index in 0..self.cut.blocks {
-            let block = self.block(index);
+            let block = self.fill(block, index);
             let tiles = block.tiles().len();
             let pieces = tiles.min(4 * threads);
             self.cx.pool().run(pieces, |piece| {
                 let tiles = tiles * piece / pieces..tiles * (piece + 1) / pieces;
-                self.transform(&block, tiles, [v.get(), d.get()]);
+                self.transform(block, tiles, [v.get(), d.get()]);
             });
             self.cx.pool().run(T::POINTS, |point| {
-                self.products(&block, point, [v.get(), d.get()], sums.get(), index > 0);
+                self.products(block, point, [v.get(), d.get()], sums.get(), index > 0);
             });
         }
     }
@@ -217,6 +223,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
     fn transform(&self, block: &Block, tiles: Range<usize>, [v, d]: [*mut f32; 2]) {
         let (conv, tiles) = (self.conv, &block.tiles()[tiles]);
         let [v_steps, d_steps] = self.steps(block.tiles().len());
+        let later = |values: &[f32]| conv.later(if values.len() >= FAR { AHEAD } else { 0 });
         self.cx.level().run(Input::<T> {
             tiles,
             x: self.x.values.as_ptr(),
@@ -230,8 +237,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
             zeros: conv.zeros.as_ptr(),
             v,
             steps: v_steps,
-            ahead: if self.x.values.len() >= FAR { AHEAD } else { 0 },
-            across: conv.columns.len(),
+            later: later(self.x.values),
             transform: PhantomData,
         });
         self.cx.level().run(Gradient::<T> {
@@ -241,6 +247,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
             channels: conv.geometry.out_channels,
             d,
             steps: d_steps,
+            later: later(self.dy),
             transform: PhantomData,
         });
     }
@@ -256,17 +263,16 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let d = d.cast_const().wrapping_add(point * d_steps.point + slots.start * d_steps.slot);
         let sums = sums.wrapping_add(point * depth * width);
         for panel in panels(conv.level, width) {
-            let blocks = depth.div_ceil(kernels.max_rows(panel.vectors));
-            for index in 0..blocks {
-                // Heights as equal as can be: a short last block would waste the registers.
-                let (from, to) = (depth * index / blocks, depth * (index + 1) / blocks);
+            let heights = Heights::new(depth, kernels.max_rows(panel.vectors));
+            for index in 0..heights.count() {
+                let rows = heights.block(index);
                 let arguments = Transposed {
-                    a: v.wrapping_add(from),
+                    a: v.wrapping_add(rows.start),
                     a_step: v_steps.slot,
                     length: slots.len(),
                     b: d.wrapping_add(panel.column),
                     b_step: d_steps.slot,
-                    c: sums.wrapping_add(from * width + panel.column),
+                    c: sums.wrapping_add(rows.start * width + panel.column),
                     c_step: width,
                     columns: panel.columns,
                     accumulate,
@@ -274,7 +280,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
                 };
                 // SAFETY: V and D hold `depth` and `width` values for each of the point's slots, and the sums `depth` rows
                 // of `width` for each point; nobody else works on this point of these sums.
-                unsafe { kernels.transposed(panel.vectors, to - from, &arguments) };
+                unsafe { kernels.transposed(panel.vectors, rows.len(), &arguments) };
             }
         }
     }

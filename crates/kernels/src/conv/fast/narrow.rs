@@ -103,7 +103,7 @@ impl Run<'_> {
         group: usize,
         tiles: Range<usize>,
         chunk: Range<usize>,
-        Own { m, .. }: &mut Own,
+        Own { block, m, .. }: &mut Own,
     ) {
         let Weights::Packed(weights) = self.weights else { unreachable!("groups are packed before") };
         let conv = self.conv;
@@ -111,20 +111,20 @@ impl Run<'_> {
         m.grow(conv.block_lens(TILES, 0)[1]);
         let values = m.as_mut_ptr();
         for first in tiles.clone().step_by(TILES) {
-            let block = self.block(first..tiles.end.min(first + TILES));
+            let block = self.fill(block, first..tiles.end.min(first + TILES));
             for panel in chunk.clone().flat_map(|section| conv.panels(section)) {
                 let steps = Steps { point: conv.lanes(), vector: 0, slot: slot_step };
-                self.transform::<T>(&block, conv.vectors(panel.section), steps, values);
+                self.transform::<T>(block, conv.vectors(panel.section), steps, values);
                 let start = conv.panel_start(panel.channels.start);
                 self.cx.level().run(Products::<T> {
                     group,
-                    block: &block,
+                    block,
                     values,
                     slot_step,
                     weights: weights.as_ptr().wrapping_add(start),
                     transform: PhantomData,
                 });
-                self.back::<T>(&block, panel.channels, values, slot_step);
+                self.back::<T>(block, panel.channels, values, slot_step);
             }
         }
     }

@@ -146,7 +146,7 @@ impl PooledConv {
                 let blocks = tiles.div_ceil(Cut::new(conv).most);
                 let at = |index: usize| start + tiles * index / blocks;
                 for index in 0..blocks {
-                    run.alone::<T>(&run.block(at(index)..at(index + 1)), 0..1, &mut Ahead::Nothing, own);
+                    run.alone::<T>(at(index)..at(index + 1), 0..1, &mut Ahead::Nothing, own);
                 }
                 own.strip = strip;
                 let span = conv.rows[last - 1];

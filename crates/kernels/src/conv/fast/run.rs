@@ -2,10 +2,11 @@
 
 use super::pack::{Pack, PackTask};
 use super::tiles::{Block, MAX_TILES, Tile};
-use super::transform::{self, Steps, Transform};
+use super::transform::{self, Later, Steps, Transform};
 use super::{FastConv, PANEL, Panel, narrow};
 use crate::Context;
 use crate::buffer::{Aligned, LINE};
+use crate::gemm::heights::Heights;
 use crate::gemm::micro::Blocked;
 use crate::gemm::{Epilogue, Residual};
 use crate::parallel::{SharedMut, with_free};
@@ -28,20 +29,28 @@ pub struct FastScratch {
 /// Memory for transformed tiles and products.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
+    /// The tiles that threads work on together.
+    pub(super) block: Block,
     /// The transformed input, where threads share it.
     pub(super) shared: Aligned,
     /// What each thread has for itself.
     pub(super) own: Vec<Mutex<Own>>,
 }
 
-/// What each of `threads` threads has for itself, with room for V and M: whichever threads take part later, nothing is
-/// allocated then.
-fn with_room(own: &mut Vec<Mutex<Own>>, threads: usize, [v_len, m_len]: [usize; 2]) -> &[Mutex<Own>] {
+/// What each of `threads` threads has for itself, with room for a block of `tiles` tiles, V and M: whichever threads take part
+/// later, nothing is allocated then.
+fn with_room(
+    own: &mut Vec<Mutex<Own>>,
+    threads: usize,
+    tiles: usize,
+    [v_len, m_len]: [usize; 2],
+) -> &[Mutex<Own>] {
     if own.len() < threads {
         own.resize_with(threads, Mutex::default);
     }
     for own in &mut own[..threads] {
-        let Own { v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Own { block, v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        block.reserve(tiles);
         v.grow(v_len);
         m.grow(m_len);
     }
@@ -49,9 +58,9 @@ fn with_room(own: &mut Vec<Mutex<Own>>, threads: usize, [v_len, m_len]: [usize; 
 }
 
 impl Memory {
-    /// What each of `threads` threads has for itself, with room for V and M.
-    pub(super) fn own(&mut self, threads: usize, lengths: [usize; 2]) -> &[Mutex<Own>] {
-        with_room(&mut self.own, threads, lengths)
+    /// What each of `threads` threads has for itself, with room for a block of `tiles` tiles and `length` values in V.
+    pub(super) fn own(&mut self, threads: usize, tiles: usize, length: usize) -> &[Mutex<Own>] {
+        with_room(&mut self.own, threads, tiles, [length, 0])
     }
 
     /// Makes room for at most `tiles` tiles and `threads` threads.
@@ -59,13 +68,15 @@ impl Memory {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
         let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
-        self.own(threads, [if alone { v_len } else { 0 }, m_len]);
+        with_room(&mut self.own, threads, most.min(tiles), [if alone { v_len } else { 0 }, m_len]);
+        self.block.reserve(most.min(tiles));
         self.shared.grow(if threads > 1 { v_len } else { 0 });
     }
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Own {
+    pub(super) block: Block,
     pub(super) v: Aligned,
     pub(super) m: Aligned,
     /// Rows of outputs that a pool will read.
@@ -175,6 +186,11 @@ impl FastConv {
         image * self.output[0] * self.output[1] + self.columns[column].start
     }
 
+    /// The tile that is `tiles` tiles further on.
+    pub(super) fn later(&self, tiles: usize) -> Later {
+        Later { tiles, across: self.columns.len() }
+    }
+
     /// Values of a point of V for a section and a block of `tiles` tiles.
     fn section_len(&self, tiles: usize) -> usize {
         self.view.depth.next_multiple_of(self.lanes()) * tiles
@@ -260,18 +276,9 @@ impl Task for Outputs {
 #[derive(Clone, Copy)]
 struct Pieces {
     start: usize,
-    length: usize,
-    count: usize,
+    heights: Heights,
     /// Cache lines of the next weights to ask for with each vector of a piece.
     lines: usize,
-}
-
-impl Pieces {
-    /// Piece `index`; heights are as equal as can be: a short last piece would waste the registers.
-    fn piece(&self, index: usize) -> Range<usize> {
-        let at = |index: usize| self.start + self.length * index / self.count;
-        at(index)..at(index + 1)
-    }
 }
 
 /// The weights of a pass.
@@ -324,10 +331,10 @@ impl Run<'_> {
         let together = together(conv);
         let chunks = sections.div_ceil(together);
         let most = tiles.div_ceil(blocks);
-        let Memory { shared, own } = memory;
+        let Memory { block, shared, own } = memory;
         let chunk = if schedule.shared { 1 } else { together };
         let [v_len, m_len] = self.block_lens(most, chunk);
-        let own = with_room(own, threads, [if schedule.shared { 0 } else { v_len }, m_len]);
+        let own = with_room(own, threads, most, [if schedule.shared { 0 } else { v_len }, m_len]);
         let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
@@ -336,7 +343,6 @@ impl Run<'_> {
                 if let Some(group) = conv.view.narrow {
                     return with_free(own, |own| self.narrow::<T>(group, range(task / chunks), chunk, own));
                 }
-                let block = self.block(range(task / chunks));
                 // Threads take blocks in turn.
                 let next = task / chunks + threads;
                 let mut ahead = match schedule.streamed {
@@ -344,7 +350,7 @@ impl Run<'_> {
                     false if next < blocks => self.ahead(range(next)),
                     false => Ahead::Nothing,
                 };
-                with_free(own, |own| self.alone::<T>(&block, chunk, &mut ahead, own));
+                with_free(own, |own| self.alone::<T>(range(task / chunks), chunk, &mut ahead, own));
             });
             return;
         }
@@ -352,20 +358,20 @@ impl Run<'_> {
         let v = SharedMut(shared.as_mut_ptr());
         let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
         for index in 0..blocks {
-            let block = self.block(range(index));
+            let block = self.fill(block, range(index));
             let step = conv.v_step(block.tiles().len(), 1);
             let pieces = vectors.min(4 * threads);
             self.cx.pool().run(pieces, |piece| {
                 let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
                 let first = vectors.start * block.tiles().len() * conv.lanes();
                 let steps = conv.v_steps(block.tiles().len(), step);
-                self.transform::<T>(&block, vectors, steps, v.get().wrapping_add(first));
+                self.transform::<T>(block, vectors, steps, v.get().wrapping_add(first));
             });
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
                 with_free(own, |Own { m, .. }| {
                     let mut ahead = if schedule.streamed { Ahead::Weights } else { Ahead::Nothing };
-                    self.panel::<T>(&mut ahead, &block, panel, (v.get(), step), m.as_mut_ptr());
+                    self.panel::<T>(&mut ahead, block, panel, (v.get(), step), m.as_mut_ptr());
                 });
             });
         }
@@ -388,11 +394,12 @@ impl Run<'_> {
     /// Takes a block of tiles through the sections `chunk` in memory of the thread's own.
     pub(super) fn alone<T: Transform>(
         &self,
-        block: &Block,
+        tiles: Range<usize>,
         chunk: Range<usize>,
         ahead: &mut Ahead,
-        Own { v, m, .. }: &mut Own,
+        Own { block, v, m, .. }: &mut Own,
     ) {
+        let block = self.fill(block, tiles);
         let (conv, tiles) = (self.conv, block.tiles().len());
         let [v_len, m_len] = self.block_lens(tiles, chunk.len());
         v.grow(v_len);
@@ -425,9 +432,6 @@ impl Run<'_> {
     fn expect(&self, block: &Block, panel: &Panel, share: usize, shares: usize) {
         let (conv, parts) = (self.conv, self.conv.tiling.parts());
         let [Some(first), Some(last)] = [block.tiles().first(), block.tiles().last()] else { return };
-        if parts == 1 {
-            return;
-        }
         let pixel = |tile: &Tile| tile.image * conv.output[0] * conv.output[1] + tile.columns.start;
         let rows = parts * (pixel(last) + last.columns.outputs - pixel(first));
         let channels = conv.geometry.out_channels;
@@ -439,9 +443,9 @@ impl Run<'_> {
         });
     }
 
-    #[inline(always)]
-    pub(super) fn block(&self, tiles: Range<usize>) -> Block {
-        Block::new([&self.conv.rows, &self.conv.columns], tiles)
+    /// The block, of these tiles.
+    pub(super) fn fill<'a>(&self, block: &'a mut Block, tiles: Range<usize>) -> &'a Block {
+        block.fill([&self.conv.rows, &self.conv.columns], tiles)
     }
 
     /// Transforms some vectors of channels into V, which begins with the first of them.
@@ -465,13 +469,12 @@ impl Run<'_> {
             zeros: self.conv.zeros.as_ptr(),
             v,
             steps,
-            ahead: match (self.conv.view.narrow, self.conv.geometry.groups) {
+            later: self.conv.later(match (self.conv.view.narrow, self.conv.geometry.groups) {
                 (Some(_), _) => narrow::TILES,
                 (None, 1) if self.x.len() >= FAR => AHEAD,
                 (None, 1) => 0,
                 (None, _) => 1,
-            },
-            across: self.conv.columns.len(),
+            }),
             transform: PhantomData,
         });
     }
@@ -522,41 +525,38 @@ impl Run<'_> {
         let Products { block, panel, v: (v, v_step), b: (b, b_step), depth, m: (m, m_step), add } = products;
         let (kernels, vectors) = (self.conv.level.micro_kernels(), panel.vectors);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
-        let tallest = kernels.max_blocked_rows(vectors);
+        let (tallest, deep) = (kernels.max_blocked_rows(vectors), depth.div_ceil(kernels.lanes));
         // Cut once for each kind of point.
         let pieces = [false, true].map(|row| {
             [false, true].map(|column| {
-                let range = block.slots(row, column);
-                let count = range.len().div_ceil(tallest);
-                let steps = (depth.div_ceil(kernels.lanes) * count).max(1);
-                let lines =
-                    if matches!(ahead, Ahead::Weights) { (depth * width / LINE).div_ceil(steps) } else { 0 };
-                Pieces { start: range.start, length: range.len(), count, lines }
+                let slots = block.slots(row, column);
+                let heights = Heights::new(slots.len(), tallest);
+                let lines = match ahead {
+                    Ahead::Weights => (depth * width / LINE).div_ceil((deep * heights.count()).max(1)),
+                    Ahead::Nothing | Ahead::Input { .. } => 0,
+                };
+                Pieces { start: slots.start, heights, lines }
             })
         });
+        let expects = self.conv.tiling.parts() > 1;
+        let a_step = slots * kernels.lanes;
+        let mut arguments = Blocked { a: v, a_step, depth, b, c: m, c_step: m_step, add, next: b, lines: 0 };
         for point in 0..T::POINTS {
-            let b = b.wrapping_add(point * b_step);
             let [row, column] = T::last(point);
-            let pieces = &pieces[usize::from(row)][usize::from(column)];
-            for index in 0..pieces.count {
-                let piece = pieces.piece(index);
-                self.expect(block, panel, point * pieces.count + index, T::POINTS * pieces.count);
+            let Pieces { start, heights, lines } = pieces[usize::from(row)][usize::from(column)];
+            let count = heights.count();
+            arguments.b = b.wrapping_add(point * b_step);
+            for index in 0..count {
+                let piece = heights.block(index);
+                if expects {
+                    self.expect(block, panel, point * count + index, T::POINTS * count);
+                }
                 // The next point's weights, shared out over this point's pieces.
-                let weights = b_step + pieces.lines * LINE * index * depth / kernels.lanes;
-                let (next, lines) = ahead
-                    .take(depth.div_ceil(kernels.lanes))
-                    .unwrap_or((b.wrapping_add(weights), pieces.lines));
-                let arguments = Blocked {
-                    a: v.wrapping_add(point * v_step + piece.start * kernels.lanes),
-                    a_step: slots * kernels.lanes,
-                    depth,
-                    b,
-                    c: m.wrapping_add(piece.start * m_step + point * width),
-                    c_step: m_step,
-                    add,
-                    next,
-                    lines,
-                };
+                let weights = arguments.b.wrapping_add(b_step + lines * LINE * index * deep);
+                (arguments.next, arguments.lines) = ahead.take(deep).unwrap_or((weights, lines));
+                let slot = start + piece.start;
+                arguments.a = v.wrapping_add(point * v_step + slot * kernels.lanes);
+                arguments.c = m.wrapping_add(slot * m_step + point * width);
                 // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot and
                 // point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
                 unsafe { kernels.blocked(vectors, piece.len(), &arguments) };

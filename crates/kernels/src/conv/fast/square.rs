@@ -41,7 +41,7 @@ struct Patch<'a, S> {
     v: *mut f32,
     point_step: usize,
     /// How many values further on a tile's values are that are asked for; 0 for none.
-    ahead: usize,
+    later: usize,
 }
 
 impl<S: Simd> Patch<'_, S> {
@@ -83,9 +83,9 @@ impl<S: Simd> Patch<'_, S> {
                 }
             }
             // What that tile reads and the one before it does not.
-            if self.ahead > 0 && j + A::OUTPUTS * A::STRIDE >= A::INPUTS {
+            if self.later > 0 && j + A::OUTPUTS * A::STRIDE >= A::INPUTS {
                 for row in &self.rows[..A::INPUTS] {
-                    simd.prefetch(row.wrapping_add(offset).wrapping_add(self.ahead));
+                    simd.prefetch(row.wrapping_add(offset).wrapping_add(self.later));
                 }
             }
             let points = A::input(simd, values);
@@ -225,10 +225,6 @@ impl<A: Algorithm> Transform for Square<A> {
     fn input<S: Simd>(simd: S, input: &Input<Self>) {
         let [height, width] = input.size;
         let step = input.channels;
-        // Along a row of tiles, and from its end to the next one.
-        let tile_step = A::OUTPUTS * A::STRIDE * step;
-        let ahead =
-            [input.ahead, (input.ahead + width).saturating_sub(input.across)].map(|tiles| tiles * tile_step);
         let [scale, shift] = input
             .prologue
             .map_or([input.zeros; 2], |Prologue { scale, shift }| [scale, shift].map(<[f32]>::as_ptr));
@@ -245,6 +241,8 @@ impl<A: Algorithm> Transform for Square<A> {
             }
             let existing =
                 input.padding[1].saturating_sub(left)..(width + input.padding[1]).saturating_sub(left);
+            let place = tile.columns.start / A::OUTPUTS;
+            let later = input.later.offset(place, width, A::OUTPUTS * A::STRIDE * step);
             for vector in input.vectors.clone() {
                 let channel = vector * S::LANES;
                 let count = (step - channel).min(S::LANES);
@@ -263,8 +261,7 @@ impl<A: Algorithm> Transform for Square<A> {
                         (vector - input.vectors.start) * input.steps.vector + tile.slot * input.steps.slot,
                     ),
                     point_step: input.steps.point,
-                    ahead: ahead
-                        [usize::from((tile.columns.start / A::OUTPUTS + input.ahead) >= input.across)],
+                    later: if channel.is_multiple_of(LINE) { later } else { 0 },
                 };
                 // SAFETY: the rows are those of the image or zeros of the same length, so that every existing column
                 // has `count` channels from `channel` on, and so have the prologue's vectors; V holds a vector for each point,
@@ -324,8 +321,11 @@ impl<A: Algorithm> Transposed for Square<A> {
         let (channels, steps) = (gradient.channels, gradient.steps);
         for tile in gradient.tiles {
             let pixel = (tile.image * height + tile.rows.start) * width + tile.columns.start;
+            let place = tile.columns.start / A::OUTPUTS;
+            let later = gradient.later.offset(place, width, A::OUTPUTS * channels);
             for vector in 0..channels.div_ceil(S::LANES) {
                 let channel = vector * S::LANES;
+                let later = if channel.is_multiple_of(LINE) { later } else { 0 };
                 let count = (channels - channel).min(S::LANES);
                 let first = gradient.dy.wrapping_add(pixel * channels + channel);
                 let to = gradient.d.wrapping_add(vector * steps.vector + tile.slot * steps.slot);
@@ -337,6 +337,9 @@ impl<A: Algorithm> Transposed for Square<A> {
                             let at = first.wrapping_add((i * width + j) * channels);
                             // SAFETY: the tile's outputs exist, and `count` of their channels from `channel` on.
                             values[i] = unsafe { load_first(simd, at, count) };
+                            if later > 0 {
+                                simd.prefetch(at.wrapping_add(later));
+                            }
                         }
                     }
                     let points = A::gradient(simd, values);

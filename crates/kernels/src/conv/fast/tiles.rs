@@ -1,6 +1,5 @@
 //! How outputs are cut into tiles.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// A tile along one axis.
@@ -41,68 +40,72 @@ pub(super) struct Tile {
     pub(super) slot: usize,
 }
 
-/// Most tiles of a block.
-pub(super) const MAX_TILES: usize = 128;
-
-/// Neighbouring tiles that go through the transforms together. Their slots are ordered by kind (short columns, full
-/// tiles, short rows, both short), so that each point works on one range of slots.
-pub(super) struct Block {
-    /// The first `count` are there.
-    tiles: [MaybeUninit<Tile>; MAX_TILES],
-    count: usize,
-    kinds: [usize; 4],
-}
-
-impl Block {
-    /// These tiles, counted through the batch row by row. A block is as large as many tiles are with few channels, so it
-    /// is made where it is used.
-    ///
-    /// # Panics
-    /// When there are more than [`MAX_TILES`].
-    #[inline(always)]
-    pub(super) fn new([rows, columns]: [&[Span]; 2], tiles: Range<usize>) -> Self {
-        let count = tiles.len();
-        let mut block = Block { tiles: [const { MaybeUninit::uninit() }; MAX_TILES], count, kinds: [0; 4] };
-        let kind = |tile: &Tile| match (tile.rows.full, tile.columns.full) {
+impl Tile {
+    /// Where it belongs among the kinds of a [`Block`].
+    fn kind(&self) -> usize {
+        match (self.rows.full, self.columns.full) {
             (true, false) => 0,
             (true, true) => 1,
             (false, true) => 2,
             (false, false) => 3,
-        };
-        let per_image = rows.len() * columns.len();
-        for (tile, index) in block.tiles[..count].iter_mut().zip(tiles) {
-            let (row, column) = (index % per_image / columns.len(), index % columns.len());
-            let tile = tile.write(Tile {
-                image: index / per_image,
-                rows: rows[row],
-                columns: columns[column],
-                slot: 0,
-            });
-            block.kinds[kind(tile)] += 1;
         }
-        let [a, b, c, _] = block.kinds;
-        let mut next = [0, a, a + b, a + b + c];
-        // SAFETY: the first `count` tiles were written above.
-        let tiles = unsafe { std::slice::from_raw_parts_mut(block.tiles.as_mut_ptr().cast::<Tile>(), count) };
-        for tile in tiles {
-            let next = &mut next[kind(tile)];
-            tile.slot = *next;
-            *next += 1;
+    }
+}
+
+/// Tiles of a block from which on more gain nothing.
+pub(super) const MAX_TILES: usize = 128;
+
+/// Neighbouring tiles that go through the transforms together. Their slots are ordered by kind (short columns, full
+/// tiles, short rows, both short), so that each point works on one range of slots.
+#[derive(Debug, Default)]
+pub(super) struct Block {
+    tiles: Vec<Tile>,
+    kinds: [usize; 4],
+}
+
+impl Block {
+    /// Makes room for so many tiles: a block is filled again and again.
+    pub(super) fn reserve(&mut self, tiles: usize) {
+        self.tiles.reserve(tiles.saturating_sub(self.tiles.len()));
+    }
+
+    /// These tiles, counted through the batch row by row.
+    pub(super) fn fill(&mut self, [rows, columns]: [&[Span]; 2], tiles: Range<usize>) -> &Self {
+        self.tiles.clear();
+        self.kinds = [0; 4];
+        let (line, column) = (tiles.start / columns.len(), tiles.start % columns.len());
+        let mut next = [line / rows.len(), line % rows.len(), column];
+        for _ in tiles {
+            let [image, row, column] = next;
+            let tile = Tile { image, rows: rows[row], columns: columns[column], slot: 0 };
+            self.kinds[tile.kind()] += 1;
+            self.tiles.push(tile);
+            next = match (row + 1 == rows.len(), column + 1 == columns.len()) {
+                (_, false) => [image, row, column + 1],
+                (false, true) => [image, row + 1, 0],
+                (true, true) => [image + 1, 0, 0],
+            };
         }
-        block
+        let [a, b, c, _] = self.kinds;
+        let mut slots = [0, a, a + b, a + b + c];
+        for tile in &mut self.tiles {
+            let slot = &mut slots[tile.kind()];
+            tile.slot = *slot;
+            *slot += 1;
+        }
+        self
     }
 
     /// The tiles.
     pub(super) fn tiles(&self) -> &[Tile] {
-        // SAFETY: the first `count` tiles were written when the block was made.
-        unsafe { std::slice::from_raw_parts(self.tiles.as_ptr().cast::<Tile>(), self.count) }
+        &self.tiles
     }
 
     /// The slots for which a point is needed that only the last row, or only the last column, of outputs needs.
     pub(super) fn slots(&self, last_row: bool, last_column: bool) -> Range<usize> {
         let [a, b, c, _] = self.kinds;
         match (last_row, last_column) {
-            (false, false) => 0..self.count,
+            (false, false) => 0..self.tiles.len(),
             (true, false) => 0..a + b,
             (false, true) => a..a + b + c,
             (true, true) => a..a + b,
@@ -138,8 +141,12 @@ mod tests {
     #[test]
     fn each_point_finds_the_tiles_that_need_it() {
         let (rows, columns) = (cut(4, 14), cut(4, 7));
+        let mut block = Block::default();
         for (from, to) in [(0, 8), (3, 17), (5, 6), (0, 64), (7, 135)] {
-            let block = Block::new([&rows, &columns], from..to);
+            block.fill([&rows, &columns], from..to);
+            let place = |tile: &Tile| (tile.image, tile.rows, tile.columns);
+            let expected = (from..to).map(|index| (index / 8, rows[index / 2 % 4], columns[index % 2]));
+            assert!(block.tiles().iter().map(place).eq(expected));
             let mut seen: Vec<_> = block.tiles().iter().map(|tile| tile.slot).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..to - from).collect::<Vec<_>>());

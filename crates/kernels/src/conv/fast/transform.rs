@@ -71,12 +71,30 @@ pub(super) struct Input<'a, T> {
     /// V from the first of these vectors on.
     pub(super) v: *mut f32,
     pub(super) steps: Steps,
-    /// How many tiles further on the one is whose input is asked for, of square tiles; 0 for none. Pays where few products are made
-    /// with what is read, or where it comes from memory.
-    pub(super) ahead: usize,
+    /// What is asked for, of square tiles. Pays where few products are made with what is read, or where it comes from memory.
+    pub(super) later: Later,
+    pub(super) transform: PhantomData<T>,
+}
+
+/// The tile whose values are asked for while those of another one are read.
+#[derive(Clone, Copy)]
+pub(super) struct Later {
+    /// How many tiles further on it is; 0 for none.
+    pub(super) tiles: usize,
     /// Tiles in a row of an image.
     pub(super) across: usize,
-    pub(super) transform: PhantomData<T>,
+}
+
+impl Later {
+    /// How many values further on its values are in an image `width` pixels wide, for a tile at `place` of its row; tiles are
+    /// `step` values apart.
+    #[inline(always)]
+    pub(super) fn offset(&self, place: usize, width: usize, step: usize) -> usize {
+        let Later { tiles, across } = *self;
+        // From the end of a row of tiles to the next one.
+        let next = if place + tiles >= across { (tiles + width).saturating_sub(across) } else { tiles };
+        if tiles > 0 { next * step } else { 0 }
+    }
 }
 
 impl<T: Transform> Task for Input<'_, T> {
@@ -107,6 +125,7 @@ pub(super) struct Gradient<'a, T> {
     pub(super) channels: usize,
     pub(super) d: *mut f32,
     pub(super) steps: Steps,
+    pub(super) later: Later,
     pub(super) transform: PhantomData<T>,
 }
 
