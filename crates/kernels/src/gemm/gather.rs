@@ -131,6 +131,12 @@ impl Gather {
         }
     }
 
+    /// The value of an image at such an offset, or the padding's zeros.
+    #[inline(always)]
+    fn pointer(&self, image: *const f32, offset: usize) -> *const f32 {
+        if offset < PADDING { image.wrapping_add(offset) } else { self.zeros.as_ptr() }
+    }
+
     /// Writes the pointers of `rows` rows from `position` on, as [`pointers`](Self::pointers) gives them, `[tap − first][row]`.
     pub(crate) fn block(
         &self,
@@ -140,7 +146,7 @@ impl Gather {
         rows: usize,
         pointers: &mut [*const f32],
     ) {
-        let (columns, zeros) = (self.horizontal.taps, self.zeros.as_ptr());
+        let columns = self.horizontal.taps;
         if taps.is_empty() {
             return;
         }
@@ -157,8 +163,7 @@ impl Gather {
                 let horizontal = &self.horizontal.of_tap(column)[x..x + count];
                 for (pointer, horizontal) in pointers[tap * rows + done..][..count].iter_mut().zip(horizontal)
                 {
-                    let offset = vertical + horizontal;
-                    *pointer = if offset < PADDING { image.wrapping_add(offset) } else { zeros };
+                    *pointer = self.pointer(image, vertical + horizontal);
                 }
                 column += 1;
                 if column == columns {
@@ -185,14 +190,14 @@ impl Gather {
         mut put: impl FnMut(usize, *const f32),
     ) {
         let image = input.wrapping_add(position.image * self.image_step);
-        let (columns, zeros) = (self.horizontal.taps, self.zeros.as_ptr());
+        let columns = self.horizontal.taps;
         if count == 0 {
             return;
         }
         let (mut row, mut column) = (first / columns, first % columns);
         for tap in 0..count {
             let offset = self.vertical.of_tap(row)[position.y] + self.horizontal.of_tap(column)[position.x];
-            put(tap, if offset < PADDING { image.wrapping_add(offset) } else { zeros });
+            put(tap, self.pointer(image, offset));
             column += 1;
             if column == columns {
                 column = 0;

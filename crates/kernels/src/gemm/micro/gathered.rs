@@ -1,0 +1,214 @@
+//! A block whose A is read through pointers.
+
+use super::{STEPS, load, multiply_add, store};
+use crate::buffer::LINE;
+use crate::simd::{Simd, Task};
+
+/// How many values ahead of the products a panel is asked for: the products of so many take as long as memory does to answer.
+const SOON: usize = 2048;
+
+/// `C = A·B` for a block: C is `rows × columns`, A is read through pointers, B is one packed panel.
+pub(crate) struct Gathered {
+    /// Pointers to the rows of A, `[tap][row]`; each is valid for reads at `skip .. skip + depth`.
+    pub(crate) a: *const *const f32,
+    /// Number of taps.
+    pub(crate) taps: usize,
+    /// First value of a row that is used.
+    pub(crate) skip: usize,
+    /// Values of a row that are used by each tap.
+    pub(crate) depth: usize,
+    /// How many values further on the next block's rows of A begin, which are asked for; 0 if they are near or unknown.
+    pub(crate) ahead: usize,
+    /// The panel's values, `[tap][depth][vectors · lanes]`.
+    pub(crate) b: *const f32,
+    /// Whether they are read for the first time, so that they are asked for on the way.
+    pub(crate) far: bool,
+    /// Pointers to the rows of C; each is valid for reads and writes of `columns` values.
+    pub(crate) c: *const *mut f32,
+    /// Columns that exist; the panel's others are padding.
+    pub(crate) columns: usize,
+    /// Whether to add to C instead of overwriting it.
+    pub(crate) accumulate: bool,
+    /// A value a column that is added, or null.
+    pub(crate) bias: *const f32,
+    /// Pointers to rows of `columns` values that are added, or null.
+    pub(crate) residual: *const *const f32,
+    /// Whether negative results become 0.
+    pub(crate) relu: bool,
+}
+
+struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Gathered);
+
+impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
+    for GatheredTask<'_, ROWS, VECTORS, HALVES>
+{
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let block = self.0;
+        let mut sums = [[simd.zero(); VECTORS]; ROWS];
+        let mut b = block.b;
+        let each = (ROWS * VECTORS).div_ceil(block.depth.div_ceil(LINE).max(1));
+        for tap in 0..block.taps {
+            // SAFETY: `a` holds `taps · ROWS` pointers, each valid for reads at `skip .. skip + depth`; the panel holds
+            // `taps · depth` rows of `VECTORS · LANES` values (all promised by the caller of `MicroKernels::gathered`).
+            unsafe {
+                let rows: [*const f32; ROWS] =
+                    std::array::from_fn(|row| (*block.a.add(tap * ROWS + row)).add(block.skip));
+                let last = tap + 1 == block.taps;
+                for start in (0..block.depth).step_by(LINE) {
+                    if last {
+                        self.ask(simd, each, start);
+                    }
+                    if block.ahead > 0 {
+                        for row in rows {
+                            simd.prefetch(row.wrapping_add(start + block.ahead));
+                        }
+                    }
+                    let part = start..block.depth.min(start + LINE);
+                    // Two loops, so that the one that nearly all blocks take has nothing but products.
+                    if block.far {
+                        for k in part {
+                            for v in 0..VECTORS {
+                                simd.prefetch(b.wrapping_add(SOON + v * S::LANES));
+                            }
+                            Self::step(simd, &rows, k, b, &mut sums);
+                            b = b.add(VECTORS * S::LANES);
+                        }
+                    } else {
+                        let mut k = part.start;
+                        while k + STEPS <= part.end {
+                            for step in 0..STEPS {
+                                Self::step(
+                                    simd,
+                                    &rows,
+                                    k + step,
+                                    b.add(step * VECTORS * S::LANES),
+                                    &mut sums,
+                                );
+                            }
+                            b = b.add(STEPS * VECTORS * S::LANES);
+                            k += STEPS;
+                        }
+                        for k in k..part.end {
+                            Self::step(simd, &rows, k, b, &mut sums);
+                            b = b.add(VECTORS * S::LANES);
+                        }
+                    }
+                }
+            }
+        }
+        // SAFETY: promised by the caller of `MicroKernels::gathered`; TAIL is set exactly when columns are missing.
+        unsafe {
+            if block.columns == VECTORS * S::LANES {
+                self.finish::<S, false>(simd, sums);
+            } else {
+                self.finish::<S, true>(simd, sums);
+            }
+        }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'_, ROWS, VECTORS, HALVES> {
+    /// Adds the products of column `k` of A and one row of B.
+    ///
+    /// # Safety
+    /// Each of `rows` must be valid for reads at `k`, `b` for `VECTORS · LANES` values.
+    #[inline(always)]
+    unsafe fn step<S: Simd>(
+        simd: S,
+        rows: &[*const f32; ROWS],
+        k: usize,
+        b: *const f32,
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let columns: [S::V; VECTORS] = std::array::from_fn(|v| simd.load(b.add(v * S::LANES)));
+            for (row, sums) in rows.iter().zip(sums) {
+                let value = simd.splat(*row.add(k));
+                for (sum, &column) in sums.iter_mut().zip(&columns) {
+                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
+                }
+            }
+        }
+    }
+
+    /// Asks for `each` vectors of what will be added and of the lines that will be written, while the products of the last tap
+    /// from `start` on are made: all at once they would hold up the loads.
+    ///
+    /// # Safety
+    /// `c`, and `residual` where it is not null, must hold ROWS pointers.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(&self, simd: S, each: usize, start: usize) {
+        let block = self.0;
+        let first = start / LINE * each;
+        for index in first..(first + each).min(ROWS * VECTORS) {
+            let (row, at) = (index / VECTORS, index % VECTORS * S::LANES);
+            // SAFETY: promised by the caller.
+            unsafe {
+                simd.prefetch_to_write((*block.c.add(row)).wrapping_add(at));
+                if !block.residual.is_null() {
+                    simd.prefetch((*block.residual.add(row)).wrapping_add(at));
+                }
+            }
+        }
+    }
+
+    /// Applies the epilogue and stores the sums.
+    ///
+    /// # Safety
+    /// As `MicroKernels::gathered`; without `TAIL`, all `VECTORS · LANES` columns exist.
+    #[inline(always)]
+    unsafe fn finish<S: Simd, const TAIL: bool>(&self, simd: S, mut sums: [[S::V; VECTORS]; ROWS]) {
+        let block = self.0;
+        // SAFETY: the caller promises ROWS pointers to `columns` values in `c`, and in `residual` unless it is null, and
+        // `columns` values at `bias` unless it is null.
+        unsafe {
+            if block.accumulate {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        let old = load::<S, TAIL>(simd, *block.c.add(row), block.columns, v);
+                        *sum = simd.add(old, *sum);
+                    }
+                }
+            }
+            if !block.bias.is_null() {
+                for v in 0..VECTORS {
+                    let bias = load::<S, TAIL>(simd, block.bias, block.columns, v);
+                    for sums in &mut sums {
+                        sums[v] = simd.add(sums[v], bias);
+                    }
+                }
+            }
+            if !block.residual.is_null() {
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        let residual = load::<S, TAIL>(simd, *block.residual.add(row), block.columns, v);
+                        *sum = simd.add(*sum, residual);
+                    }
+                }
+            }
+            if block.relu {
+                for sum in sums.as_flattened_mut() {
+                    *sum = simd.max(simd.zero(), *sum);
+                }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                for (v, &sum) in sums.iter().enumerate() {
+                    store::<S, TAIL>(simd, *block.c.add(row), block.columns, v, sum);
+                }
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has `S`'s instructions, and the block is as `MicroKernels::gathered` demands.
+pub(super) unsafe fn gathered<S: Simd, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(
+    block: &Gathered,
+) {
+    // SAFETY: the caller promises that the CPU has the instructions.
+    unsafe { S::assume() }.run(GatheredTask::<ROWS, VECTORS, HALVES>(block))
+}
