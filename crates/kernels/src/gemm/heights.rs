@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Rows in as few blocks as possible, whose heights are as equal as can be: a short last block would waste the registers.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Heights {
     count: usize,
     /// Rows of each block.

@@ -273,7 +273,7 @@ impl Task for Outputs {
 }
 
 /// The slots of one point, cut for the micro-kernels.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Pieces {
     start: usize,
     heights: Heights,
@@ -539,9 +539,26 @@ impl Run<'_> {
             })
         });
         let expects = self.conv.tiling.parts() > 1;
+        // What is asked for in advance goes from point to point; products alone go through all points at once, if those have the
+        // same slots.
+        let alike = pieces.as_flattened().iter().all(|other| *other == pieces[0][0]);
+        let points = if alike && !expects && matches!(ahead, Ahead::Nothing) { T::POINTS } else { 1 };
         let a_step = slots * kernels.lanes;
-        let mut arguments = Blocked { a: v, a_step, depth, b, c: m, c_step: m_step, add, next: b, lines: 0 };
-        for point in 0..T::POINTS {
+        let point_steps = [v_step, b_step, width];
+        let mut arguments = Blocked {
+            points,
+            point_steps,
+            a: v,
+            a_step,
+            depth,
+            b,
+            c: m,
+            c_step: m_step,
+            add,
+            next: b,
+            lines: 0,
+        };
+        for point in (0..T::POINTS).step_by(points) {
             let [row, column] = T::last(point);
             let Pieces { start, heights, lines } = pieces[usize::from(row)][usize::from(column)];
             let count = heights.count();
@@ -558,7 +575,8 @@ impl Run<'_> {
                 arguments.a = v.wrapping_add(point * v_step + slot * kernels.lanes);
                 arguments.c = m.wrapping_add(slot * m_step + point * width);
                 // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot and
-                // point (both buffers were grown to that), the panel `depth` rows of `width` for each point.
+                // point (both buffers were grown to that), the panel `depth` rows of `width` for each point; there are no more
+                // than the transform's.
                 unsafe { kernels.blocked(vectors, piece.len(), &arguments) };
             }
         }

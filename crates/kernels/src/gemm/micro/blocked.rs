@@ -3,8 +3,13 @@
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
 
-/// `C = A·B` for a block whose A stands in vectors of its columns: `[depth / lanes][rows][lanes]`.
+/// `C = A·B` for a block whose A stands in vectors of its columns, `[depth / lanes][rows][lanes]`, or for some of them, one for each
+/// point of a transform.
 pub(crate) struct Blocked {
+    /// Number of products.
+    pub(crate) points: usize,
+    /// Values between A, B and C of two of them.
+    pub(crate) point_steps: [usize; 3],
     /// First vector of the block's first row.
     pub(crate) a: *const f32,
     /// Values between two vectors of a row.
@@ -21,7 +26,7 @@ pub(crate) struct Blocked {
     pub(crate) add: bool,
     /// Values that will be needed next; any address.
     pub(crate) next: *const f32,
-    /// Cache lines of them to ask for with each vector of A's columns.
+    /// Cache lines of them to ask for with each vector of A's columns, from the same place at each point.
     pub(crate) lines: usize,
 }
 
@@ -52,9 +57,21 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        for point in 0..self.0.points {
+            self.point(simd, point);
+        }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize> BlockedTask<'_, ROWS, VECTORS> {
+    /// One product.
+    #[inline(always)]
+    fn point<S: Simd>(&self, simd: S, point: usize) {
         let block = self.0;
+        let [a_step, b_step, c_step] = block.point_steps.map(|step| point * step);
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
-        let (mut a, mut b, mut left, mut next) = (block.a, block.b, block.depth, block.next);
+        let (mut a, mut b) = (block.a.wrapping_add(a_step), block.b.wrapping_add(b_step));
+        let (mut left, mut next) = (block.depth, block.next);
         while left > 0 {
             let count = left.min(S::LANES);
             // SAFETY: each of ROWS rows has a vector at `a`, and the panel `count` more rows of `VECTORS · LANES`
@@ -89,7 +106,7 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
         }
         for (row, sums) in sums.iter().enumerate() {
             for (v, &sum) in sums.iter().enumerate() {
-                let c = block.c.wrapping_add(row * block.c_step + v * S::LANES);
+                let c = block.c.wrapping_add(c_step + row * block.c_step + v * S::LANES);
                 // SAFETY: C has ROWS rows of `VECTORS · LANES` values.
                 unsafe { simd.store(c, if block.add { simd.add(simd.load(c), sum) } else { sum }) };
             }
