@@ -3,7 +3,8 @@
 //! summed over all tiles of the batch.
 
 use super::algorithm::{F2, F3, F3Of4, F4, S3};
-use super::run::{FAR, FastScratch, Memory, Own};
+use super::memory::{FastScratch, Memory, Own};
+use super::run::FAR;
 use super::square::Square;
 use super::tiles::{Block, MAX_TILES};
 use super::transform::{self, Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps};

@@ -6,10 +6,13 @@
 
 mod algorithm;
 mod gradient;
+mod memory;
 mod narrow;
 mod pack;
 mod pooled;
+mod products;
 mod run;
+mod schedule;
 mod square;
 mod strassen;
 #[cfg(test)]
@@ -18,12 +21,13 @@ mod tiles;
 mod transform;
 mod view;
 
+pub use memory::FastScratch;
 pub use pooled::PooledConv;
-pub use run::FastScratch;
 
 use self::algorithm::{Algorithm, F2, F3, F3Of4, F4, S3};
 use self::pack::{Pack, PackTask, TAPS};
-use self::run::{Cut, Run, Weights};
+use self::run::{Run, Weights};
+use self::schedule::Cut;
 use self::square::Square;
 use self::strassen::{HALVES, QUARTERS, Strassen, Twice};
 use self::tiles::Span;

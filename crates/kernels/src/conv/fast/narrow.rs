@@ -3,7 +3,8 @@
 //! With so few products, what the tiles cost is moving them. A few tiles at a time stay in the L1 cache from the first transform
 //! to the last, and their products take the place of their factors.
 
-use super::run::{Own, Run, Weights};
+use super::memory::Own;
+use super::run::{Run, Weights};
 use super::tiles::Block;
 use super::transform::{Steps, Transform};
 use crate::simd::{Simd, Task};

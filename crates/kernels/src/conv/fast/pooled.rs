@@ -1,7 +1,10 @@
 //! A convolution and the max pool after it, strip by strip: what the pool reads never leaves the cache.
 
 use super::algorithm::{F2, F3, F3Of4, F4, S3};
-use super::run::{Ahead, Cut, Own, Run};
+use super::memory::Own;
+use super::products::Ahead;
+use super::run::Run;
+use super::schedule::Cut;
 use super::square::Square;
 use super::{FastConv, FastScratch, FastWeights, Tiling, Transform};
 use crate::Context;

@@ -50,20 +50,7 @@ impl<const ROWS: usize, const VECTORS: usize> BlockedTask<'_, ROWS, VECTORS> {
             }
         }
     }
-}
 
-impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VECTORS> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for point in 0..self.0.points {
-            self.point(simd, point);
-        }
-    }
-}
-
-impl<const ROWS: usize, const VECTORS: usize> BlockedTask<'_, ROWS, VECTORS> {
     /// One product.
     #[inline(always)]
     fn point<S: Simd>(&self, simd: S, point: usize) {
@@ -110,6 +97,17 @@ impl<const ROWS: usize, const VECTORS: usize> BlockedTask<'_, ROWS, VECTORS> {
                 // SAFETY: C has ROWS rows of `VECTORS · LANES` values.
                 unsafe { simd.store(c, if block.add { simd.add(simd.load(c), sum) } else { sum }) };
             }
+        }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VECTORS> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for point in 0..self.0.points {
+            self.point(simd, point);
         }
     }
 }

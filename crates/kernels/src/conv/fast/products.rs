@@ -1,0 +1,169 @@
+//! Products of a block of tiles at all points, and what is asked for on the way.
+
+use super::Panel;
+use super::run::Run;
+use super::tiles::{Block, Tile};
+use super::transform::Transform;
+use crate::buffer::LINE;
+use crate::gemm::heights::Heights;
+use crate::gemm::micro::Blocked;
+use crate::simd::{Simd, Task};
+use std::ops::Range;
+
+/// Cache lines that come while a block's products are made.
+pub(super) enum Ahead {
+    /// None are asked for.
+    Nothing,
+    /// Those of the next point's weights, which come from memory.
+    Weights,
+    /// Those of the input that the thread's next block reads.
+    Input {
+        next: *const f32,
+        /// Lines that have not been asked for, and how many go with each vector of this block's input channels.
+        left: usize,
+        each: usize,
+    },
+}
+
+impl Ahead {
+    /// The first of the input's lines that go with each of `vectors` vectors, and how many go with one.
+    fn take(&mut self, vectors: usize) -> Option<(*const f32, usize)> {
+        match self {
+            Ahead::Input { next, left, each } if *left > 0 => {
+                let (from, lines) = (*next, *each * vectors);
+                *next = next.wrapping_add(lines * LINE);
+                *left = left.saturating_sub(lines);
+                Some((from, *each))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Outputs that will be written, in evenly spaced rows.
+struct Outputs {
+    first: *const f32,
+    /// Values between two rows.
+    step: usize,
+    rows: Range<usize>,
+    /// Cache lines of a row.
+    lines: usize,
+}
+
+impl Task for Outputs {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        for row in self.rows {
+            for line in 0..self.lines {
+                simd.prefetch(self.first.wrapping_add(row * self.step + line * LINE));
+            }
+        }
+    }
+}
+
+/// The slots of one point, cut for the micro-kernels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Pieces {
+    start: usize,
+    heights: Heights,
+    /// Cache lines of the next weights to ask for with each vector of a piece.
+    lines: usize,
+}
+
+/// Products of a block of tiles with one panel of output channels, over some input channels.
+pub(super) struct Products<'a> {
+    pub(super) block: &'a Block,
+    pub(super) panel: &'a Panel,
+    /// V from the first of the input channels on, and the values between two of its points.
+    pub(super) v: (*const f32, usize),
+    /// The weights, `[point][input channel][width of the panel]`, and the values between two points.
+    pub(super) b: (*const f32, usize),
+    /// Input channels.
+    pub(super) depth: usize,
+    /// M, and the values between two of its slots.
+    pub(super) m: (*mut f32, usize),
+    /// Whether the products are added to what M holds.
+    pub(super) add: bool,
+}
+
+impl Run<'_> {
+    /// Asks for a share of the outputs that the products of a panel become, one of `shares` equal ones. Only where tiles are
+    /// pixels in a row do they stand in evenly spaced rows.
+    fn expect(&self, block: &Block, panel: &Panel, share: usize, shares: usize) {
+        let (conv, parts) = (self.conv, self.conv.tiling.parts());
+        let [Some(first), Some(last)] = [block.tiles().first(), block.tiles().last()] else { return };
+        let pixel = |tile: &Tile| tile.image * conv.output[0] * conv.output[1] + tile.columns.start;
+        let rows = parts * (pixel(last) + last.columns.outputs - pixel(first));
+        let channels = conv.geometry.out_channels;
+        conv.level.run(Outputs {
+            first: self.y.get().wrapping_add(pixel(first) * channels + panel.channels.start),
+            step: channels / parts,
+            rows: rows * share / shares..rows * (share + 1) / shares,
+            lines: panel.channels.len().div_ceil(LINE),
+        });
+    }
+
+    /// Products at all points.
+    pub(super) fn products<T: Transform>(&self, ahead: &mut Ahead, products: Products) {
+        let Products { block, panel, v: (v, v_step), b: (b, b_step), depth, m: (m, m_step), add } = products;
+        let (kernels, vectors) = (self.conv.level.micro_kernels(), panel.vectors);
+        let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
+        let (tallest, deep) = (kernels.max_blocked_rows(vectors), depth.div_ceil(kernels.lanes));
+        // Cut once for each kind of point.
+        let pieces = [false, true].map(|row| {
+            [false, true].map(|column| {
+                let slots = block.slots(row, column);
+                let heights = Heights::new(slots.len(), tallest);
+                let lines = match ahead {
+                    Ahead::Weights => (depth * width / LINE).div_ceil((deep * heights.count()).max(1)),
+                    Ahead::Nothing | Ahead::Input { .. } => 0,
+                };
+                Pieces { start: slots.start, heights, lines }
+            })
+        });
+        let expects = self.conv.tiling.parts() > 1;
+        // What is asked for in advance goes from point to point; products alone go through all points at once, if those have the
+        // same slots.
+        let alike = pieces.as_flattened().iter().all(|other| *other == pieces[0][0]);
+        let points = if alike && !expects && matches!(ahead, Ahead::Nothing) { T::POINTS } else { 1 };
+        let a_step = slots * kernels.lanes;
+        let point_steps = [v_step, b_step, width];
+        let mut arguments = Blocked {
+            points,
+            point_steps,
+            a: v,
+            a_step,
+            depth,
+            b,
+            c: m,
+            c_step: m_step,
+            add,
+            next: b,
+            lines: 0,
+        };
+        for point in (0..T::POINTS).step_by(points) {
+            let [row, column] = T::last(point);
+            let Pieces { start, heights, lines } = pieces[usize::from(row)][usize::from(column)];
+            let count = heights.count();
+            arguments.b = b.wrapping_add(point * b_step);
+            for index in 0..count {
+                let piece = heights.block(index);
+                if expects {
+                    self.expect(block, panel, point * count + index, T::POINTS * count);
+                }
+                // The next point's weights, shared out over this point's pieces.
+                let weights = arguments.b.wrapping_add(b_step + lines * LINE * index * deep);
+                (arguments.next, arguments.lines) = ahead.take(deep).unwrap_or((weights, lines));
+                let slot = start + piece.start;
+                arguments.a = v.wrapping_add(point * v_step + slot * kernels.lanes);
+                arguments.c = m.wrapping_add(slot * m_step + point * width);
+                // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot and
+                // point (both buffers were grown to that), the panel `depth` rows of `width` for each point; there are no more
+                // than the transform's.
+                unsafe { kernels.blocked(vectors, piece.len(), &arguments) };
+            }
+        }
+    }
+}

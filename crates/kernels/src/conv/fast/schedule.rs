@@ -1,0 +1,91 @@
+//! How the tiles of a forward pass are cut into blocks and shared out among threads.
+
+use super::tiles::MAX_TILES;
+use super::{FastConv, PANEL, narrow};
+
+/// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
+const STREAMED: usize = 1 << 20;
+
+/// Values of streamed weights that each thread reads for itself rather than share a transformed input with others, which
+/// costs what moves from one core's cache to another's: about half of what the last cache holds.
+const READ_BY_ALL: usize = 1 << 22;
+
+/// Tiles of a thread for which it pays to read all weights.
+const ENOUGH: usize = 24;
+
+/// Values of V at most, where the weights stream by.
+const TRANSFORMED: usize = 3 << 19;
+
+/// Pixels of a block of tiles that are pixels in a row, at most.
+const MOST_PIXELS: usize = 256;
+
+/// Tiles of a small block: about as many as two calls of the shortest micro-kernels take.
+const SMALL: usize = 12;
+
+/// Channels that are transformed together where there are groups: enough to read pixels in long runs.
+const TOGETHER: usize = 128;
+
+/// Sections that are transformed together.
+pub(super) fn together(conv: &FastConv) -> usize {
+    (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
+}
+
+/// Whether each thread reads all of the streamed weights for its share of `tiles` tiles.
+pub(super) fn reads_all(conv: &FastConv, tiles: usize, threads: usize) -> bool {
+    tiles >= ENOUGH * threads && conv.weight_values() <= READ_BY_ALL
+}
+
+/// How tiles are cut into blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// The most tiles of a block.
+    pub(super) most: usize,
+    /// Whether the weights come from memory.
+    pub(super) streamed: bool,
+}
+
+impl Cut {
+    /// Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as many
+    /// tiles as possible.
+    pub(super) fn new(conv: &FastConv) -> Self {
+        let points = conv.tiling.points();
+        let kernels = conv.level.micro_kernels();
+        let sections = conv.sections().len();
+        let streamed = conv.geometry.groups == 1 && conv.weight_values() > STREAMED;
+        let vectors = PANEL.min(conv.outputs() / sections / kernels.lanes).max(1);
+        let tallest = kernels.max_blocked_rows(vectors);
+        // M of many products would leave the L2 cache.
+        let most_tiles = MAX_TILES.min(MOST_PIXELS / conv.tiling.parts());
+        let most = match (streamed, conv.view.narrow) {
+            (true, _) => (TRANSFORMED / (points * conv.view.depth)).clamp(SMALL, most_tiles),
+            (false, Some(_)) => narrow::MOST,
+            (false, None) => tallest * SMALL.div_ceil(tallest),
+        };
+        Cut { most, streamed }
+    }
+}
+
+/// How the work on a batch is cut. The bits of the result do not depend on it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Schedule {
+    /// Blocks of tiles.
+    pub(super) blocks: usize,
+    /// Whether all threads work on one block at a time and share its transformed input.
+    pub(super) shared: bool,
+    /// Whether the weights come from memory.
+    pub(super) streamed: bool,
+}
+
+impl Schedule {
+    pub(super) fn new(conv: &FastConv, tiles: usize, threads: usize) -> Self {
+        let Cut { most, streamed } = Cut::new(conv);
+        let blocks = tiles.div_ceil(most);
+        let few = match streamed {
+            true => !reads_all(conv, tiles, threads),
+            false => blocks < 2 * threads,
+        };
+        let shared = threads > 1 && conv.geometry.groups == 1 && few;
+        let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
+        Schedule { blocks: blocks.min(tiles), shared, streamed }
+    }
+}
