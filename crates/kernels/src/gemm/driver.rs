@@ -1,6 +1,7 @@
 //! Blocking and threads: cuts products into tasks and tasks into micro-kernel blocks.
 
 use super::gather::{Gather, Scatter};
+use super::heights::Heights;
 use super::micro::{Gathered, MAX_ROWS};
 use super::pack::{PackedMatrix, Panel, panels};
 use super::prepared::PreparedScratch;
@@ -8,12 +9,21 @@ use crate::Context;
 use crate::bf16::Operands;
 use crate::parallel::SharedMut;
 use crate::prologue::Source;
+use std::ops::Range;
 
 /// Rows of B that a block of a panel holds at most: 1024 rows of 64 columns are a quarter of a 1 MiB L2 cache.
 pub(super) const DEPTH_BLOCK: usize = 1024;
 
 /// Taps whose pointers are set up at once.
 const TAP_BLOCK: usize = 64;
+
+/// Values of B, or pairs, that a block of rows meets before the next block, so that A is read once and C is written in long runs:
+/// they stay in the L2 cache.
+const NEAR: usize = 1 << 15;
+
+/// Bytes a cycle that the products may read from the L2 cache. Where they would read more, a panel meets all rows before the next
+/// one, from the L1 cache.
+const FROM_L2: usize = 16;
 
 /// Parts into which a product is cut at least, where its size allows.
 pub(super) const TASKS: usize = 16;
@@ -83,13 +93,55 @@ pub(crate) struct Product<'a> {
     pub(crate) epilogue: Epilogue<'a>,
 }
 
-/// A range of B's rows that is multiplied before the next one: some taps in full, or a part of one tap.
+/// What of A and B is multiplied before the next part: some taps in full, or a part of one tap.
 #[derive(Clone, Copy)]
-struct DepthBlock {
-    tap: usize,
-    taps: usize,
-    skip: usize,
-    depth: usize,
+pub(super) struct Part {
+    pub(super) taps: usize,
+    /// Of each of A's rows, the first value and how many.
+    pub(super) skip: usize,
+    pub(super) depth: usize,
+    /// The first of B's rows, as they are stored.
+    pub(super) row: usize,
+    /// Whether the products are added to what stands in C.
+    pub(super) accumulate: bool,
+    /// Whether they complete the sums.
+    pub(super) last: bool,
+}
+
+/// A block of rows that meets one panel after the other.
+pub(super) struct Rows<'a> {
+    /// Pointers to A's rows, `[tap][row]`.
+    pub(super) a: &'a [*const f32],
+    pub(super) targets: &'a Targets,
+    pub(super) height: usize,
+    /// How many values further on the next block's rows of A and of C begin; 0 if they are near or unknown.
+    pub(super) next: [usize; 2],
+    /// Whether these rows are the first that meet the panels.
+    pub(super) first: bool,
+}
+
+/// Where a block of rows goes: pointers to the first column's values.
+pub(super) struct Targets {
+    c: [*mut f32; MAX_ROWS],
+    /// What is added.
+    residual: [*const f32; MAX_ROWS],
+}
+
+impl Default for Targets {
+    fn default() -> Self {
+        Targets { c: [std::ptr::null_mut(); MAX_ROWS], residual: [std::ptr::null(); MAX_ROWS] }
+    }
+}
+
+impl Targets {
+    /// Lets row `row` of the block go to `at` in C.
+    #[inline(always)]
+    pub(super) fn set(&mut self, product: &Product, out: &SharedMut<f32>, row: usize, at: usize) {
+        let at = at + product.column;
+        self.c[row] = out.get().wrapping_add(at);
+        let added = product.epilogue.other().map_or(std::ptr::null(), <[f32]>::as_ptr);
+        self.residual[row] = added.wrapping_add(at);
+    }
 }
 
 impl Product<'_> {
@@ -101,21 +153,37 @@ impl Product<'_> {
         }
         let rows = self.images * self.gather.rows_per_image();
         let panels = panels(cx.level(), self.b.columns());
-        let block =
-            panels.clone().next().map_or(1, |panel| cx.level().micro_kernels().max_rows(panel.vectors));
+        let Some(widest) = panels.clone().next() else { return };
+        let kernels = cx.level().micro_kernels();
+        let block = kernels.max_rows(widest.vectors);
         // Enough rows a task to use a panel's block many times, few enough to keep all threads busy.
         let chunk = rows.div_ceil(TASKS).clamp(8 * block, 48 * block);
         // A short last chunk would read all of B for a few rows.
-        let chunks = (rows / chunk).max(LEAST_TASKS.div_ceil(panels.len().max(1))).max(1);
+        let chunks = (rows / chunk).max(LEAST_TASKS.div_ceil(panels.len())).max(1);
         let chunk = rows.div_ceil(chunks).next_multiple_of(block);
+        let chunks = rows.div_ceil(chunk);
+        // A block of rows meets all panels that stay near, if there are enough tasks.
+        let most = self.near(cx, widest).min((panels.len() * chunks / TASKS).max(1));
+        let groups = Heights::new(panels.len(), most);
         let out = SharedMut(c.as_mut_ptr());
-        let count = panels.len();
-        cx.pool().run(rows.div_ceil(chunk) * count, |task| {
-            let (from, panel) = (task / count * chunk, panels.clone().nth(task % count));
-            if let Some(panel) = panel {
-                self.chunk(cx, &panel, from..rows.min(from + chunk), &out);
-            }
+        cx.pool().run(chunks * groups.count(), |task| {
+            let (from, group) = (task / groups.count() * chunk, groups.block(task % groups.count()));
+            let panels = panels.clone().skip(group.start).take(group.len());
+            self.chunk(cx, panels, from..rows.min(from + chunk), &out);
         });
+    }
+
+    /// How many panels as wide as `widest` a block of rows meets before the next block.
+    pub(super) fn near(&self, cx: &Context, widest: Panel) -> usize {
+        let kernels = cx.level().kernels(self.b.operands());
+        // A row of a panel serves `rows · vectors` products, of which two are made in a cycle.
+        let bytes_a_cycle = 2 * size_of::<f32>() * kernels.lanes / kernels.max_rows(widest.vectors);
+        if bytes_a_cycle > FROM_L2 {
+            return 1;
+        }
+        let depth = self.gather.taps() * self.gather.depth();
+        let stored = depth.div_ceil(self.b.operands().together()).min(DEPTH_BLOCK);
+        (NEAR / (stored * widest.vectors * kernels.lanes).max(1)).max(1)
     }
 
     /// Everything that the unsafe code below relies on.
@@ -133,103 +201,119 @@ impl Product<'_> {
         assert!(epilogue.other().is_none_or(|residual| residual.len() == c.len()), "the residual's length");
     }
 
-    fn depth_blocks(&self) -> impl Iterator<Item = DepthBlock> + Clone {
+    /// The parts of a product of A's rows as they stand.
+    fn parts(&self) -> impl Iterator<Item = Part> + Clone {
         let (taps, depth) = (self.gather.taps(), self.gather.depth());
-        let taps_at_once = (DEPTH_BLOCK / depth).clamp(1, TAP_BLOCK);
+        let taps_at_once = (DEPTH_BLOCK / depth.max(1)).clamp(1, TAP_BLOCK);
         let depth_at_once = depth.min(DEPTH_BLOCK);
-        (0..taps).step_by(taps_at_once).flat_map(move |tap| {
-            (0..depth).step_by(depth_at_once).map(move |skip| DepthBlock {
-                tap,
-                taps: taps_at_once.min(taps - tap),
-                skip,
-                depth: depth_at_once.min(depth - skip),
-            })
-        })
+        let part = move |tap: usize, skip: usize| Part {
+            taps: taps_at_once.min(taps - tap),
+            skip,
+            depth: depth_at_once.min(depth - skip),
+            row: tap * depth + skip,
+            accumulate: tap + skip > 0 || self.epilogue.in_place(),
+            last: tap + taps_at_once >= taps && skip + depth_at_once >= depth,
+        };
+        let nothing = Part { taps: 0, depth: 0, last: true, ..part(0, 0) };
+        let parts = (0..taps)
+            .step_by(taps_at_once)
+            .flat_map(move |tap| (0..depth).step_by(depth_at_once).map(move |skip| part(tap, skip)));
+        parts.chain((taps * depth == 0).then_some(nothing))
     }
 
-    /// One panel of the columns for a range of rows.
-    fn chunk(&self, cx: &Context, panel: &Panel, rows: std::ops::Range<usize>, out: &SharedMut<f32>) {
-        let whole = self.gather.taps() * self.gather.depth();
-        let nothing = DepthBlock { tap: 0, taps: 0, skip: 0, depth: 0 };
-        let mut done = 0;
-        for block in self.depth_blocks().chain((whole == 0).then_some(nothing)) {
-            let first = done == 0;
-            done += block.taps * block.depth;
-            self.depth_block(
-                cx,
-                panel,
-                rows.clone(),
-                block,
-                [!first || self.epilogue.in_place(), done == whole],
-                out,
-            );
+    /// Some panels of the columns for a range of rows.
+    fn chunk(
+        &self,
+        cx: &Context,
+        panels: impl Iterator<Item = Panel> + Clone,
+        rows: Range<usize>,
+        out: &SharedMut<f32>,
+    ) {
+        for part in self.parts() {
+            self.part(cx, panels.clone(), rows.clone(), part, out);
         }
     }
 
-    fn depth_block(
+    /// One part of the depth for some panels and rows.
+    fn part(
         &self,
         cx: &Context,
-        panel: &Panel,
-        rows: std::ops::Range<usize>,
-        block: DepthBlock,
-        [accumulate, last]: [bool; 2],
+        panels: impl Iterator<Item = Panel> + Clone,
+        rows: Range<usize>,
+        part: Part,
         out: &SharedMut<f32>,
     ) {
-        let kernels = cx.level().micro_kernels();
-        let tallest = kernels.max_rows(panel.vectors);
+        let Some(widest) = panels.clone().next() else { return };
+        let tallest = cx.level().micro_kernels().max_rows(widest.vectors);
         let input = self.input.values.as_ptr().wrapping_add(self.offset);
-        let column = self.column + panel.column;
         let mut pointers = [std::ptr::null(); TAP_BLOCK * MAX_ROWS];
-        let mut targets = [std::ptr::null_mut(); MAX_ROWS];
-        let mut residuals = [std::ptr::null(); MAX_ROWS];
+        let mut targets = Targets::default();
         let mut position = self.gather.position(rows.start);
-        let bias = self.epilogue.bias.filter(|_| last);
-        let residual = self.epilogue.other().filter(|_| last);
-        let added = residual.map_or(std::ptr::null(), <[f32]>::as_ptr);
         let even = self.gather.even_step().zip(self.scatter.even_step());
-        // The first panel brings the rows of A near for the others.
-        let ahead = even.filter(|_| panel.column == 0).map_or(0, |(from, _)| tallest * from);
+        let next = even.map_or([0; 2], |(from, to)| [tallest * from, tallest * to]);
+        let taps = part.row / self.gather.depth();
         for start in rows.clone().step_by(tallest) {
             let height = tallest.min(rows.end - start);
             match even {
                 Some((from, to)) => {
                     for row in 0..height {
-                        let at = (start + row) * to + column;
                         pointers[row] = input.wrapping_add((start + row) * from);
-                        targets[row] = out.get().wrapping_add(at);
-                        residuals[row] = added.wrapping_add(at);
+                        targets.set(self, out, row, (start + row) * to);
                     }
                 }
                 None => {
-                    let taps = block.tap..block.tap + block.taps;
-                    self.gather.block(input, position, taps, height, &mut pointers);
+                    self.gather.block(input, position, taps..taps + part.taps, height, &mut pointers);
                     for row in 0..height {
-                        let at = self.scatter.offset(&position) + column;
-                        targets[row] = out.get().wrapping_add(at);
-                        residuals[row] = added.wrapping_add(at);
+                        targets.set(self, out, row, self.scatter.offset(&position));
                         self.gather.advance(&mut position);
                     }
                 }
             }
+            let rows = Rows { a: &pointers, targets: &targets, height, next, first: start == rows.start };
+            // SAFETY: `check` holds: gathered pointers stay in the input or lead to `depth` zeros (`offset` stays within the
+            // pixel), targets stay in C. Tasks own disjoint rows and columns of C, because `scatter` is injective.
+            unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
+        }
+    }
+
+    /// Multiplies a block of rows by panels.
+    ///
+    /// # Safety
+    /// [`check`](Self::check) holds, A's pointers are valid for reads of what the part says, the targets are rows of C, and nobody
+    /// else reads or writes them in the panels' columns.
+    pub(super) unsafe fn multiply(
+        &self,
+        cx: &Context,
+        panels: impl Iterator<Item = Panel>,
+        part: &Part,
+        rows: &Rows,
+    ) {
+        let kernels = cx.level().kernels(self.b.operands());
+        let bias = self.epilogue.bias.filter(|_| part.last);
+        let residual = self.epilogue.other().filter(|_| part.last);
+        let [next_a, next_c] = rows.next;
+        for panel in panels {
             let arguments = Gathered {
-                a: pointers.as_ptr(),
-                taps: block.taps,
-                skip: block.skip,
-                depth: block.depth,
-                ahead,
-                b: self.b.panel_row(panel, block.tap * self.gather.depth() + block.skip),
-                far: start == rows.start,
-                c: targets.as_ptr(),
+                a: rows.a.as_ptr(),
+                taps: part.taps,
+                skip: part.skip,
+                depth: part.depth,
+                // The first panel brings the rows near for the others.
+                ahead: if panel.column == 0 { next_a } else { 0 },
+                b: self.b.panel_row(&panel, part.row),
+                far: rows.first,
+                c: rows.targets.c.as_ptr(),
+                column: panel.column,
                 columns: panel.columns,
-                accumulate,
-                bias: bias.map_or(std::ptr::null(), |bias| bias[column..].as_ptr()),
-                residual: if residual.is_some() { residuals.as_ptr() } else { std::ptr::null() },
-                relu: self.epilogue.relu && last,
+                ahead_c: next_c,
+                accumulate: part.accumulate,
+                bias: bias.map_or(std::ptr::null(), |bias| bias[self.column + panel.column..].as_ptr()),
+                residual: if residual.is_some() { rows.targets.residual.as_ptr() } else { std::ptr::null() },
+                relu: self.epilogue.relu && part.last,
             };
-            // SAFETY: `check` holds: gathered pointers stay in the input or lead to `depth` zeros (`offset` stays
-            // within the pixel), targets stay in C, the panel has `taps · depth` rows from the first one used, bias
-            // and residual are long enough. Tasks own disjoint rows and columns of C, because `scatter` is injective.
-            unsafe { kernels.gathered(panel.vectors, height, &arguments) };
+            // SAFETY: promised by the caller; the panel has a row for each value or pair of A's rows, bias and residual are long
+            // enough, as `check` has found.
+            unsafe { kernels.gathered(panel.vectors, rows.height, &arguments) };
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Products whose rows of A are not multiplied as they stand: they go through a prologue, or are rounded into pairs of bf16, or
 //! both, while they are gathered, a chunk at a time for all panels of B that a task multiplies them by.
 
-use super::driver::{DEPTH_BLOCK, Product, TASKS};
-use super::micro::{Gathered, MAX_ROWS};
+use super::driver::{DEPTH_BLOCK, Part, Product, Rows, TASKS, Targets};
+use super::heights::Heights;
+use super::micro::MAX_ROWS;
 use super::pack::{Panel, panels};
 use super::row_step;
 use crate::Context;
@@ -32,25 +33,12 @@ pub(crate) struct PreparedScratch(Vec<Mutex<Aligned>>);
 
 impl Operands {
     /// How many operands stand in the bits of an `f32`.
-    fn together(self) -> usize {
+    pub(super) fn together(self) -> usize {
         match self {
             Operands::F32 => 1,
             Operands::Bf16 => 2,
         }
     }
-}
-
-/// What a task of a product does.
-struct Piece<'a> {
-    /// Rows of A and C.
-    rows: Range<usize>,
-    /// Values of A's rows, and rows of B.
-    depth: Range<usize>,
-    /// Where A's prepared rows stand.
-    prepared: *const f32,
-    /// Where C's rows begin.
-    targets: &'a [usize],
-    out: &'a SharedMut<f32>,
 }
 
 impl Product<'_> {
@@ -83,27 +71,38 @@ impl Product<'_> {
             let rows = from..rows.min(from + chunk);
             let own_panels = panels.len() * group / groups..panels.len() * (group + 1) / groups;
             let panels = panels.clone().skip(own_panels.start).take(own_panels.len());
+            let near = Heights::new(panels.len(), self.near(cx, widest));
             let mut targets = [0; MAX_CHUNK];
             let mut position = self.gather.position(rows.start);
             for target in &mut targets[..rows.len()] {
                 *target = self.scatter.offset(&position);
                 self.gather.advance(&mut position);
             }
+            let targets = &targets[..rows.len()];
             with_free(own, |prepared| {
                 assert!(prepared.len() >= rows.len() * step, "room for prepared rows");
                 let mut depth = 0..whole.min(length);
                 loop {
                     let (rows, depth_here) = (rows.clone(), depth.clone());
                     let to = prepared.as_mut_ptr();
-                    let prepare = Prepare { product: self, rows: rows.clone(), depth: depth_here, to, step };
+                    let prepare = Prepare { product: self, rows, depth: depth_here, to, step };
                     match operands {
                         Operands::F32 => cx.level().run(prepare),
                         Operands::Bf16 => cx.level().run_halves(prepare),
                     }
-                    let targets = &targets[..rows.len()];
-                    let piece = Piece { rows, depth: depth.clone(), prepared: to, targets, out: &out };
-                    panels.clone().for_each(|panel| self.panel(cx, &panel, &piece, step));
-                    if depth.end == whole {
+                    let part = Part {
+                        taps: 1,
+                        skip: 0,
+                        depth: depth.len().div_ceil(operands.together()),
+                        row: depth.start / operands.together(),
+                        accumulate: depth.start > 0 || self.epilogue.in_place(),
+                        last: depth.end == whole,
+                    };
+                    for group in (0..near.count()).map(|group| near.block(group)) {
+                        let panels = panels.clone().skip(group.start).take(group.len());
+                        self.prepared_rows(cx, panels, part, (to, step), targets, &out);
+                    }
+                    if part.last {
                         break;
                     }
                     depth = depth.end..whole.min(depth.end + length);
@@ -112,47 +111,31 @@ impl Product<'_> {
         });
     }
 
-    /// One panel of the columns for a piece.
-    fn panel(&self, cx: &Context, panel: &Panel, piece: &Piece, step: usize) {
-        let operands = self.b.operands();
-        let kernels = cx.level().kernels(operands);
-        let tallest = kernels.max_rows(panel.vectors);
-        let column = self.column + panel.column;
-        let whole = self.gather.taps() * self.gather.depth();
-        let last = piece.depth.end == whole;
-        let bias = self.epilogue.bias.filter(|_| last);
-        let residual = self.epilogue.other().filter(|_| last);
-        let added = residual.map_or(std::ptr::null(), <[f32]>::as_ptr);
+    /// One part of the depth for some panels and prepared rows, which are `step` values apart.
+    fn prepared_rows(
+        &self,
+        cx: &Context,
+        panels: impl Iterator<Item = Panel> + Clone,
+        part: Part,
+        (prepared, step): (*const f32, usize),
+        places: &[usize],
+        out: &SharedMut<f32>,
+    ) {
+        let Some(widest) = panels.clone().next() else { return };
+        let tallest = cx.level().kernels(self.b.operands()).max_rows(widest.vectors);
         let mut pointers = [std::ptr::null(); MAX_ROWS];
-        let mut targets = [std::ptr::null_mut(); MAX_ROWS];
-        let mut residuals = [std::ptr::null(); MAX_ROWS];
-        for start in (0..piece.rows.len()).step_by(tallest) {
-            let height = tallest.min(piece.rows.len() - start);
-            for row in 0..height {
-                let at = piece.targets[start + row] + column;
-                pointers[row] = piece.prepared.wrapping_add((start + row) * step);
-                targets[row] = piece.out.get().wrapping_add(at);
-                residuals[row] = added.wrapping_add(at);
+        let mut targets = Targets::default();
+        let next = [0, self.scatter.even_step().map_or(0, |to| tallest * to)];
+        for (index, places) in places.chunks(tallest).enumerate() {
+            for (row, &place) in places.iter().enumerate() {
+                pointers[row] = prepared.wrapping_add((index * tallest + row) * step);
+                targets.set(self, out, row, place);
             }
-            let arguments = Gathered {
-                a: pointers.as_ptr(),
-                taps: 1,
-                skip: 0,
-                depth: piece.depth.len().div_ceil(operands.together()),
-                ahead: 0,
-                b: self.b.panel_row(panel, piece.depth.start / operands.together()),
-                far: false,
-                c: targets.as_ptr(),
-                columns: panel.columns,
-                accumulate: piece.depth.start > 0 || self.epilogue.in_place(),
-                bias: bias.map_or(std::ptr::null(), |bias| bias[column..].as_ptr()),
-                residual: if residual.is_some() { residuals.as_ptr() } else { std::ptr::null() },
-                relu: self.epilogue.relu && last,
-            };
-            // SAFETY: each row was prepared; `check` holds, so that targets stay in C, the panel has a row for each value or
-            // pair, bias and residual are long enough. Tasks own disjoint rows and columns of C, because `scatter` is
-            // injective.
-            unsafe { kernels.gathered(panel.vectors, height, &arguments) };
+            let height = places.len();
+            let rows = Rows { a: &pointers, targets: &targets, height, next, first: false };
+            // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
+            // because `scatter` is injective.
+            unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
         }
     }
 }

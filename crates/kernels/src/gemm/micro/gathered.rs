@@ -3,6 +3,7 @@
 use super::{STEPS, load, multiply_add, store};
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
+use std::ops::Range;
 
 /// How many values ahead of the products a panel is asked for: the products of so many take as long as memory does to answer.
 const SOON: usize = 2048;
@@ -23,8 +24,12 @@ pub(crate) struct Gathered {
     pub(crate) b: *const f32,
     /// Whether they are read for the first time, so that they are asked for on the way.
     pub(crate) far: bool,
-    /// Pointers to the rows of C; each is valid for reads and writes of `columns` values.
+    /// Pointers to the rows of C; each is valid for reads and writes of `columns` values from `column` on.
     pub(crate) c: *const *mut f32,
+    /// First column in a row of C.
+    pub(crate) column: usize,
+    /// How many values further on the lines begin that the next block will write and add, which are asked for.
+    pub(crate) ahead_c: usize,
     /// Columns that exist; the panel's others are padding.
     pub(crate) columns: usize,
     /// Whether to add to C instead of overwriting it.
@@ -49,7 +54,10 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
         let block = self.0;
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
         let mut b = block.b;
-        let each = (ROWS * VECTORS).div_ceil(block.depth.div_ceil(LINE).max(1));
+        // Lines of C that are asked for, of which `each` go with a line of A.
+        let lines = ROWS * (VECTORS * S::LANES).div_ceil(LINE);
+        let each = lines.div_ceil(block.depth.div_ceil(LINE).max(1));
+        let mut asked = 0;
         for tap in 0..block.taps {
             // SAFETY: `a` holds `taps · ROWS` pointers, each valid for reads at `skip .. skip + depth`; the panel holds
             // `taps · depth` rows of `VECTORS · LANES` values (all promised by the caller of `MicroKernels::gathered`).
@@ -57,44 +65,44 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
                 let rows: [*const f32; ROWS] =
                     std::array::from_fn(|row| (*block.a.add(tap * ROWS + row)).add(block.skip));
                 let last = tap + 1 == block.taps;
-                for start in (0..block.depth).step_by(LINE) {
-                    if last {
-                        self.ask(simd, each, start);
+                let mut k = 0;
+                while k < block.depth {
+                    let mut end = block.depth;
+                    if last && asked < lines {
+                        self.ask(simd, asked..lines.min(asked + each));
+                        asked += each;
+                        end = end.min(k + LINE);
                     }
                     if block.ahead > 0 {
                         for row in rows {
-                            simd.prefetch(row.wrapping_add(start + block.ahead));
+                            simd.prefetch(row.wrapping_add(k + block.ahead));
                         }
+                        end = end.min(k + LINE);
                     }
-                    let part = start..block.depth.min(start + LINE);
                     // Two loops, so that the one that nearly all blocks take has nothing but products.
                     if block.far {
-                        for k in part {
-                            for v in 0..VECTORS {
-                                simd.prefetch(b.wrapping_add(SOON + v * S::LANES));
+                        for k in k..end {
+                            for line in (0..VECTORS * S::LANES).step_by(LINE) {
+                                simd.prefetch(b.wrapping_add(SOON + line));
                             }
                             Self::step(simd, &rows, k, b, &mut sums);
                             b = b.add(VECTORS * S::LANES);
                         }
-                    } else {
-                        let mut k = part.start;
-                        while k + STEPS <= part.end {
-                            for step in 0..STEPS {
-                                Self::step(
-                                    simd,
-                                    &rows,
-                                    k + step,
-                                    b.add(step * VECTORS * S::LANES),
-                                    &mut sums,
-                                );
-                            }
-                            b = b.add(STEPS * VECTORS * S::LANES);
-                            k += STEPS;
+                        k = end;
+                        continue;
+                    }
+                    while k + STEPS <= end {
+                        for step in 0..STEPS {
+                            let b = b.add(step * VECTORS * S::LANES);
+                            Self::step(simd, &rows, k + step, b, &mut sums);
                         }
-                        for k in k..part.end {
-                            Self::step(simd, &rows, k, b, &mut sums);
-                            b = b.add(VECTORS * S::LANES);
-                        }
+                        b = b.add(STEPS * VECTORS * S::LANES);
+                        k += STEPS;
+                    }
+                    while k < end {
+                        Self::step(simd, &rows, k, b, &mut sums);
+                        b = b.add(VECTORS * S::LANES);
+                        k += 1;
                     }
                 }
             }
@@ -135,17 +143,16 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
         }
     }
 
-    /// Asks for `each` vectors of what will be added and of the lines that will be written, while the products of the last tap
-    /// from `start` on are made: all at once they would hold up the loads.
+    /// Asks for some lines of what the next block adds and writes, while the products of the last tap are made: all at once they
+    /// would hold up the loads.
     ///
     /// # Safety
-    /// `c`, and `residual` where it is not null, must hold ROWS pointers.
+    /// `c`, and `residual` where it is not null, must hold ROWS pointers, and there must be as many lines.
     #[inline(always)]
-    unsafe fn ask<S: Simd>(&self, simd: S, each: usize, start: usize) {
+    unsafe fn ask<S: Simd>(&self, simd: S, lines: Range<usize>) {
         let block = self.0;
-        let first = start / LINE * each;
-        for index in first..(first + each).min(ROWS * VECTORS) {
-            let (row, at) = (index / VECTORS, index % VECTORS * S::LANES);
+        for index in lines {
+            let (row, at) = (index % ROWS, block.column + block.ahead_c + index / ROWS * LINE);
             // SAFETY: promised by the caller.
             unsafe {
                 simd.prefetch_to_write((*block.c.add(row)).wrapping_add(at));
@@ -169,7 +176,8 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             if block.accumulate {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        let old = load::<S, TAIL>(simd, *block.c.add(row), block.columns, v);
+                        let old =
+                            load::<S, TAIL>(simd, (*block.c.add(row)).add(block.column), block.columns, v);
                         *sum = simd.add(old, *sum);
                     }
                 }
@@ -185,7 +193,12 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             if !block.residual.is_null() {
                 for (row, sums) in sums.iter_mut().enumerate() {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        let residual = load::<S, TAIL>(simd, *block.residual.add(row), block.columns, v);
+                        let residual = load::<S, TAIL>(
+                            simd,
+                            (*block.residual.add(row)).add(block.column),
+                            block.columns,
+                            v,
+                        );
                         *sum = simd.add(*sum, residual);
                     }
                 }
@@ -197,7 +210,7 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             }
             for (row, sums) in sums.iter().enumerate() {
                 for (v, &sum) in sums.iter().enumerate() {
-                    store::<S, TAIL>(simd, *block.c.add(row), block.columns, v, sum);
+                    store::<S, TAIL>(simd, (*block.c.add(row)).add(block.column), block.columns, v, sum);
                 }
             }
         }
