@@ -256,8 +256,8 @@ impl Product<'_> {
             let height = tallest.min(rows.end - start);
             match even {
                 Some((from, to)) => {
-                    for row in 0..height {
-                        pointers[row] = input.wrapping_add((start + row) * from);
+                    for (row, pointer) in pointers[..height].iter_mut().enumerate() {
+                        *pointer = input.wrapping_add((start + row) * from);
                         targets.set(self, out, row, (start + row) * to);
                     }
                 }
