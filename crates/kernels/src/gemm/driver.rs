@@ -169,7 +169,9 @@ impl Product<'_> {
         cx.pool().run(chunks * groups.count(), |task| {
             let (from, group) = (task / groups.count() * chunk, groups.block(task % groups.count()));
             let panels = panels.clone().skip(group.start).take(group.len());
-            self.chunk(cx, panels, from..rows.min(from + chunk), &out);
+            for part in self.parts() {
+                self.part(cx, panels.clone(), from..rows.min(from + chunk), part, &out);
+            }
         });
     }
 
@@ -202,9 +204,9 @@ impl Product<'_> {
     }
 
     /// The parts of a product of A's rows as they stand.
-    fn parts(&self) -> impl Iterator<Item = Part> + Clone {
+    fn parts(&self) -> impl Iterator<Item = Part> {
         let (taps, depth) = (self.gather.taps(), self.gather.depth());
-        let taps_at_once = (DEPTH_BLOCK / depth.max(1)).clamp(1, TAP_BLOCK);
+        let taps_at_once = (DEPTH_BLOCK / depth).clamp(1, TAP_BLOCK);
         let depth_at_once = depth.min(DEPTH_BLOCK);
         let part = move |tap: usize, skip: usize| Part {
             taps: taps_at_once.min(taps - tap),
@@ -219,19 +221,6 @@ impl Product<'_> {
             .step_by(taps_at_once)
             .flat_map(move |tap| (0..depth).step_by(depth_at_once).map(move |skip| part(tap, skip)));
         parts.chain((taps * depth == 0).then_some(nothing))
-    }
-
-    /// Some panels of the columns for a range of rows.
-    fn chunk(
-        &self,
-        cx: &Context,
-        panels: impl Iterator<Item = Panel> + Clone,
-        rows: Range<usize>,
-        out: &SharedMut<f32>,
-    ) {
-        for part in self.parts() {
-            self.part(cx, panels.clone(), rows.clone(), part, out);
-        }
     }
 
     /// One part of the depth for some panels and rows.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::Level;
+use crate::prologue::{Prologue, Source};
 use crate::testing::{Random, UNIT, assert_same_bits_for_all_threads, contexts};
 
 const SHAPES: usize = 220;
@@ -35,6 +36,49 @@ fn products_agree_with_the_sums() {
                 let terms = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[x * n + j]));
                 assert_product(found, terms, k, &format!("{} {m}x{k}x{n}", cx.level().name()));
             }
+        }
+    }
+}
+
+/// Enough rows for as many tasks that a block of them meets several panels, as they stand and through a prologue.
+#[test]
+fn blocks_of_tall_products_meet_their_panels() {
+    let mut random = Random::new(54);
+    let [m, n] = [1603, 70];
+    for cx in contexts() {
+        for k in [7, 1030] {
+            let m = if k > 1000 { m / 2 } else { m };
+            let (raw, b) = (random.values(m * k), random.values(k * n));
+            let a: Vec<f32> = raw.iter().map(|x| x.max(0.0)).collect();
+            let (bias, residual) = (random.values(n), random.values(m * n));
+            let packed = PackedMatrix::new(cx.level(), k, n, |row, column| b[row * n + column]);
+            let added = Some(Residual::Tensor(&residual));
+            let epilogue = Epilogue { bias: Some(&bias), residual: added, relu: true };
+            let mut c = vec![f32::NAN; m * n];
+            multiply(&cx, m, &a, &packed, epilogue, &mut c);
+            for (index, &found) in c.iter().enumerate() {
+                let (i, j) = (index / n, index % n);
+                let terms = (0..k).map(|x| f64::from(a[i * k + x]) * f64::from(b[x * n + j]));
+                let terms = terms.chain([f64::from(bias[j]), f64::from(residual[index])]);
+                let (sum, magnitude): (f64, f64) = (terms.clone().sum(), terms.map(f64::abs).sum());
+                let bound = (k as f64 + 4.0) * UNIT * magnitude;
+                assert!(
+                    (f64::from(found) - sum.max(0.0)).abs() <= bound,
+                    "{} {m}x{k}x{n}, value {index}: {found}, expected {sum} ± {bound:e}",
+                    cx.level().name()
+                );
+            }
+            let (scale, shift) = (vec![1.0; k], vec![0.0; k]);
+            let prologue = Some(Prologue { scale: &scale, shift: &shift });
+            let (input, gather) = (Source { values: &raw, prologue }, &Gather::matrix(m, k));
+            let (b, scatter) = (&packed, &Scatter::dense(m, 1, n));
+            let mut through = vec![f32::NAN; m * n];
+            Product { images: 1, input, offset: 0, gather, b, scatter, column: 0, epilogue }.run(
+                &cx,
+                &mut PreparedScratch::default(),
+                &mut through,
+            );
+            assert!(through == c, "{} {m}x{k}x{n} through a prologue", cx.level().name());
         }
     }
 }

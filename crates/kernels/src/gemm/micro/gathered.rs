@@ -36,7 +36,7 @@ pub(crate) struct Gathered {
     pub(crate) accumulate: bool,
     /// A value a column that is added, or null.
     pub(crate) bias: *const f32,
-    /// Pointers to rows of `columns` values that are added, or null.
+    /// Pointers to the rows that are added, as long as C's, or null.
     pub(crate) residual: *const *const f32,
     /// Whether negative results become 0.
     pub(crate) relu: bool,
@@ -173,12 +173,11 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
         // SAFETY: the caller promises ROWS pointers to `columns` values in `c`, and in `residual` unless it is null, and
         // `columns` values at `bias` unless it is null.
         unsafe {
+            let c: [*mut f32; ROWS] = std::array::from_fn(|row| (*block.c.add(row)).add(block.column));
             if block.accumulate {
-                for (row, sums) in sums.iter_mut().enumerate() {
+                for (&c, sums) in c.iter().zip(&mut sums) {
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        let old =
-                            load::<S, TAIL>(simd, (*block.c.add(row)).add(block.column), block.columns, v);
-                        *sum = simd.add(old, *sum);
+                        *sum = simd.add(load::<S, TAIL>(simd, c, block.columns, v), *sum);
                     }
                 }
             }
@@ -192,14 +191,9 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             }
             if !block.residual.is_null() {
                 for (row, sums) in sums.iter_mut().enumerate() {
+                    let residual = (*block.residual.add(row)).add(block.column);
                     for (v, sum) in sums.iter_mut().enumerate() {
-                        let residual = load::<S, TAIL>(
-                            simd,
-                            (*block.residual.add(row)).add(block.column),
-                            block.columns,
-                            v,
-                        );
-                        *sum = simd.add(*sum, residual);
+                        *sum = simd.add(*sum, load::<S, TAIL>(simd, residual, block.columns, v));
                     }
                 }
             }
@@ -208,9 +202,9 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
                     *sum = simd.max(simd.zero(), *sum);
                 }
             }
-            for (row, sums) in sums.iter().enumerate() {
+            for (c, sums) in c.into_iter().zip(&sums) {
                 for (v, &sum) in sums.iter().enumerate() {
-                    store::<S, TAIL>(simd, (*block.c.add(row)).add(block.column), block.columns, v, sum);
+                    store::<S, TAIL>(simd, c, block.columns, v, sum);
                 }
             }
         }
