@@ -61,6 +61,13 @@ impl<const ROWS: usize, const VECTORS: usize> BlockedTask<'_, ROWS, VECTORS> {
         let (mut left, mut next) = (block.depth, block.next);
         while left > 0 {
             let count = left.min(S::LANES);
+            if S::LANES < LINE {
+                // A's next vectors are a stride away that the CPU does not foresee within so few products. At the end they are
+                // about those of the next point.
+                for line in (0..ROWS * S::LANES).step_by(LINE) {
+                    simd.prefetch(a.wrapping_add(block.a_step + line));
+                }
+            }
             // SAFETY: each of ROWS rows has a vector at `a`, and the panel `count` more rows of `VECTORS · LANES`
             // values (promised by the caller of `MicroKernels::blocked`).
             unsafe {
