@@ -9,6 +9,7 @@ use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
 use crate::vector::{read, write};
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Most taps of a kernel along one axis.
@@ -255,19 +256,23 @@ fn transform<P: Precision, A: Algorithm>(
     [channel, at]: [usize; 2],
     mut write: impl FnMut(usize, P::V),
 ) {
-    // A row for each point along the other axis, a column for each tap.
-    let zero = precision.splat(0.0);
-    let mut rows = [[zero; MAX]; MAX];
-    for kx in 0..A::TAPS {
-        let mut taps = [zero; MAX];
+    // A column for each tap along the other axis. Zeros would be written as often as the weights.
+    let mut columns = [[MaybeUninit::uninit(); MAX]; TAPS];
+    for (kx, column) in columns.iter_mut().enumerate().take(A::TAPS) {
+        let mut taps = [precision.splat(0.0); MAX];
         for (ky, tap) in taps.iter_mut().enumerate().take(A::TAPS) {
             *tap = precision.read(&kernel[ky * A::TAPS + kx][channel], at);
         }
-        for (row, point) in rows.iter_mut().zip(A::filter(precision, taps)) {
-            row[kx] = point;
+        for (to, point) in column.iter_mut().zip(A::filter(precision, taps)).take(A::POINTS) {
+            to.write(point);
         }
     }
-    for (p, &row) in rows.iter().enumerate().take(A::POINTS) {
+    for p in 0..A::POINTS {
+        let mut row = [precision.splat(0.0); MAX];
+        for (value, column) in row.iter_mut().zip(&columns).take(A::TAPS) {
+            // SAFETY: written above, for each of the TAPS columns and POINTS points.
+            *value = unsafe { column[p].assume_init() };
+        }
         for (q, &point) in A::filter(precision, row).iter().enumerate().take(A::POINTS) {
             write(p * A::POINTS + q, point);
         }
