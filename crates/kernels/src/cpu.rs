@@ -20,6 +20,19 @@ enum Isa {
     Avx512(crate::simd::Avx512<false>, Option<crate::simd::Avx512<true>>),
 }
 
+/// Kinds of core in which the costs of arithmetic and of memory differ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Cores {
+    /// They multiply and add 512 bits a cycle, or less.
+    Narrow,
+    /// Intel's from Sapphire Rapids on, told by their instructions for half precision: they multiply and add two vectors of 512 bits
+    /// a cycle, in front of caches and a memory that are no faster than others'.
+    SapphireRapids,
+    /// AMD's Zen 5, which multiply and add as much, and whose caches are twice as fast as those before. Those of notebooks do half of
+    /// that, but are not told apart.
+    Zen5,
+}
+
 /// A level's name that does not exist or that this CPU does not support.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum UnknownLevel {
@@ -120,14 +133,19 @@ impl Level {
         }
     }
 
-    /// Whether a core is known to multiply and add two vectors of 512 bits a cycle, in front of caches and a memory that are no
-    /// faster than others': Intel's from Sapphire Rapids on, told by their instructions for half precision. Others that have two
-    /// such multipliers, such as AMD's Zen 5, count among the rest until they are measured.
-    pub fn has_wide_cores(self) -> bool {
+    /// The kind of core, as far as the level uses what sets it apart.
+    pub fn cores(self) -> Cores {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(..) => is_x86_feature_detected!("avx512fp16"),
-            _ => false,
+            Isa::Avx512(..) if is_x86_feature_detected!("avx512fp16") => Cores::SapphireRapids,
+            // No other core intersects vectors of 512 bits and multiplies bytes in shorter ones.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(..)
+                if is_x86_feature_detected!("avx512vp2intersect") && is_x86_feature_detected!("avxvnni") =>
+            {
+                Cores::Zen5
+            }
+            _ => Cores::Narrow,
         }
     }
 
@@ -210,7 +228,8 @@ mod tests {
             assert_eq!(Level::named(level.name()), Ok(level));
         }
         assert!(!Level::detect().without_bf16().multiplies_bf16());
-        assert!(Level::available().iter().all(|level| !level.has_wide_cores() || level.name() == "avx512"));
+        let known = |level: &Level| level.cores() == Cores::Narrow || level.name() == "avx512";
+        assert!(Level::available().iter().all(known));
         let error = UnknownLevel::Bf16 { found: "on".into() }.to_string();
         assert!(error.contains("STRIDENET_BF16=\"on\"") && error.contains("off"), "{error}");
         let error = Level::named("sse9").unwrap_err().to_string();

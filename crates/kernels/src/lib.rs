@@ -35,7 +35,7 @@ mod vector;
 pub use bf16::Operands;
 pub use buffer::Aligned;
 pub use context::Context;
-pub use cpu::{Level, UnknownLevel};
+pub use cpu::{Cores, Level, UnknownLevel};
 pub use parallel::{Pool, with_free};
 pub use processors::physical_processors;
 pub use prologue::{Prologue, Source};

@@ -5,7 +5,7 @@
 //! where there is one. Training's estimates leave the kind of core out: a run that goes on elsewhere keeps its algorithms.
 
 use crate::kernels::conv::{ConvGeometry, Tiling, TilingCost};
-use crate::kernels::{Level, Operands};
+use crate::kernels::{Cores, Level, Operands};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
@@ -107,7 +107,7 @@ impl Costs {
 
     /// Cores that multiply and add twice as much in the same time, with caches and a memory that are no faster: whatever is not
     /// a product costs more of them, and more products are better than more weights.
-    const WIDE: Costs = Costs {
+    const SAPPHIRE_RAPIDS: Costs = Costs {
         share: 0.57,
         grouped_share: 0.12,
         byte: 12.0,
@@ -117,8 +117,24 @@ impl Costs {
         tap: 260.0,
     };
 
+    /// Cores that multiply and add as much, whose caches keep up: the direct sum is nearly as fast as its products, and pairs of
+    /// pixels pay where there are many channels.
+    const ZEN_5: Costs = Costs {
+        share: 0.96,
+        grouped_share: 0.12,
+        byte: 6.5,
+        tile_value: 16.0,
+        pair_input: 8.0,
+        pair_output: 19.5,
+        tap: 580.0,
+    };
+
     fn of(level: Level) -> Costs {
-        if level.has_wide_cores() { Costs::WIDE } else { Costs::NARROW }
+        match level.cores() {
+            Cores::Narrow => Costs::NARROW,
+            Cores::SapphireRapids => Costs::SAPPHIRE_RAPIDS,
+            Cores::Zen5 => Costs::ZEN_5,
+        }
     }
 }
 
@@ -309,10 +325,10 @@ mod tests {
     #[test]
     fn what_is_worth_its_sums_depends_on_the_core() {
         for batch in [1, 8] {
-            for costs in [Costs::NARROW, Costs::WIDE] {
+            for costs in [Costs::NARROW, Costs::SAPPHIRE_RAPIDS] {
                 assert_eq!(cheapest(&costs, [64, 64], 3, 56, batch), Choice::Fast(Tiling::F4), "{costs:?}");
             }
-            let wide = cheapest(&Costs::WIDE, [256, 64], 1, 56, batch);
+            let wide = cheapest(&Costs::SAPPHIRE_RAPIDS, [256, 64], 1, 56, batch);
             let narrow = cheapest(&Costs::NARROW, [256, 64], 1, 56, batch);
             assert_eq!((narrow, wide), (Choice::Fast(Tiling::Twice), Choice::Direct), "batch {batch}");
         }
