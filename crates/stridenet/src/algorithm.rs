@@ -120,13 +120,13 @@ impl Costs {
     /// Cores that multiply and add as much, whose caches keep up: the direct sum is nearly as fast as its products, and pairs of
     /// pixels pay where there are many channels.
     const ZEN_5: Costs = Costs {
-        share: 0.96,
-        grouped_share: 0.12,
-        byte: 6.5,
-        tile_value: 16.0,
-        pair_input: 8.0,
-        pair_output: 19.5,
-        tap: 580.0,
+        share: 0.94,
+        grouped_share: 0.11,
+        byte: 4.6,
+        tile_value: 30.0,
+        pair_input: 16.0,
+        pair_output: 12.0,
+        tap: 90.0,
     };
 
     fn of(level: Level) -> Costs {
