@@ -321,16 +321,20 @@ mod tests {
     }
 
     /// A bottleneck block's layers at 56×56. Tiles save too many products to depend on the core; pairs of pixels save so few
-    /// that on a wide one their sums take longer.
+    /// that on a wide one their sums take longer, unless there are many channels.
     #[test]
     fn what_is_worth_its_sums_depends_on_the_core() {
         for batch in [1, 8] {
-            for costs in [Costs::NARROW, Costs::SAPPHIRE_RAPIDS] {
+            for costs in [Costs::NARROW, Costs::SAPPHIRE_RAPIDS, Costs::ZEN_5] {
                 assert_eq!(cheapest(&costs, [64, 64], 3, 56, batch), Choice::Fast(Tiling::F4), "{costs:?}");
             }
-            let wide = cheapest(&Costs::SAPPHIRE_RAPIDS, [256, 64], 1, 56, batch);
+            for wide in [Costs::SAPPHIRE_RAPIDS, Costs::ZEN_5] {
+                assert_eq!(cheapest(&wide, [256, 64], 1, 56, batch), Choice::Direct, "batch {batch}");
+            }
             let narrow = cheapest(&Costs::NARROW, [256, 64], 1, 56, batch);
-            assert_eq!((narrow, wide), (Choice::Fast(Tiling::Twice), Choice::Direct), "batch {batch}");
+            assert_eq!(narrow, Choice::Fast(Tiling::Twice), "batch {batch}");
         }
+        assert_eq!(cheapest(&Costs::SAPPHIRE_RAPIDS, [1024, 256], 1, 14, 8), Choice::Direct);
+        assert_ne!(cheapest(&Costs::ZEN_5, [1024, 256], 1, 14, 8), Choice::Direct);
     }
 }

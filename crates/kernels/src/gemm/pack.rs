@@ -35,8 +35,16 @@ pub(crate) struct Panel {
 
 /// The panels of `columns` columns at `level`: as wide as the micro-kernels take, the rest in the last one.
 pub(crate) fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
-    let kernels = level.micro_kernels();
-    let (lanes, widest) = (kernels.lanes, kernels.max_vectors());
+    narrow_panels(level, columns, level.micro_kernels().max_vectors())
+}
+
+/// The same, of at most `widest` vectors.
+pub(crate) fn narrow_panels(
+    level: Level,
+    columns: usize,
+    widest: usize,
+) -> impl ExactSizeIterator<Item = Panel> + Clone {
+    let lanes = level.micro_kernels().lanes;
     let vectors = columns.div_ceil(lanes);
     (0..vectors.div_ceil(widest)).map(move |panel| {
         let first_vector = panel * widest;

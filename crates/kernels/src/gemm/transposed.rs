@@ -5,7 +5,7 @@ use super::driver::TASKS;
 use super::gather::Gather;
 use super::heights::Heights;
 use super::micro::Transposed;
-use super::pack::{Panel, panels};
+use super::pack::{Panel, narrow_panels, panels};
 use crate::Context;
 use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
@@ -44,7 +44,10 @@ pub struct TransposedScratch {
 }
 
 /// Rows of A and B that are read again and again before the next ones, or of pairs of them: they stay in L2.
-const LENGTH: usize = 192;
+const LENGTH: usize = 256;
+
+/// Vectors of B that meet A's rows at a time, at most: as many rows of them as are read again and again stay in the L1 cache.
+const PANEL: usize = 2;
 
 /// Channels of A, and columns of B, of a task at most: its part of C stays in L2 as well.
 const WIDTH: usize = 256;
@@ -356,7 +359,8 @@ impl TransposedProduct<'_> {
     fn tiles(&self, cx: &Context, block: &Block, [a, b]: [Copied; 2], c: *mut f32) {
         let kernels = cx.level().kernels(self.operands);
         let depth = block.piece.depth.len();
-        let panels = panels(cx.level(), block.piece.columns.len());
+        let widest = PANEL.min(kernels.max_vectors());
+        let panels = narrow_panels(cx.level(), block.piece.columns.len(), widest);
         let heights = |panel: &Panel| Heights::new(depth, kernels.max_rows(panel.vectors));
         let calls = panels.clone().map(|panel| heights(&panel).count()).sum();
         let mut lines = [std::ptr::null(); SOON];
