@@ -28,8 +28,8 @@ pub enum Cores {
     /// Intel's from Sapphire Rapids on, told by their instructions for half precision: they multiply and add two vectors of 512 bits
     /// a cycle, in front of caches and a memory that are no faster than others'.
     SapphireRapids,
-    /// AMD's Zen 5, which multiply and add as much, and whose caches are twice as fast as those before. Those of notebooks do half of
-    /// that, but are not told apart.
+    /// AMD's Zen 5, told by VP2INTERSECT beside AVX-VNNI, which no other core has together: they multiply and add as much, and their
+    /// caches keep up. Those of notebooks do half of that, but are not told apart.
     Zen5,
 }
 
@@ -138,7 +138,6 @@ impl Level {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(..) if is_x86_feature_detected!("avx512fp16") => Cores::SapphireRapids,
-            // No other core intersects vectors of 512 bits and multiplies bytes in shorter ones.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(..)
                 if is_x86_feature_detected!("avx512vp2intersect") && is_x86_feature_detected!("avxvnni") =>

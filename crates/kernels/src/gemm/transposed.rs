@@ -5,13 +5,13 @@ use super::driver::TASKS;
 use super::gather::Gather;
 use super::heights::Heights;
 use super::micro::Transposed;
-use super::pack::{Panel, narrow_panels, panels};
-use crate::Context;
+use super::pack::{Panel, narrow_panels};
 use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, with_free};
 use crate::prologue::{Prologue, Source};
 use crate::simd::{Simd, Task};
+use crate::{Context, Level};
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -60,6 +60,11 @@ const ADDED: usize = 4096;
 
 /// Values that partial sums may take at most.
 const PARTS_LIMIT: usize = 1 << 22;
+
+/// The panels of some of B's columns.
+fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
+    narrow_panels(level, columns, PANEL.min(level.micro_kernels().max_vectors()))
+}
 
 /// How a transposed product is cut: all by its shape. A task is a piece of C, summed over a part of the rows.
 struct Cut {
@@ -359,8 +364,7 @@ impl TransposedProduct<'_> {
     fn tiles(&self, cx: &Context, block: &Block, [a, b]: [Copied; 2], c: *mut f32) {
         let kernels = cx.level().kernels(self.operands);
         let depth = block.piece.depth.len();
-        let widest = PANEL.min(kernels.max_vectors());
-        let panels = narrow_panels(cx.level(), block.piece.columns.len(), widest);
+        let panels = panels(cx.level(), block.piece.columns.len());
         let heights = |panel: &Panel| Heights::new(depth, kernels.max_rows(panel.vectors));
         let calls = panels.clone().map(|panel| heights(&panel).count()).sum();
         let mut lines = [std::ptr::null(); SOON];
