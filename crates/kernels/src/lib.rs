@@ -36,6 +36,6 @@ pub use bf16::Operands;
 pub use buffer::Aligned;
 pub use context::Context;
 pub use cpu::{Cores, Level, UnknownLevel};
-pub use parallel::{Pool, with_free};
+pub use parallel::{Pool, Space, with_free};
 pub use processors::physical_processors;
 pub use prologue::{Prologue, Source};

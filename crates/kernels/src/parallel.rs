@@ -291,21 +291,39 @@ impl Drop for Pool {
     }
 }
 
+/// A value that one thread uses at a time. It has cache lines of its own (two, which the hardware may fetch together): threads that
+/// use neighbours do not take them from each other.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Space<T>(Mutex<T>);
+
+impl<T> Space<T> {
+    /// The value, which nobody else is using.
+    pub fn get_mut(&mut self) -> &mut T {
+        self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The value, as soon as nobody else is using it.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        lock(&self.0)
+    }
+}
+
 /// Calls `work` with a value that no other thread is using; with more threads than values, waits for one. A thread gets
 /// the same value each time while it is free: what it left there is still in its cache.
 ///
 /// # Panics
 /// When there are no values.
-pub fn with_free<T, R>(values: &[Mutex<T>], work: impl FnOnce(&mut T) -> R) -> R {
-    let (before, from) = values.split_at(PLACE.with(Cell::get) % values.len());
-    for value in from.iter().chain(before) {
-        match value.try_lock() {
+pub fn with_free<T, R>(spaces: &[Space<T>], work: impl FnOnce(&mut T) -> R) -> R {
+    let (before, from) = spaces.split_at(PLACE.with(Cell::get) % spaces.len());
+    for space in from.iter().chain(before) {
+        match space.0.try_lock() {
             Ok(mut value) => return work(&mut value),
             Err(TryLockError::Poisoned(value)) => return work(&mut value.into_inner()),
             Err(TryLockError::WouldBlock) => {}
         }
     }
-    work(&mut lock(&from[0]))
+    work(&mut from[0].lock())
 }
 
 /// A pointer that tasks share to write to places of their own.
@@ -397,9 +415,9 @@ mod tests {
 
     #[test]
     fn tasks_find_values_of_their_own() {
-        let (pool, values) = (Pool::new(4), [const { Mutex::new(0usize) }; 2]);
-        pool.run(500, |_| with_free(&values, |value| *value += 1));
-        assert_eq!(values.into_iter().map(|value| value.into_inner().unwrap()).sum::<usize>(), 500);
+        let (pool, mut spaces) = (Pool::new(4), [const { Space(Mutex::new(0)) }; 2]);
+        pool.run(500, |_| with_free(&spaces, |value| *value += 1));
+        assert_eq!(spaces.iter_mut().map(|space| *space.get_mut()).sum::<usize>(), 500);
     }
 
     #[test]

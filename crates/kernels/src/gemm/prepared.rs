@@ -9,11 +9,10 @@ use super::row_step;
 use crate::Context;
 use crate::bf16::Operands;
 use crate::buffer::Aligned;
-use crate::parallel::{SharedMut, with_free};
+use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// Prepared values, or pairs, of a chunk of A's rows: a quarter of a 1 MiB L2 cache, as a block of B is.
 const CHUNK: usize = 1 << 16;
@@ -29,7 +28,7 @@ const PIECE: usize = 256;
 
 /// Prepared rows of A, for each thread, reused from one product to the next.
 #[derive(Debug, Default)]
-pub(crate) struct PreparedScratch(Vec<Mutex<Aligned>>);
+pub(crate) struct PreparedScratch(Vec<Space<Aligned>>);
 
 impl Operands {
     /// How many operands stand in the bits of an `f32`.
@@ -60,11 +59,11 @@ impl Product<'_> {
         let groups = TASKS.div_ceil(chunks.max(1)).clamp(1, panels.len());
         let PreparedScratch(own) = scratch;
         if own.len() < cx.pool().available() {
-            own.resize_with(cx.pool().available(), Mutex::default);
+            own.resize_with(cx.pool().available(), Space::default);
         }
         // Whichever threads take part later, nothing is allocated then.
         let room = chunk.min(rows) * step;
-        own.iter_mut().for_each(|rows| rows.get_mut().unwrap_or_else(PoisonError::into_inner).grow(room));
+        own.iter_mut().for_each(|rows| rows.get_mut().grow(room));
         let out = SharedMut(c.as_mut_ptr());
         cx.pool().run(chunks * groups, |task| {
             let (from, group) = (task / groups * chunk, task % groups);

@@ -8,12 +8,11 @@ use super::micro::Transposed;
 use super::pack::{Panel, narrow_panels};
 use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
-use crate::parallel::{SharedMut, with_free};
+use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::{Prologue, Source};
 use crate::simd::{Simd, Task};
 use crate::{Context, Level};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// `C = gather(A)ᵀ·B`, where C is `[taps][depth][columns]` and B is `[rows of the gather][columns]`; with groups, the
 /// channels of A and the columns of B and C are cut into as many pieces that do not see each other.
@@ -40,7 +39,7 @@ pub struct TransposedScratch {
     /// Sums of all parts but the first.
     parts: Aligned,
     /// Rows of A and of B for each thread.
-    rows: Vec<Mutex<[Aligned; 2]>>,
+    rows: Vec<Space<[Aligned; 2]>>,
 }
 
 /// Rows of A and B that are read again and again before the next ones, or of pairs of them: they stay in L2.
@@ -268,12 +267,12 @@ impl TransposedProduct<'_> {
         let TransposedScratch { parts, rows: own } = scratch;
         parts.grow((cut.parts - 1) * size);
         if own.len() < cx.pool().available() {
-            own.resize_with(cx.pool().available(), Mutex::default);
+            own.resize_with(cx.pool().available(), Space::default);
         }
         // Whichever threads take part later, nothing is allocated then.
         let lengths = self.copied(&cut);
         for own in &mut *own {
-            let own = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let own = own.get_mut();
             own.iter_mut().zip(lengths).for_each(|(rows, length)| rows.grow(length));
         }
         let (first, others) = (SharedMut(c.as_mut_ptr()), SharedMut(parts.as_mut_ptr()));

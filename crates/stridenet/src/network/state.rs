@@ -2,13 +2,12 @@
 
 use super::Network;
 use crate::Error;
-use crate::kernels::{Context, with_free};
+use crate::kernels::{Context, Space, with_free};
 use crate::layer::Parameter;
 use crate::weights::{
     Account, Expected, NamedTensor, StateDict, TensorEntry, TensorValues, UnusedTensors, fit,
 };
 use std::path::Path;
-use std::sync::Mutex;
 
 impl Network {
     /// All parameters and running statistics under their torch names, in torch's layout.
@@ -49,7 +48,7 @@ impl Network {
         };
         let taken = self.parameters_mut().map(|parameter| (take(&parameter.name), parameter));
         let mut taken: Vec<(Option<Vec<f32>>, &mut Parameter)> = taken.collect();
-        let spaces: Vec<Mutex<Vec<f32>>> = (0..cx.threads()).map(|_| Mutex::default()).collect();
+        let spaces: Vec<Space<Vec<f32>>> = (0..cx.threads()).map(|_| Space::default()).collect();
         cx.pool().pieces(&mut taken, 1, |_, piece| {
             let (values, parameter) = &mut piece[0];
             if let Some(values) = values.take() {

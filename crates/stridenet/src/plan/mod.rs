@@ -46,7 +46,7 @@ use self::profile::Profile;
 use self::segment::{Local, Segment};
 use crate::algorithm::Chooser;
 use crate::arch::Arch;
-use crate::kernels::{Aligned, Context, Level, with_free};
+use crate::kernels::{Aligned, Context, Level, Space, with_free};
 use crate::layer::{BatchNorm, Block, Linear, Unit};
 use crate::network::{Layers, Network};
 use crate::{Error, ShapeError, Tensor};
@@ -160,7 +160,7 @@ struct Memory {
     /// What all threads work in together.
     together: Local,
     /// What each thread works in alone.
-    alone: Vec<Mutex<Local>>,
+    alone: Vec<Space<Local>>,
 }
 
 impl Memory {
@@ -168,7 +168,7 @@ impl Memory {
         let mut memory = Memory {
             between: Default::default(),
             together: Local::default(),
-            alone: (0..threads).map(|_| Mutex::default()).collect(),
+            alone: (0..threads).map(|_| Space::default()).collect(),
         };
         for (index, segment) in plan.segments.iter().enumerate() {
             if index + 1 < plan.segments.len() {
@@ -176,7 +176,7 @@ impl Memory {
             }
             memory.together.grow(segment, segment.rest(plan.batch, threads), threads);
             for local in &mut memory.alone {
-                let local = local.get_mut().unwrap_or_else(PoisonError::into_inner);
+                let local = local.get_mut();
                 local.grow(segment, segment.group.unwrap_or(0), 1);
             }
         }
@@ -185,7 +185,7 @@ impl Memory {
 
     /// Bytes of all activations.
     fn bytes(&self) -> usize {
-        let alone = self.alone.iter().map(|local| local.lock().unwrap_or_else(PoisonError::into_inner).len());
+        let alone = self.alone.iter().map(|local| local.lock().len());
         let between: usize = self.between.iter().map(Aligned::len).sum();
         4 * (between + self.together.len() + alone.sum::<usize>())
     }
@@ -423,7 +423,7 @@ impl Segment {
         &self,
         cx: &Context,
         together: &mut Local,
-        alone: &[Mutex<Local>],
+        alone: &[Space<Local>],
         input: &[f32],
         output: &mut [f32],
         profile: Option<&Profile>,

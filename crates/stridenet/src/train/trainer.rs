@@ -6,9 +6,10 @@ use super::{Amp, Optimizer, RunFolder, TrainError, TrainOptions, Update, WeightA
 use crate::data::{Batch, Dataset, Loader, LoaderOptions, TrainPass};
 use crate::evaluate::{Evaluation, evaluate};
 use crate::kernels::Context;
-use crate::layer::Parameter;
+use crate::layer::{Parameter, Workspace};
 use crate::model::Model;
 use crate::network::Input;
+use crate::plan::{Plan, PlanOptions};
 use crate::weights::StateDict;
 use crate::{Error, Tensor};
 use serde::Serialize;
@@ -319,21 +320,19 @@ impl<'a> Trainer<'a> {
         Ok(Taken { loss: losses / group as f64, grad_norm })
     }
 
-    /// Validation with the running statistics; nothing when the observer stopped it.
+    /// Validation with the running statistics, by a plan, as the trained model will be run; nothing when the observer stopped it.
     fn validate(&mut self, observe: &mut impl FnMut(&Event) -> Control) -> Result<Option<Evaluation>, Error> {
         let (total, epoch) = (self.val.len(), self.progress.epoch + 1);
         let (dataset, preprocess) = (Arc::clone(&self.val), self.model.preprocess.clone());
         let loader = Loader::evaluate(self.model.context(), dataset, preprocess, self.loading())?;
+        // The plan's weights and buffers take the place of a step's, so that an epoch needs no more memory than its steps.
+        self.descent.workspace = Workspace::default();
+        let Trainer { cx, model, options, .. } = self;
+        let (batch, context) = (options.batch_size.min(total), Arc::clone(model.context()));
+        let plan = Plan::compile(model.network(), PlanOptions { batch, context, tuning: None })?;
+        let infer = |images: &Tensor, logits: &mut Tensor| plan.run(images, logits);
         let mut stopped = false;
-        let Trainer { cx, model, descent: Descent { workspace, .. }, .. } = self;
-        let network = model.network();
-        let infer = |images: &Tensor, logits: &mut Tensor| {
-            let inferred = network.infer(cx, workspace, images)?;
-            logits.data_mut().copy_from_slice(inferred.data());
-            workspace.give(inferred);
-            Ok(())
-        };
-        let evaluation = evaluate(cx, network.arch().num_classes, loader, infer, |done| {
+        let evaluation = evaluate(cx, plan.classes(), loader, infer, |done| {
             stopped = observe(&Event::Validated { epoch, done, total }) == Control::Stop;
             !stopped
         })?;

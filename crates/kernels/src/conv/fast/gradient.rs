@@ -15,19 +15,19 @@ use crate::gemm::heights::Heights;
 use crate::gemm::micro::Transposed;
 use crate::gemm::pack::panels;
 use crate::gemm::{add_parts, row_step};
-use crate::parallel::{SharedMut, with_free};
+use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::Source;
 use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::sync::Mutex;
 
-/// Values of the transformed weights' gradient up to which parts of the batch are summed apart: those that stay in the L2
-/// cache of a thread, and those that are still read and written faster than a shared V moves between caches.
-const SUMS: [usize; 2] = [1 << 18, 1 << 20];
+/// Values of the transformed weights' gradient up to which parts of the batch are summed apart: those of which many are added in
+/// no time, those that stay in the L2 cache of a thread, and those that are still read and written faster than a shared V moves
+/// between caches.
+const SUMS: [usize; 3] = [1 << 14, 1 << 18, 1 << 20];
 
 /// Parts of the batch at most, for each of these: each part has sums that are written, and read once more to be added.
-const PARTS: [usize; 2] = [8, 4];
+const PARTS: [usize; 3] = [8, 4, 4];
 
 /// Values of a block's V and D, or half as many again: in the L2 cache of a thread, and in the cache that threads share.
 const OWN_VALUES: usize = 1 << 17;
@@ -122,9 +122,9 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let fit = |values: usize| (values / (T::POINTS * (v_row + d_row))).min(MAX_TILES);
         let sums = T::POINTS * conv.view.depth * d_row;
         let (parts, most) = match SUMS.into_iter().position(|limit| sums <= limit) {
-            Some(0) => (PARTS[0], fit(OWN_VALUES).max(1)),
-            Some(1) => (PARTS[1], fit(SHARED_VALUES / PARTS[1]).max(LEAST_TILES)),
-            _ => (1, fit(SHARED_VALUES).max(LEAST_TILES)),
+            Some(tier @ (0 | 1)) => (PARTS[tier], fit(OWN_VALUES).max(1)),
+            Some(tier) => (PARTS[tier], fit(SHARED_VALUES / PARTS[tier]).max(LEAST_TILES)),
+            None => (1, fit(SHARED_VALUES).max(LEAST_TILES)),
         };
         let parts = tiles.div_ceil(most).clamp(1, parts);
         // The nearest number: fewer tiles than fit would be few for sums that are read and written once more for each block.
@@ -184,7 +184,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
     }
 
     /// Sums each part by itself, in memory of the thread's own.
-    fn apart(&self, own: &[Mutex<Own>], sums: &SharedMut<f32>) {
+    fn apart(&self, own: &[Space<Own>], sums: &SharedMut<f32>) {
         let (blocks, [v_len, _]) = (self.cut.blocks, self.lengths());
         self.cx.pool().run(self.cut.parts, |part| {
             with_free(own, |Own { block, v, .. }| {

@@ -5,7 +5,7 @@ use super::tiles::Block;
 use super::transform::Steps;
 use super::{FastConv, PANEL};
 use crate::buffer::{Aligned, LINE};
-use std::sync::{Mutex, PoisonError};
+use crate::parallel::Space;
 
 /// Memory that fast convolutions use while they run, reused from one to the next.
 #[derive(Debug, Default)]
@@ -25,33 +25,35 @@ pub(super) struct Memory {
     /// The transformed input, where threads share it.
     pub(super) shared: Aligned,
     /// What each thread has for itself.
-    pub(super) own: Vec<Mutex<Own>>,
+    pub(super) own: Vec<Space<Own>>,
 }
 
-/// What each of `threads` threads has for itself, with room for a block of `tiles` tiles, V and M: whichever threads take part
-/// later, nothing is allocated then.
+/// What each of `threads` threads has for itself, with room for a block of `tiles` tiles, V, M and weights, which are not there
+/// yet: whichever threads take part later, nothing is allocated then.
 pub(super) fn with_room(
-    own: &mut Vec<Mutex<Own>>,
+    own: &mut Vec<Space<Own>>,
     threads: usize,
     tiles: usize,
-    [v_len, m_len]: [usize; 2],
-) -> &[Mutex<Own>] {
+    [v_len, m_len, weights_len]: [usize; 3],
+) -> &[Space<Own>] {
     if own.len() < threads {
-        own.resize_with(threads, Mutex::default);
+        own.resize_with(threads, Space::default);
     }
     for own in &mut own[..threads] {
-        let Own { block, v, m, .. } = own.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let Own { block, v, m, weights, packed, .. } = own.get_mut();
+        *packed = false;
         block.reserve(tiles);
         v.grow(v_len);
         m.grow(m_len);
+        weights.grow(weights_len);
     }
     own
 }
 
 impl Memory {
     /// What each of `threads` threads has for itself, with room for a block of `tiles` tiles and `length` values in V.
-    pub(super) fn own(&mut self, threads: usize, tiles: usize, length: usize) -> &[Mutex<Own>] {
-        with_room(&mut self.own, threads, tiles, [length, 0])
+    pub(super) fn own(&mut self, threads: usize, tiles: usize, length: usize) -> &[Space<Own>] {
+        with_room(&mut self.own, threads, tiles, [length, 0, 0])
     }
 
     /// Makes room for at most `tiles` tiles and `threads` threads.
@@ -59,7 +61,7 @@ impl Memory {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
         let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
-        with_room(&mut self.own, threads, most.min(tiles), [if alone { v_len } else { 0 }, m_len]);
+        with_room(&mut self.own, threads, most.min(tiles), [if alone { v_len } else { 0 }, m_len, 0]);
         self.block.reserve(most.min(tiles));
         self.shared.grow(if threads > 1 { v_len } else { 0 });
     }
@@ -73,6 +75,9 @@ pub(super) struct Own {
     pub(super) m: Aligned,
     /// Rows of outputs that a pool will read.
     pub(super) strip: Aligned,
+    /// The weights of one pass in the domain of products, and whether they are there.
+    pub(super) weights: Aligned,
+    pub(super) packed: bool,
 }
 
 impl FastConv {
@@ -90,6 +95,11 @@ impl FastConv {
     /// The steps of V for a block of `tiles` tiles, whose points are `point` values apart.
     pub(super) fn v_steps(&self, tiles: usize, point: usize) -> Steps {
         Steps { point, vector: tiles * self.lanes(), slot: self.lanes() }
+    }
+
+    /// Values between two points of the packed weights of a panel of `width` channels; a line more, as for V.
+    pub(super) fn weight_step(&self, width: usize) -> usize {
+        self.view.summed() * width + LINE
     }
 
     /// Values between two slots of M for a panel of `width` channels; a line more, as for V.

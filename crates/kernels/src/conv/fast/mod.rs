@@ -27,14 +27,14 @@ pub use pooled::PooledConv;
 use self::algorithm::{Algorithm, F2, F3, F3Of4, F4, S3};
 use self::pack::{Pack, PackTask, TAPS};
 use self::run::{Run, Weights};
-use self::schedule::Cut;
+use self::schedule::{Cut, Schedule};
 use self::square::Square;
 use self::strassen::{HALVES, QUARTERS, Strassen, Twice};
 use self::tiles::Span;
 use self::transform::Transform;
 use self::view::View;
 use super::{ConvGeometry, GeometryError};
-use crate::buffer::Aligned;
+use crate::buffer::{Aligned, LINE};
 use crate::gemm::Epilogue;
 use crate::parallel::SharedMut;
 use crate::prologue::Source;
@@ -209,6 +209,9 @@ pub struct TilingCost {
 /// Vectors of output channels that go through the products together: M holds no more.
 const PANEL: usize = 2;
 
+/// Values of packed weights up to which each thread transforms them for itself in training: they stay in its L2 cache.
+const APART: usize = 1 << 18;
+
 /// A fast convolution prepared for one input size and one instruction-set level.
 #[derive(Debug, Clone)]
 pub struct FastConv {
@@ -308,9 +311,9 @@ impl FastConv {
         self.output
     }
 
-    /// Values of the packed weights.
+    /// Values of the weights in the domain of products.
     fn weight_values(&self) -> usize {
-        self.panel_start(self.outputs())
+        self.tiling.points() * self.outputs() * self.view.summed()
     }
 
     /// Output channels of a part.
@@ -346,7 +349,8 @@ impl FastConv {
 
     /// First value of a panel in the packed weights.
     fn panel_start(&self, first_channel: usize) -> usize {
-        first_channel * self.view.summed() * self.tiling.points()
+        let vectors = first_channel.div_ceil(self.lanes());
+        self.tiling.points() * (first_channel * self.view.summed() + vectors * LINE)
     }
 
     /// Transforms weights (HWIO) and packs them. The transform is computed in `f64` and rounded once.
@@ -392,7 +396,7 @@ impl FastConv {
         cx.pool().run(self.sections().len() * each, |index| {
             let Some(panel) = &self.panels(index / each).nth(index % each) else { return };
             let width = panel.vectors * self.lanes();
-            let step = self.view.summed() * width;
+            let step = self.weight_step(width);
             let start = self.panel_start(panel.channels.start);
             // SAFETY: panels are disjoint and lie within the packed weights.
             let packed = unsafe { std::slice::from_raw_parts_mut(to.get().add(start), T::POINTS * step) };
@@ -407,6 +411,13 @@ impl FastConv {
     /// tiles.
     fn packs_in_passing(&self) -> bool {
         self.tiling.parts() == 1 && Cut::new(self).streamed
+    }
+
+    /// Whether it lets each thread transform the weights for itself: few weights are transformed sooner than they come from another
+    /// core's cache.
+    fn packs_apart(&self, tiles: usize, threads: usize) -> bool {
+        let few = self.geometry.groups == 1 && self.weight_values() <= APART;
+        few && !Schedule::new(self, tiles, threads).shared
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
@@ -481,8 +492,8 @@ impl FastConv {
         x
     }
 
-    /// As [`forward`](Self::forward), with weights (HWIO) that are used once: they are packed in the scratch memory, or panel by panel
-    /// where they are many, by transforms in `f32`.
+    /// As [`forward`](Self::forward), with weights (HWIO) that are used once: they are packed in the scratch memory, by each thread
+    /// for itself where they are few, or panel by panel where they are many, by transforms in `f32`.
     ///
     /// # Panics
     /// As [`pack`](Self::pack) and [`forward`](Self::forward).
@@ -495,9 +506,16 @@ impl FastConv {
         scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
-        if self.packs_in_passing() {
+        let x = x.into();
+        let tiles = self.images(x.values) * self.rows.len() * self.columns.len();
+        let plain = if self.packs_in_passing() {
+            Some(Weights::Plain(weight))
+        } else {
+            self.packs_apart(tiles, cx.pool().available()).then_some(Weights::Apart(weight))
+        };
+        if let Some(weights) = plain {
             assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
-            return self.run(cx, x.into(), Weights::Plain(weight), epilogue, scratch, y);
+            return self.run(cx, x, weights, epilogue, scratch, y);
         }
         scratch.weights.reset(self.packed_len());
         let weights = self.pack_into(cx, weight, std::mem::take(&mut scratch.weights), false);

@@ -27,8 +27,9 @@ struct Products<'a, T> {
     values: *mut f32,
     /// Values between two slots.
     slot_step: usize,
-    /// The section's weights, `[point][channel of the group][lanes]`.
+    /// The section's weights, `[point][channel of the group][lanes]`, and the values between two points.
     weights: *const f32,
+    weight_step: usize,
     transform: PhantomData<T>,
 }
 
@@ -64,7 +65,7 @@ impl<T: Transform> Products<'_, T> {
         for point in 0..T::POINTS {
             let [row, column] = T::last(point);
             let Range { mut start, end } = self.block.slots(row, column);
-            let first = self.weights.wrapping_add(point * GROUP * S::LANES);
+            let first = self.weights.wrapping_add(point * self.weight_step);
             // SAFETY: the section has GROUP vectors of weights for each point, and every slot a vector for it.
             unsafe {
                 let weights = std::array::from_fn(|lane| simd.load(first.wrapping_add(lane * S::LANES)));
@@ -123,6 +124,7 @@ impl Run<'_> {
                     values,
                     slot_step,
                     weights: weights.as_ptr().wrapping_add(start),
+                    weight_step: conv.weight_step(conv.lanes()),
                     transform: PhantomData,
                 });
                 self.back::<T>(block, panel.channels, values, slot_step);

@@ -9,10 +9,9 @@ use super::square::Square;
 use super::{FastConv, FastScratch, FastWeights, Tiling, Transform};
 use crate::Context;
 use crate::gemm::Epilogue;
-use crate::parallel::{SharedMut, with_free};
+use crate::parallel::{SharedMut, Space, with_free};
 use crate::pool::MaxPool;
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 /// Values of a strip of outputs at most: it stays in the L2 cache beside what its blocks need.
 const STRIP: usize = 96 << 10;
@@ -68,7 +67,7 @@ impl PooledConv {
     pub fn reserve(&self, images: usize, threads: usize, scratch: &mut FastScratch) {
         self.conv.reserve(images, threads, scratch);
         for own in &mut scratch.memory.own[..threads] {
-            own.get_mut().unwrap_or_else(PoisonError::into_inner).strip.grow(self.strip_len());
+            own.get_mut().strip.grow(self.strip_len());
         }
     }
 
@@ -105,7 +104,7 @@ impl PooledConv {
     }
 
     /// Computes all images, each in one part or in as many as there are threads.
-    fn images<T: Transform>(&self, run: &Run, images: usize, own: &[Mutex<Own>], y: &mut [f32]) {
+    fn images<T: Transform>(&self, run: &Run, images: usize, own: &[Space<Own>], y: &mut [f32]) {
         let threads = run.cx.pool().available();
         let parts = if images.is_multiple_of(threads) { 1 } else { threads };
         let [rows, width] = self.pool.output();

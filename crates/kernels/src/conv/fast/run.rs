@@ -44,6 +44,8 @@ pub(super) enum Weights<'a> {
     Packed(&'a [f32]),
     /// HWIO: each panel is transformed when a block of tiles comes to it.
     Plain(&'a [f32]),
+    /// HWIO: each thread transforms them for itself when it comes to its first block of tiles.
+    Apart(&'a [f32]),
 }
 
 /// One call of [`FastConv::forward`], whose arguments have been checked.
@@ -74,7 +76,9 @@ impl Run<'_> {
         let Memory { block, shared, own } = memory;
         let chunk = if schedule.shared { 1 } else { together };
         let [v_len, m_len] = self.block_lens(most, chunk);
-        let own = with_room(own, threads, most, [if schedule.shared { 0 } else { v_len }, m_len]);
+        let weights_len = if let Weights::Apart(_) = self.weights { conv.packed_len() } else { 0 };
+        let own =
+            with_room(own, threads, most, [if schedule.shared { 0 } else { v_len }, m_len, weights_len]);
         let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if !schedule.shared {
             self.cx.pool().run(blocks * chunks, |task| {
@@ -122,7 +126,7 @@ impl Run<'_> {
     fn block_lens(&self, tiles: usize, sections: usize) -> [usize; 2] {
         let [v_len, m_len] = self.conv.block_lens(tiles, sections);
         let weights = match self.weights {
-            Weights::Packed(_) => 0,
+            Weights::Packed(_) | Weights::Apart(_) => 0,
             Weights::Plain(_) => {
                 let rows = IN_PASSING.min(self.conv.view.depth);
                 self.conv.tiling.points() * (rows * PANEL * self.conv.lanes() + LINE)
@@ -137,10 +141,21 @@ impl Run<'_> {
         tiles: Range<usize>,
         chunk: Range<usize>,
         ahead: &mut Ahead,
-        Own { block, v, m, .. }: &mut Own,
+        Own { block, v, m, weights, packed, .. }: &mut Own,
     ) {
+        let conv = self.conv;
+        let weights = match self.weights {
+            Weights::Packed(_) | Weights::Plain(_) => self.weights,
+            Weights::Apart(weight) => {
+                if !std::mem::replace(packed, true) {
+                    conv.pack_panels::<T>(self.cx, weight, SharedMut(weights.as_mut_ptr()), false);
+                }
+                Weights::Packed(weights.values())
+            }
+        };
+        let run = Run { weights, y: SharedMut(self.y.get()), ..*self };
         let block = self.fill(block, tiles);
-        let (conv, tiles) = (self.conv, block.tiles().len());
+        let tiles = block.tiles().len();
         let [v_len, m_len] = self.block_lens(tiles, chunk.len());
         v.grow(v_len);
         m.grow(m_len);
@@ -150,7 +165,7 @@ impl Run<'_> {
         for section in chunk.clone() {
             let v = v.as_ptr().wrapping_add((section - chunk.start) * conv.section_len(tiles));
             for panel in conv.panels(section) {
-                self.panel::<T>(ahead, block, panel, (v, step), m.as_mut_ptr());
+                run.panel::<T>(ahead, block, panel, (v, step), m.as_mut_ptr());
             }
         }
     }
@@ -220,9 +235,10 @@ impl Run<'_> {
         match self.weights {
             Weights::Packed(values) => {
                 let b = values.as_ptr().wrapping_add(conv.panel_start(panel.channels.start));
-                let b = (b, depth * width);
+                let b = (b, conv.weight_step(width));
                 self.products::<T>(ahead, Products { block, panel, v: (v, v_step), b, depth, m, add: false });
             }
+            Weights::Apart(_) => unreachable!("packed when the thread came to its first block"),
             Weights::Plain(weight) => {
                 let slots = block.tiles().len();
                 let b = m.0.wrapping_add(slots * m_step);

@@ -73,18 +73,22 @@ impl Block {
     pub(super) fn fill(&mut self, [rows, columns]: [&[Span]; 2], tiles: Range<usize>) -> &Self {
         self.tiles.clear();
         self.kinds = [0; 4];
-        let (line, column) = (tiles.start / columns.len(), tiles.start % columns.len());
-        let mut next = [line / rows.len(), line % rows.len(), column];
-        for _ in tiles {
-            let [image, row, column] = next;
-            let tile = Tile { image, rows: rows[row], columns: columns[column], slot: 0 };
-            self.kinds[tile.kind()] += 1;
-            self.tiles.push(tile);
-            next = match (row + 1 == rows.len(), column + 1 == columns.len()) {
-                (_, false) => [image, row, column + 1],
-                (false, true) => [image, row + 1, 0],
-                (true, true) => [image + 1, 0, 0],
-            };
+        let mut next = tiles.start;
+        while next < tiles.end {
+            let (line, column) = (next / columns.len(), next % columns.len());
+            let (image, rows) = (line / rows.len(), rows[line % rows.len()]);
+            let columns = &columns[column..columns.len().min(column + tiles.end - next)];
+            let first = self.tiles.len();
+            let tile = |(index, &columns): (usize, &Span)| Tile { image, rows, columns, slot: first + index };
+            self.tiles.extend(columns.iter().enumerate().map(tile));
+            let full = columns.iter().filter(|columns| columns.full).count();
+            let [without, with] = if rows.full { [0, 1] } else { [3, 2] };
+            self.kinds[with] += full;
+            self.kinds[without] += columns.len() - full;
+            next += columns.len();
+        }
+        if self.kinds[1] == self.tiles.len() {
+            return self;
         }
         let [a, b, c, _] = self.kinds;
         let mut slots = [0, a, a + b, a + b + c];
