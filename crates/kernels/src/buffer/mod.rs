@@ -2,6 +2,8 @@
 
 mod pages;
 
+pub use pages::prefer_large_pages;
+
 use pages::Pages;
 use std::sync::Arc;
 
@@ -41,7 +43,8 @@ impl Aligned {
             return Aligned::default();
         }
         let length = length.next_multiple_of(LINE);
-        let values = vec![0.0f32; length + LINE];
+        let mut values = vec![0.0f32; length + LINE];
+        prefer_large_pages(&mut values);
         let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
         assert!(first <= LINE, "a vector's values are aligned to their size");
         Aligned { memory: Memory::Heap(values), first, length }

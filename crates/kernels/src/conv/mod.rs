@@ -266,6 +266,12 @@ impl Conv {
         dx: &mut [f32],
     ) {
         let images = self.images(dx.len(), dy.len());
+        // Only one phase writes row after row.
+        let (follow, before) = match self.phases[..] {
+            [_] => (epilogue.follow, None),
+            _ => (None, epilogue.follow),
+        };
+        let epilogue = Epilogue { follow, ..epilogue };
         for (phase, matrices) in self.phases.iter().zip(&weights.0) {
             for (group, b) in matrices.iter().take(self.geometry.groups).enumerate() {
                 let (offset, column) = (group * self.geometry.group_out(), group * self.geometry.group_in());
@@ -276,6 +282,10 @@ impl Conv {
                     dx,
                 );
             }
+        }
+        if let Some(follow) = before {
+            follow.check(dx.len(), 1);
+            follow.all_done(cx, dx);
         }
     }
 

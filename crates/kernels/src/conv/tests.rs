@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::bf16;
+use crate::follow::Follow;
 use crate::gemm::Residual;
 use crate::norm;
 use crate::prologue::Prologue;
 use crate::reference::conv as oracle;
-use crate::testing::{Random, widen};
+use crate::testing::{Random, assert_same_bits_for_all_threads, widen};
 
 /// Shapes per run; each goes through all three passes at every level of this CPU.
 const SHAPES: usize = 240;
@@ -200,8 +201,12 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
             let weights = conv.pack_forward(&cx, operands, &w);
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut ConvScratch::default(), &mut plain);
-            let epilogue =
-                Epilogue { bias: Some(&bias), residual: Some(Residual::Tensor(&residual)), relu: true };
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                residual: Some(Residual::Tensor(&residual)),
+                relu: true,
+                follow: None,
+            };
             conv.forward(&cx, &x, &weights, epilogue, &mut ConvScratch::default(), &mut y);
             let epilogue = Epilogue { residual: Some(Residual::InPlace), ..epilogue };
             let mut in_place = residual.clone();
@@ -331,4 +336,94 @@ fn weights_of_another_level_are_refused() {
         &mut ConvScratch::default(),
         &mut y,
     );
+}
+
+/// A pass with an epilogue that is all but told what follows; the shape of its result.
+type Followed<'a> = (&'a dyn Fn(&Context, Epilogue, &mut [f32]), [usize; 4]);
+
+/// Asserts that what follows a pass while it runs finds what it would find afterwards: the statistics of the result, and what a batch
+/// norm with a ReLU before the pass, whose input was `x` and whose output was `y`, makes of it as a gradient.
+fn assert_followed(cx: &Context, (pass, shape): Followed, [x, y]: [&[f32]; 2]) -> Vec<Vec<f32>> {
+    let channels = shape[3];
+    let mut plain = vec![0.0; x.len()];
+    pass(cx, Epilogue::default(), &mut plain);
+    let found = [false, true].map(|while_it_runs| {
+        let run = |result: &mut [f32], follow: Follow| {
+            if while_it_runs {
+                pass(cx, Epilogue { follow: Some(follow), ..Epilogue::default() }, result);
+            } else {
+                result.copy_from_slice(&plain);
+                follow.all_done(cx, result);
+            }
+        };
+        let (mut scratch, mut result) = (norm::Scratch::default(), vec![f32::NAN; x.len()]);
+        let [mut mean, mut var, mut dgamma, mut dbeta] = [0; 4].map(|_| vec![0.0; channels]);
+        let statistics = norm::Statistics::new(cx, &mut scratch, shape);
+        run(&mut result, statistics.follow());
+        statistics.finish(&mut mean, &mut var);
+        assert_eq!(result, plain);
+        let (mut dx, relu) = (x.to_vec(), norm::Relu::Output(y));
+        let sums = norm::Sums::new(cx, &mut scratch, (x, shape), &mean, relu);
+        run(&mut result, sums.follow());
+        let summed = Some(sums.finish());
+        let input = norm::Backward { relu, mean: &mean, inv_std: &var, gamma: &var };
+        let (dx_place, dy) = (norm::Input::Replaced(&mut dx), &mut result[..]);
+        let out = norm::Gradients { x: dx_place, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
+        norm::backward(cx, input, &mut scratch, summed, out);
+        vec![mean, var, result, dx, dgamma, dbeta]
+    });
+    let [after, during] = found;
+    assert_eq!(during, after);
+    for (index, &gradient) in after[2].iter().enumerate() {
+        assert_eq!(gradient, if y[index] > 0.0 { plain[index] } else { 0.0 }, "what passes the ReLU");
+    }
+    during
+}
+
+#[test]
+fn what_follows_a_pass_works_on_complete_rows() {
+    let mut random = Random::new(9);
+    let (batch, input) = (9, [16, 11]);
+    for (kernel, stride, groups) in [(3, 1, 1), (1, 1, 1), (3, 2, 1), (3, 1, 2)] {
+        let g = ConvGeometry { groups, ..ConvGeometry::square(34, 48, kernel, stride) };
+        let [height, width] = g.output_size(input).unwrap();
+        let (out, into) = ([batch, height, width, 48], [batch, input[0], input[1], 34]);
+        let [x, y] = [into, out].map(|shape| random.values(shape.iter().product()));
+        let beside = [&x, &y].map(|values| random.values(values.len()));
+        let weight = random.values(g.weight_len());
+        let (scale, shift) = (random.values(34), random.values(34));
+        let prologue = Prologue { scale: &scale, shift: &shift };
+        assert_same_bits_for_all_threads(|cx| {
+            let conv = Conv::new(cx.level(), g, input).unwrap();
+            let mut found = Vec::new();
+            for operands in KINDS {
+                let weight = (operands, &weight[..]);
+                for x in [Source::from(&x[..]), Source { values: &x, prologue: Some(prologue) }] {
+                    let pass = |cx: &Context, epilogue: Epilogue, y: &mut [f32]| {
+                        conv.pack_and_forward(cx, x, weight, epilogue, &mut ConvScratch::default(), y);
+                    };
+                    found.extend(assert_followed(cx, (&pass, out), [&y, &beside[1]]));
+                }
+                let pass = |cx: &Context, epilogue: Epilogue, dx: &mut [f32]| {
+                    conv.pack_and_grad_input(cx, &y, weight, epilogue, &mut ConvScratch::default(), dx);
+                };
+                found.extend(assert_followed(cx, (&pass, into), [&x, &beside[0]]));
+            }
+            for tiling in
+                Tiling::ALL.into_iter().filter(|tiling| tiling.cost(cx.level(), &g, input).is_some())
+            {
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+                let pass = |cx: &Context, epilogue: Epilogue, y: &mut [f32]| {
+                    conv.pack_and_forward(cx, &x[..], &weight, epilogue, &mut FastScratch::default(), y);
+                };
+                found.extend(assert_followed(cx, (&pass, out), [&y, &beside[1]]));
+                let Some(conv) = FastConv::grad_input(cx.level(), tiling, g, input) else { continue };
+                let pass = |cx: &Context, epilogue: Epilogue, dx: &mut [f32]| {
+                    conv.pack_and_forward(cx, &y[..], &weight, epilogue, &mut FastScratch::default(), dx);
+                };
+                found.extend(assert_followed(cx, (&pass, into), [&x, &beside[0]]));
+            }
+            found
+        });
+    }
 }

@@ -7,6 +7,7 @@ use super::pack::{PackedMatrix, Panel, panels};
 use super::prepared::PreparedScratch;
 use crate::Context;
 use crate::bf16::Operands;
+use crate::follow::Follow;
 use crate::parallel::SharedMut;
 use crate::prologue::Source;
 use std::ops::Range;
@@ -71,6 +72,8 @@ pub struct Epilogue<'a> {
     pub residual: Option<Residual<'a>>,
     /// Whether negative results become 0.
     pub relu: bool,
+    /// What is done with the rows of the output when they are there.
+    pub follow: Option<Follow<'a>>,
 }
 
 /// `C = gather(A)·B` with an epilogue.
@@ -169,10 +172,25 @@ impl Product<'_> {
         cx.pool().run(chunks * groups.count(), |task| {
             let (from, group) = (task / groups.count() * chunk, groups.block(task % groups.count()));
             let panels = panels.clone().skip(group.start).take(group.len());
+            let rows = from..rows.min(from + chunk);
             for part in self.parts() {
-                self.part(cx, panels.clone(), from..rows.min(from + chunk), part, &out);
+                self.part(cx, panels.clone(), rows.clone(), part, &out);
             }
+            let columns = panels.map(|panel| panel.columns).sum();
+            // SAFETY: `check` holds: C's rows are the output's, of which these columns are complete now.
+            unsafe { self.follow(rows, columns, &out) };
         });
+    }
+
+    /// Reports columns of rows of C that are complete, where somebody wants to know.
+    ///
+    /// # Safety
+    /// [`check`](Self::check) holds for the output `out`, these values are complete, and were not reported before.
+    pub(super) unsafe fn follow(&self, rows: Range<usize>, columns: usize, out: &SharedMut<f32>) {
+        if let Some(follow) = &self.epilogue.follow {
+            // SAFETY: promised by the caller.
+            unsafe { follow.rows_done(rows, columns, out) };
+        }
     }
 
     /// How many panels as wide as `widest` a block of rows meets before the next block.
@@ -201,6 +219,10 @@ impl Product<'_> {
         assert!(c.len() >= scatter.end(*images, column + b.columns()), "the output is too short");
         assert!(epilogue.bias.is_none_or(|bias| bias.len() >= column + b.columns()), "the bias is too short");
         assert!(epilogue.other().is_none_or(|residual| residual.len() == c.len()), "the residual's length");
+        if let Some(follow) = &epilogue.follow {
+            follow.check(c.len(), 1);
+            assert_eq!(scatter.even_step(), Some(follow.channels()), "rows in order");
+        }
     }
 
     /// The parts of a product of A's rows as they stand.

@@ -78,6 +78,7 @@ impl Product<'_> {
                 self.gather.advance(&mut position);
             }
             let targets = &targets[..rows.len()];
+            let columns = panels.clone().map(|panel| panel.columns).sum();
             with_free(own, |prepared| {
                 assert!(prepared.len() >= rows.len() * step, "room for prepared rows");
                 let mut depth = 0..whole.min(length);
@@ -107,6 +108,8 @@ impl Product<'_> {
                     depth = depth.end..whole.min(depth.end + length);
                 }
             });
+            // SAFETY: `check` has been called; C's rows are the output's, of which these columns are complete now.
+            unsafe { self.follow(rows, columns, &out) };
         });
     }
 

@@ -53,7 +53,7 @@ fn blocks_of_tall_products_meet_their_panels() {
             let (bias, residual) = (random.values(n), random.values(m * n));
             let packed = PackedMatrix::new(cx.level(), k, n, |row, column| b[row * n + column]);
             let added = Some(Residual::Tensor(&residual));
-            let epilogue = Epilogue { bias: Some(&bias), residual: added, relu: true };
+            let epilogue = Epilogue { bias: Some(&bias), residual: added, relu: true, follow: None };
             let mut c = vec![f32::NAN; m * n];
             multiply(&cx, m, &a, &packed, epilogue, &mut c);
             for (index, &found) in c.iter().enumerate() {

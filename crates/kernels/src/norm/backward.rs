@@ -1,11 +1,11 @@
 //! The gradient through the statistics of the batch.
 
-use super::partition::{Partition, WIDTH};
-use super::{Scratch, task_rows, tile_rows};
-use crate::Context;
-use crate::parallel::SharedMut;
+use super::partition::{self, WIDTH};
+use super::{Scratch, Totals, task_rows, tile_rows};
+use crate::follow::{Chunks, Follow, Work};
 use crate::simd::{Simd, Task};
 use crate::vector::{Columns, columns, read, write};
+use crate::{Context, Level};
 use std::ops::Range;
 
 /// Rows whose sums are taken in `f32`.
@@ -72,17 +72,110 @@ pub struct Gradients<'a> {
     pub dbeta: &'a mut [f32],
 }
 
+/// The two sums that the gradients follow from: of what passes the ReLU, and of its products with the distances from the mean.
+#[derive(Debug)]
+pub struct Summed {
+    totals: Totals,
+    /// Whether the gradient became the part of it that passes the ReLU.
+    passed: bool,
+}
+
+/// The sums of a gradient that is being written: a convolution works on its rows as they are there, through
+/// [`follow`](Self::follow). Where the ReLU is told by its output, the gradient becomes the part that passes it.
+#[derive(Debug)]
+pub struct Sums<'a> {
+    level: Level,
+    chunks: Chunks,
+    relu: Relu<'a>,
+    mean: &'a [f32],
+    x: &'a [f32],
+    /// Whether the gradient becomes the part of it that passes the ReLU.
+    pass: bool,
+    scratch: &'a mut Scratch,
+    totals: Totals,
+}
+
+impl<'a> Sums<'a> {
+    /// For the gradient of the output of a normalisation whose input was `x`, of shape `[N, H, W, C]`, with such means, `[C]`.
+    ///
+    /// # Panics
+    /// When the lengths do not fit each other.
+    pub fn new(
+        context: &Context,
+        scratch: &'a mut Scratch,
+        (x, [n, h, w, channels]): (&'a [f32], [usize; 4]),
+        mean: &'a [f32],
+        relu: Relu<'a>,
+    ) -> Self {
+        assert_eq!((x.len(), mean.len()), (n * h * w * channels, channels), "values and channels of x");
+        Sums::of_rows(context, scratch, x, mean, relu, w)
+    }
+
+    /// For rows of which `line` make a line of the chunks.
+    fn of_rows(
+        context: &Context,
+        scratch: &'a mut Scratch,
+        x: &'a [f32],
+        mean: &'a [f32],
+        relu: Relu<'a>,
+        line: usize,
+    ) -> Self {
+        let channels = mean.len();
+        assert_eq!(relu.output().map_or(x.len(), <[f32]>::len), x.len(), "y and x differ in length");
+        let chunks = partition::chunks(super::rows("x", x, channels), channels, line);
+        let totals = scratch.take(chunks);
+        // Cheaper than reading the output again.
+        let pass = matches!(relu, Relu::Output(_));
+        Sums { level: context.level(), chunks, relu, mean, x, pass, scratch, totals }
+    }
+
+    /// What works on the gradient's rows as they are written.
+    pub fn follow(&self) -> Follow<'_> {
+        Follow::new(self.chunks, self.scratch.partials.left(self.chunks), self)
+    }
+
+    /// The sums of a gradient all of whose rows have been worked on.
+    pub fn finish(self) -> Summed {
+        let Sums { chunks, scratch, mut totals, pass, .. } = self;
+        scratch.partials.merge(chunks, |_, gradients, products| {
+            for ((total, gradient), product) in totals.iter_mut().zip(gradients).zip(products) {
+                total[0] += gradient;
+                total[1] += product;
+            }
+        });
+        Summed { totals, passed: pass }
+    }
+}
+
+impl Work for Sums<'_> {
+    fn run(&self, chunk: usize, values: &mut [f32]) {
+        let (rows, of) = (0..self.chunks.rows(chunk).len(), self.chunks.values(chunk));
+        let (x, y) = (&self.x[of.clone()], self.relu.output().map(|y| &y[of]));
+        self.scratch.partials.add(self.chunks, chunk, |channels, gradient, product| {
+            let (sums, dy, rows) = (self, &mut *values, rows.clone());
+            self.level.run(SumChunk { sums, x, y, dy, rows, channels, gradient, product });
+        });
+    }
+}
+
 /// The gradients of `y = relu((x − mean) · inv_std · gamma + beta + residual)` for mean and variance of this very batch.
 ///
 /// With `g` the part of `dy` that passes the ReLU, `x̂` the normalised input and `m` rows: `dbeta = Σg`,
-/// `dgamma = Σ g·x̂`, `dx = gamma · inv_std · (g − dbeta / m − x̂ · dgamma / m)`. Two passes over memory.
+/// `dgamma = Σ g·x̂`, `dx = gamma · inv_std · (g − dbeta / m − x̂ · dgamma / m)`. Two passes over memory, or one where the sums were
+/// taken before.
 ///
 /// # Panics
 /// When the lengths do not fit each other.
-pub fn backward(context: &Context, input: Backward, scratch: &mut Scratch, out: Gradients) {
+pub fn backward(
+    context: &Context,
+    input: Backward,
+    scratch: &mut Scratch,
+    summed: Option<Summed>,
+    out: Gradients,
+) {
     let Gradients { x, dy, dgamma, dbeta } = out;
     let channels = input.gamma.len();
-    super::rows("x", x.values(), channels);
+    let rows = super::rows("x", x.values(), channels);
     let (scale, shift) = match input.relu {
         Relu::Recomputed { scale, shift } => (scale.len(), shift.len()),
         Relu::None | Relu::Output(_) => (channels, channels),
@@ -98,13 +191,24 @@ pub fn backward(context: &Context, input: Backward, scratch: &mut Scratch, out: 
     for (what, length) in vectors {
         assert_eq!(length, channels, "{what} and gamma differ in length");
     }
-    let length = x.values().len();
-    assert_eq!(dy.len(), length, "dy and x differ in length");
-    assert_eq!(input.relu.output().map_or(length, <[f32]>::len), length, "y and x differ in length");
-    // Where it is wanted, or cheaper than reading the output again, the first pass leaves what passes the ReLU in dy.
-    let keep = matches!(x, Input::Replaced(_)) || matches!(input.relu, Relu::Output(_));
-    let coefficients = sums(context, input, x.values(), (dy, keep), scratch, [dgamma, dbeta]);
-    let passed = Backward { relu: if keep { Relu::None } else { input.relu }, ..input };
+    assert_eq!(dy.len(), x.values().len(), "dy and x differ in length");
+    let summed = summed.unwrap_or_else(|| {
+        let mut sums = Sums::of_rows(context, scratch, x.values(), input.mean, input.relu, 1);
+        sums.pass |= matches!(x, Input::Replaced(_));
+        let length = sums.chunks.each * channels;
+        context.pool().pieces(dy, length, |chunk, dy| sums.run(chunk, dy));
+        sums.finish()
+    });
+    assert_eq!(summed.totals.len(), channels, "sums for each channel");
+    let relu = if summed.passed { Relu::None } else { input.relu };
+    assert!(
+        matches!(relu, Relu::None) || matches!(x, Input::Kept(_)),
+        "the residual's gradient is what passes the ReLU"
+    );
+    scratch.coefficients.set(&input, &summed.totals, rows, [dgamma, dbeta]);
+    scratch.give(summed.totals);
+    let coefficients = &scratch.coefficients;
+    let passed = Backward { relu, ..input };
     match x {
         Input::Kept(x) => second_pass::<false>(context, passed, coefficients, dy, x),
         Input::Replaced(x) => second_pass::<true>(context, passed, coefficients, x, dy),
@@ -119,55 +223,30 @@ pub(super) struct Coefficients {
     constant: Vec<f32>,
 }
 
-/// Sets `dgamma` and `dbeta`; returns what follows for `dx`. With `keep`, dy becomes the part that passes the ReLU.
-fn sums<'a>(
-    context: &Context,
-    input: Backward,
-    x: &[f32],
-    (dy, keep): (&mut [f32], bool),
-    scratch: &'a mut Scratch,
-    [dgamma, dbeta]: [&mut [f32]; 2],
-) -> &'a Coefficients {
-    let channels = input.gamma.len();
-    let rows = x.len() / channels;
-    let (partials, totals, coefficients) = scratch.parts(channels);
-    let dy = SharedMut(dy.as_mut_ptr());
-    Partition::new(rows, channels).reduce(
-        context,
-        partials,
-        |part, gradient, product| {
-            let (rows, channels) = (part.rows.clone(), part.channels.clone());
-            context.level().run(SumChunk { input, x, dy: dy.get(), keep, rows, channels, gradient, product });
-        },
-        |part, gradient, product| {
-            let totals = totals[part.channels.clone()].iter_mut();
-            for ((total, gradient), product) in totals.zip(gradient).zip(product) {
-                total[0] += gradient;
-                total[1] += product;
-            }
-        },
-    );
-    let Coefficients { gradient, distance, constant } = &mut *coefficients;
-    [gradient, distance, constant].into_iter().for_each(Vec::clear);
-    for (channel, &mut [gradient, product]) in totals.iter_mut().enumerate() {
-        let inv_std = f64::from(input.inv_std[channel]);
-        let factor = f64::from(input.gamma[channel]) * inv_std;
-        dbeta[channel] = gradient as f32;
-        dgamma[channel] = (product * inv_std) as f32;
-        coefficients.gradient.push(factor as f32);
-        coefficients.distance.push((-factor * inv_std * inv_std * product / rows as f64) as f32);
-        coefficients.constant.push((-factor * gradient / rows as f64) as f32);
+impl Coefficients {
+    /// Those that follow from the sums over so many rows, which `dgamma` and `dbeta` follow from, too.
+    fn set(&mut self, input: &Backward, totals: &[[f64; 2]], rows: usize, [dgamma, dbeta]: [&mut [f32]; 2]) {
+        let Coefficients { gradient, distance, constant } = self;
+        [&mut *gradient, &mut *distance, &mut *constant].into_iter().for_each(Vec::clear);
+        for (channel, &[sum, product]) in totals.iter().enumerate() {
+            let inv_std = f64::from(input.inv_std[channel]);
+            let factor = f64::from(input.gamma[channel]) * inv_std;
+            dbeta[channel] = sum as f32;
+            dgamma[channel] = (product * inv_std) as f32;
+            gradient.push(factor as f32);
+            distance.push((-factor * inv_std * inv_std * product / rows as f64) as f32);
+            constant.push((-factor * sum / rows as f64) as f32);
+        }
     }
-    coefficients
 }
 
-/// One task of the first pass: `Σg` and `Σ g·(x − mean)` of some channels over a chunk of rows.
+/// `Σg` and `Σ g·(x − mean)` of some channels over the rows of a chunk.
 struct SumChunk<'a> {
-    input: Backward<'a>,
+    sums: &'a Sums<'a>,
     x: &'a [f32],
-    /// As long as x; nobody else works on these rows and channels.
-    dy: *mut f32,
-    keep: bool,
+    /// The output, where it tells what passes the ReLU.
+    y: Option<&'a [f32]>,
+    dy: &'a mut [f32],
     rows: Range<usize>,
     channels: Range<usize>,
     gradient: &'a mut [f64],
@@ -179,16 +258,15 @@ impl Task for SumChunk<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.channels.len();
+        let SumChunk { sums: all, x, y, dy, .. } = self;
+        let (first, width) = (self.channels.start, self.channels.len());
         let mut sums = [[0.0; WIDTH]; 2];
         for start in self.rows.clone().step_by(TILE) {
             let end = (start + TILE).min(self.rows.end);
             sums.iter_mut().for_each(|sums| sums[..width].fill(0.0));
             for start in (start..end).step_by(tile_rows(width)) {
                 let rows = start..(start + tile_rows(width)).min(end);
-                let SumChunk { input, x, dy, keep, .. } = self;
-                let first = self.channels.start;
-                columns(simd, width, &mut SumTile { input, x, dy, keep, rows, first, sums: &mut sums });
+                columns(simd, width, &mut SumTile { all, x, y, dy: &mut *dy, rows, first, sums: &mut sums });
             }
             for (sums, totals) in sums.iter().zip([&mut *self.gradient, &mut *self.product]) {
                 totals.iter_mut().zip(sums).for_each(|(total, &sum)| *total += f64::from(sum));
@@ -199,10 +277,10 @@ impl Task for SumChunk<'_> {
 
 /// A few rows, added to the sums.
 struct SumTile<'a> {
-    input: Backward<'a>,
+    all: &'a Sums<'a>,
     x: &'a [f32],
-    dy: *mut f32,
-    keep: bool,
+    y: Option<&'a [f32]>,
+    dy: &'a mut [f32],
     rows: Range<usize>,
     first: usize,
     sums: &'a mut [[f32; WIDTH]; 2],
@@ -211,7 +289,7 @@ struct SumTile<'a> {
 impl Columns for SumTile<'_> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { relu, mean, .. } = self.input;
+        let Sums { relu, mean, pass, .. } = *self.all;
         let width = (V - 1) * S::LANES + count;
         let means = parameters::<S, V>(simd, mean, self.first + from, count);
         let passes = Passes::<S, V>::new(simd, relu, self.first + from, count);
@@ -219,15 +297,13 @@ impl Columns for SumTile<'_> {
         let mut products = parameters::<S, V>(simd, &self.sums[1], from, count);
         for row in self.rows.clone() {
             let start = row * mean.len() + self.first + from;
-            let x = &self.x[start..][..width];
-            // SAFETY: dy is as long as x, and these channels of this row belong to this task.
-            let dy = unsafe { std::slice::from_raw_parts_mut(self.dy.wrapping_add(start), width) };
-            let y = relu.output().map_or(x, |y| &y[start..][..width]);
+            let (x, dy) = (&self.x[start..][..width], &mut self.dy[start..][..width]);
+            let y = self.y.map_or(x, |y| &y[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
                 let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
                 let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
-                if self.keep {
+                if pass {
                     write(simd, dy, at, count, gradient);
                 }
                 let distance = simd.sub(x, means[v]);

@@ -11,25 +11,39 @@ mod statistics;
 mod tests;
 
 pub use apply::{Apply, apply};
-pub use backward::{Backward, Gradients, Input, Relu, backward};
-pub use statistics::statistics;
+pub use backward::{Backward, Gradients, Input, Relu, Summed, Sums, backward};
+pub use statistics::{Statistics, statistics};
+
+use crate::follow::Chunks;
+use std::collections::HashMap;
+
+/// Two sums for each channel.
+type Totals = Vec<[f64; 2]>;
 
 /// Memory that the sums of statistics and gradients are taken in, reused from one batch norm to the next.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// Each task's sums.
-    partials: Vec<f64>,
-    /// For each channel, the two sums of all tasks.
-    totals: Vec<[f64; 2]>,
+    /// Each chunk's sums.
+    partials: partition::Partials,
+    /// Places for two sums of all chunks for each channel, by the number of channels: those of a gradient are held until its batch
+    /// norm needs them.
+    totals: HashMap<usize, Vec<Totals>>,
     coefficients: backward::Coefficients,
 }
 
 impl Scratch {
-    /// Each task's sums, those of all tasks for `channels` channels, which are 0, and the coefficients.
-    fn parts(&mut self, channels: usize) -> (&mut Vec<f64>, &mut [[f64; 2]], &mut backward::Coefficients) {
-        self.totals.clear();
-        self.totals.resize(channels, [0.0; 2]);
-        (&mut self.partials, &mut self.totals, &mut self.coefficients)
+    /// A place for the sums of all chunks, which are 0, as those of each of these chunks are now.
+    fn take(&mut self, chunks: Chunks) -> Totals {
+        self.partials.reset(chunks);
+        let mut totals = self.totals.get_mut(&chunks.channels).and_then(Vec::pop).unwrap_or_default();
+        totals.clear();
+        totals.resize(chunks.channels, [0.0; 2]);
+        totals
+    }
+
+    /// Takes the place back.
+    fn give(&mut self, totals: Totals) {
+        self.totals.entry(totals.len()).or_default().push(totals);
     }
 }
 

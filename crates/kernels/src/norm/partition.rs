@@ -1,72 +1,76 @@
-//! How a sum over rows is cut into tasks.
+//! How sums over rows are taken: chunk by chunk, and then over the chunks in their order.
 
-use crate::Context;
+use crate::follow::Chunks;
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, PoisonError};
 
-/// Tasks that a large matrix is cut into.
-const TASKS: usize = 64;
-/// Channels of a task; wider matrices are cut into several blocks of channels.
+/// Chunks that a large matrix is cut into at least.
+const LEAST: usize = 64;
+
+/// Channels whose sums are taken together.
 pub(super) const WIDTH: usize = 512;
-/// Values that are worth a task of their own.
-const SMALLEST: usize = 16 * 1024;
 
-/// A matrix cut into chunks of rows and blocks of channels, by its shape alone.
-pub(super) struct Partition {
-    rows: usize,
-    channels: usize,
-    chunk: usize,
-    width: usize,
+/// Values of a chunk: worth a task of their own, and in the L2 cache of a core.
+const VALUES: [usize; 2] = [16 * 1024, 64 * 1024];
+
+/// Rows from which on a chunk's sums are few beside it.
+const ROWS: usize = 64;
+
+/// Two sums for each channel of each chunk: first all of the one, then all of the other.
+#[derive(Debug, Default)]
+pub(super) struct Partials {
+    sums: Vec<Mutex<Vec<f64>>>,
+    /// What [`Follow`](crate::Follow) counts.
+    left: Vec<AtomicUsize>,
 }
 
-/// The rows and channels of one task.
-pub(super) struct Part {
-    pub(super) rows: Range<usize>,
-    pub(super) channels: Range<usize>,
+/// `rows` rows of `channels` channels cut by their shape alone, into chunks of whole lines of `line` rows.
+pub(super) fn chunks(rows: usize, channels: usize, line: usize) -> Chunks {
+    let [least, most] = VALUES.map(|values| values / channels);
+    let each = rows.div_ceil(LEAST).clamp(least.max(1), most.max(ROWS));
+    Chunks { rows, channels, each: each.next_multiple_of(line.max(1)) }
 }
 
-impl Partition {
-    pub(super) fn new(rows: usize, channels: usize) -> Self {
-        let width = channels.min(WIDTH);
-        let chunks = (TASKS / channels.div_ceil(width)).max(1);
-        let chunk = rows.div_ceil(chunks).max(SMALLEST / width).min(rows);
-        Partition { rows, channels, chunk, width }
-    }
-
-    fn blocks(&self) -> usize {
-        self.channels.div_ceil(self.width)
-    }
-
-    fn part(&self, index: usize) -> Part {
-        let (row, channel) = (index / self.blocks() * self.chunk, index % self.blocks() * self.width);
-        Part {
-            rows: row..(row + self.chunk).min(self.rows),
-            channels: channel..(channel + self.width).min(self.channels),
+impl Partials {
+    /// Zeros for these chunks.
+    pub(super) fn reset(&mut self, chunks: Chunks) {
+        let count = chunks.len();
+        self.sums.resize_with(count.max(self.sums.len()), Mutex::default);
+        self.left.resize_with(count.max(self.left.len()), AtomicUsize::default);
+        for sums in &mut self.sums[..count] {
+            let sums = sums.get_mut().unwrap_or_else(PoisonError::into_inner);
+            sums.clear();
+            sums.resize(2 * chunks.channels, 0.0);
         }
     }
 
-    /// Runs `task` on each part with two zeroed `f64` for each of its channels (first all of the one, then all of the
-    /// other) in `partials`, then `combine` on the results, in the order of the rows.
-    pub(super) fn reduce(
+    /// The counts for these chunks.
+    pub(super) fn left(&self, chunks: Chunks) -> &[AtomicUsize] {
+        &self.left[..chunks.len()]
+    }
+
+    /// Runs `work` on the sums of a chunk, a block of channels after the other.
+    pub(super) fn add(
         &self,
-        context: &Context,
-        partials: &mut Vec<f64>,
-        task: impl Fn(&Part, &mut [f64], &mut [f64]) + Sync,
-        mut combine: impl FnMut(&Part, &[f64], &[f64]),
+        chunks: Chunks,
+        chunk: usize,
+        mut work: impl FnMut(Range<usize>, &mut [f64], &mut [f64]),
     ) {
-        let parts = self.rows.div_ceil(self.chunk) * self.blocks();
-        partials.clear();
-        partials.resize(parts * 2 * self.width, 0.0);
-        context.pool().pieces(partials, 2 * self.width, |index, partial| {
-            let part = self.part(index);
-            let (first, second) = partial.split_at_mut(self.width);
-            let channels = part.channels.len();
-            task(&part, &mut first[..channels], &mut second[..channels]);
-        });
-        for (index, partial) in partials.chunks(2 * self.width).enumerate() {
-            let part = self.part(index);
-            let (first, second) = partial.split_at(self.width);
-            let channels = part.channels.len();
-            combine(&part, &first[..channels], &second[..channels]);
+        let mut sums = self.sums[chunk].lock().unwrap_or_else(PoisonError::into_inner);
+        let (first, second) = sums.split_at_mut(chunks.channels);
+        for start in (0..chunks.channels).step_by(WIDTH) {
+            let channels = start..chunks.channels.min(start + WIDTH);
+            work(channels.clone(), &mut first[channels.clone()], &mut second[channels]);
+        }
+    }
+
+    /// Runs `combine` on the sums of each chunk, in the order of the rows.
+    pub(super) fn merge(&mut self, chunks: Chunks, mut combine: impl FnMut(Range<usize>, &[f64], &[f64])) {
+        for (chunk, sums) in self.sums[..chunks.len()].iter_mut().enumerate() {
+            let sums = sums.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let (first, second) = sums.split_at(chunks.channels);
+            combine(chunks.rows(chunk), first, second);
         }
     }
 }

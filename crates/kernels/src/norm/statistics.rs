@@ -1,14 +1,90 @@
 //! Mean and variance of each channel.
 
-use super::Scratch;
-use super::partition::Partition;
-use crate::Context;
+use super::partition;
+use super::{Scratch, Totals};
+use crate::follow::{Chunks, Follow, Work};
 use crate::simd::{Simd, Task};
 use crate::vector::{BLOCK_CHANNELS, Columns, columns, read, write};
+use crate::{Context, Level};
 use std::ops::Range;
 
 /// Rows whose sums are taken in `f32`.
 const TILE: usize = 32;
+
+/// The statistics of a tensor that is being written: a convolution works on its rows as they are there, through
+/// [`follow`](Self::follow).
+#[derive(Debug)]
+pub struct Statistics<'a> {
+    level: Level,
+    chunks: Chunks,
+    scratch: &'a mut Scratch,
+    totals: Totals,
+}
+
+impl<'a> Statistics<'a> {
+    /// For a tensor of shape `[N, H, W, C]`.
+    ///
+    /// # Panics
+    /// When the tensor is empty.
+    pub fn new(context: &Context, scratch: &'a mut Scratch, [n, h, w, channels]: [usize; 4]) -> Self {
+        Statistics::of_rows(context, scratch, [n * h * w, channels], w)
+    }
+
+    /// For rows of some channels, of which `line` make a line of the chunks.
+    fn of_rows(
+        context: &Context,
+        scratch: &'a mut Scratch,
+        [rows, channels]: [usize; 2],
+        line: usize,
+    ) -> Self {
+        assert!(rows > 0 && channels > 0, "statistics of nothing");
+        let chunks = partition::chunks(rows, channels, line);
+        let totals = scratch.take(chunks);
+        Statistics { level: context.level(), chunks, scratch, totals }
+    }
+
+    /// What works on the tensor's rows as they are written.
+    pub fn follow(&self) -> Follow<'_> {
+        Follow::new(self.chunks, self.scratch.partials.left(self.chunks), self)
+    }
+
+    /// Takes the moments of a chunk.
+    fn chunk(&self, chunk: usize, x: &[f32]) {
+        let (row_length, rows) = (self.chunks.channels, 0..self.chunks.rows(chunk).len());
+        self.scratch.partials.add(self.chunks, chunk, |channels, mean, squares| {
+            self.level.run(Chunk { x, row_length, rows: rows.clone(), channels, mean, squares });
+        });
+    }
+
+    /// The mean and the biased variance (divided by the number of rows) of each channel, `[C]`, of a tensor all of whose rows
+    /// have been worked on.
+    ///
+    /// # Panics
+    /// When `mean` or `var` has another length.
+    pub fn finish(self, mean: &mut [f32], var: &mut [f32]) {
+        let Statistics { chunks, scratch, mut totals, .. } = self;
+        assert_eq!([mean.len(), var.len()], [chunks.channels; 2], "a mean and a variance for each channel");
+        scratch.partials.merge(chunks, |rows, means, squares| {
+            let merge = Merge::new(rows.start, rows.len());
+            for ((total, &mean), &squares) in totals.iter_mut().zip(means).zip(squares) {
+                let merged = merge.of(Moments::from(*total), Moments { mean, squares });
+                *total = [merged.mean, merged.squares];
+            }
+        });
+        for ((&total, mean), var) in totals.iter().zip(mean).zip(var) {
+            let total = Moments::from(total);
+            *mean = total.mean as f32;
+            *var = (total.squares / chunks.rows as f64) as f32;
+        }
+        scratch.give(totals);
+    }
+}
+
+impl Work for Statistics<'_> {
+    fn run(&self, chunk: usize, values: &mut [f32]) {
+        self.chunk(chunk, values);
+    }
+}
 
 /// The mean and the biased variance (divided by the number of rows) of each channel of `x`, `[N, H, W, C]`; `mean` and
 /// `var` are `[C]`.
@@ -19,31 +95,11 @@ const TILE: usize = 32;
 /// # Panics
 /// When `mean` and `var` differ in length, or `x` is empty or no whole number of rows.
 pub fn statistics(context: &Context, x: &[f32], scratch: &mut Scratch, mean: &mut [f32], var: &mut [f32]) {
-    let row_length = mean.len();
-    assert_eq!(var.len(), row_length, "var and mean differ in length");
-    let rows = super::rows("x", x, row_length);
-    let (partials, totals, _) = scratch.parts(row_length);
-    Partition::new(rows, row_length).reduce(
-        context,
-        partials,
-        |part, mean, squares| {
-            let (rows, channels) = (part.rows.clone(), part.channels.clone());
-            context.level().run(Chunk { x, row_length, rows, channels, mean, squares });
-        },
-        |part, mean, squares| {
-            let merge = Merge::new(part.rows.start, part.rows.len());
-            let totals = totals[part.channels.clone()].iter_mut();
-            for ((total, &mean), &squares) in totals.zip(mean).zip(squares) {
-                let merged = merge.of(Moments::from(*total), Moments { mean, squares });
-                *total = [merged.mean, merged.squares];
-            }
-        },
-    );
-    for ((&total, mean), var) in totals.iter().zip(mean).zip(var) {
-        let total = Moments::from(total);
-        *mean = total.mean as f32;
-        *var = (total.squares / rows as f64) as f32;
-    }
+    assert_eq!(var.len(), mean.len(), "var and mean differ in length");
+    let rows = super::rows("x", x, mean.len());
+    let all = Statistics::of_rows(context, scratch, [rows, mean.len()], 1);
+    context.pool().run(all.chunks.len(), |chunk| all.chunk(chunk, &x[all.chunks.values(chunk)]));
+    all.finish(mean, var);
 }
 
 /// Mean, and sum of the squared distances from it.

@@ -178,7 +178,7 @@ fn gradients_agree_with_the_oracle() {
             let relu = if relu { Relu::Output(&y) } else { Relu::None };
             let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
             // Whatever an earlier case has left there.
-            backward(context, input, &mut scratch, out);
+            backward(context, input, &mut scratch, None, out);
             let (dx, residual) = if wanted { (replaced, changed) } else { (changed, Vec::new()) };
             let what = format!("{rows} rows of {channels}, {}", context.level().name());
             assert_within(format!("dbeta, {what}"), &dbeta, &expected.dbeta, |c| 34.0 * UNIT * sizes[c][0]);
@@ -214,7 +214,7 @@ fn a_relu_computed_again_passes_what_its_output_passes() {
                 let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
                 for (x, dy) in [(Input::Kept(&x), &mut instead), (Input::Replaced(&mut dx), &mut residual)] {
                     let out = Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
-                    backward(context, input, &mut scratch, out);
+                    backward(context, input, &mut scratch, None, out);
                 }
                 assert!(instead == dx, "{rows} rows of {channels}, in the other's place");
                 [dx, residual, dgamma, dbeta]
@@ -285,6 +285,7 @@ fn bits_do_not_depend_on_threads() {
                 context,
                 input,
                 &mut scratch,
+                None,
                 Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta },
             );
             vec![mean, var, applied, dx, residual, dgamma, dbeta]

@@ -1,8 +1,8 @@
 //! Batch normalisation (Ioffe & Szegedy 2015), with the residual's addition and the ReLU that follow it.
 
-use super::{Parameter, Workspace};
+use super::{Activation, Conv, Parameter, Workspace};
 use crate::Tensor;
-use crate::kernels::norm::{Input, Relu};
+use crate::kernels::norm::{Input, Relu, Statistics, Summed};
 use crate::kernels::{Context, Prologue, norm};
 
 /// Added to the variance, as in PyTorch.
@@ -91,6 +91,21 @@ impl NormSaved {
         y
     }
 
+    /// The mean of each channel over the batch.
+    pub(super) fn mean(&self) -> &[f32] {
+        self.vectors().mean
+    }
+
+    /// The ReLU after the batch norm and a residual's addition whose result is `output`, or where there is none directly after it.
+    pub(super) fn relu<'a>(&'a self, output: Option<&'a Tensor>, relu: bool) -> Relu<'a> {
+        let Vectors { scale, shift, .. } = self.vectors();
+        match output {
+            Some(output) => Relu::Output(output.data()),
+            None if relu => Relu::Recomputed { scale, shift },
+            None => Relu::None,
+        }
+    }
+
     /// What [`apply`](Self::apply) does without a residual and with a ReLU, for a layer that does it on its way in.
     pub(super) fn prologue(&self) -> Prologue<'_> {
         let Vectors { scale, shift, .. } = self.vectors();
@@ -145,19 +160,48 @@ impl BatchNorm {
         residual: Option<&Tensor>,
         relu: bool,
     ) -> (Tensor, NormSaved) {
-        let saved = self.batch_statistics(cx, workspace, x);
+        let rows = x.data().len() / x.channels().max(1);
+        let saved = self.batch_statistics(workspace, rows, |workspace, mean, var| {
+            norm::statistics(cx, x.data(), &mut workspace.norm, mean, var);
+        });
         (saved.apply(cx, workspace, x, residual, relu), saved)
     }
 
-    /// The batch's statistics, which also move the running ones.
-    pub fn batch_statistics(&mut self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> NormSaved {
-        let rows = (x.data().len() / x.channels().max(1)) as f32;
+    /// Training: the output of the convolution before the batch norm, `conv(x)`, and its statistics over the batch, taken while it is
+    /// written; they also move the running ones.
+    pub(super) fn behind(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        conv: &Conv,
+        x: Activation,
+    ) -> (Tensor, NormSaved) {
+        let shape = conv.output_shape(x.tensor.batch());
+        let mut y = None;
+        let saved = self.batch_statistics(workspace, shape[..3].iter().product(), |workspace, mean, var| {
+            let mut scratch = std::mem::take(&mut workspace.norm);
+            let statistics = Statistics::new(cx, &mut scratch, shape);
+            y = Some(conv.forward(cx, workspace, x, None, Some(statistics.follow())));
+            statistics.finish(mean, var);
+            workspace.norm = scratch;
+        });
+        (y.expect("written while its statistics were taken"), saved)
+    }
+
+    /// The batch's statistics over so many rows, which `take` writes, mean and variance; they also move the running ones.
+    fn batch_statistics(
+        &mut self,
+        workspace: &mut Workspace,
+        rows: usize,
+        take: impl FnOnce(&mut Workspace, &mut [f32], &mut [f32]),
+    ) -> NormSaved {
+        let rows = rows as f32;
         // With one value a channel the unbiased variance does not exist; the biased one (0) is the honest answer.
         let unbias = if rows > 1.0 { rows / (rows - 1.0) } else { 1.0 };
         let BatchNorm { gamma, beta, running_mean, running_var, batches, .. } = self;
         *batches += 1;
         NormSaved::new(workspace, [&gamma.value, &beta.value], |workspace, mean, var| {
-            norm::statistics(cx, x.data(), &mut workspace.norm, mean, var);
+            take(workspace, mean, var);
             for (channel, (mean, var)) in mean.iter().zip(var).enumerate() {
                 running_mean[channel] += MOMENTUM * (mean - running_mean[channel]);
                 running_var[channel] += MOMENTUM * (*var * unbias - running_var[channel]);
@@ -166,35 +210,34 @@ impl BatchNorm {
         })
     }
 
-    /// Gradients of γ and β; that of the input takes the place of `dy`. There was no residual.
+    /// Gradients of γ and β; that of the input takes the place of `dy`, of which the sums may have been taken. There was no residual.
     pub fn backward(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
         saved: NormSaved,
-        dy: &mut Tensor,
+        (dy, summed): (&mut Tensor, Option<Summed>),
         relu: bool,
     ) {
-        let Vectors { scale, shift, .. } = saved.vectors();
-        let relu = if relu { Relu::Recomputed { scale, shift } } else { Relu::None };
-        self.gradients(cx, workspace, &saved, Input::Kept(x.data()), relu, dy);
+        let relu = saved.relu(None, relu);
+        self.gradients(cx, workspace, &saved, Input::Kept(x.data()), relu, (dy, summed));
         saved.discard(workspace);
     }
 
     /// Gradients of γ and β, where a residual and a ReLU followed, whose output was `y`: the gradient of the input takes the
-    /// place of x, that of the residual the place of `dy`.
+    /// place of x, that of the residual the place of `dy`, of which the sums may have been taken.
     pub fn backward_residual(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: &mut Tensor,
         saved: NormSaved,
-        dy: &mut Tensor,
+        (dy, summed): (&mut Tensor, Option<Summed>),
         y: &Tensor,
     ) {
-        let (x, relu) = (Input::Replaced(x.data_mut()), Relu::Output(y.data()));
-        self.gradients(cx, workspace, &saved, x, relu, dy);
+        let (x, relu) = (Input::Replaced(x.data_mut()), saved.relu(Some(y), true));
+        self.gradients(cx, workspace, &saved, x, relu, (dy, summed));
         saved.discard(workspace);
     }
 
@@ -205,13 +248,13 @@ impl BatchNorm {
         saved: &NormSaved,
         x: Input,
         relu: Relu,
-        dy: &mut Tensor,
+        (dy, summed): (&mut Tensor, Option<Summed>),
     ) {
         let (gamma, dgamma) = self.gamma.value_and_grad();
         let Vectors { mean, inv_std, .. } = saved.vectors();
         let input = norm::Backward { relu, mean, inv_std, gamma };
         let out = norm::Gradients { x, dy: dy.data_mut(), dgamma, dbeta: self.beta.grad_mut() };
-        norm::backward(cx, input, &mut workspace.norm, out);
+        norm::backward(cx, input, &mut workspace.norm, summed, out);
     }
 
     /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.

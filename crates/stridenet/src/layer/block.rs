@@ -1,7 +1,10 @@
 //! The residual block, `ReLU(F(x) + shortcut(x))`: basic and bottleneck blocks differ in their units alone. A gate weighs
 //! the channels of F; a pre-activation block has a batch norm and a ReLU before F instead of the ReLU behind the sum.
 
-use super::{BatchNorm, Gate, GateSaved, NormSaved, Parameter, Pooled, Pools, Unit, UnitSaved, Workspace};
+use super::{
+    BatchNorm, Gate, GateSaved, Gradient, NormSaved, Onward, Parameter, Pooled, Pools, Unit, UnitSaved,
+    Wanted, Workspace,
+};
 use crate::Tensor;
 use crate::kernels::gate::{self, Extent, Gated};
 use crate::kernels::gemm::Residual;
@@ -331,15 +334,22 @@ impl Block {
         saved.forgotten = false;
     }
 
-    /// The parameters' gradients; returns the input's.
+    /// The last batch norm, where it can take its sums of the gradient of the block's output.
+    pub fn wanted<'a>(&self, saved: &'a BlockSaved) -> Option<Wanted<'a>> {
+        let (unit, saved_unit) = self.units.last().zip(saved.units.last())?;
+        unit.wanted(saved_unit).filter(|_| saved.weighed.is_none())
+    }
+
+    /// The parameters' gradients; returns the input's, of which the batch norm before takes its sums where it is `wanted`.
     pub fn backward(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: &Tensor,
         mut saved: BlockSaved,
-        dy: Tensor,
-    ) -> Tensor {
+        dy: Gradient,
+        wanted: Option<Wanted>,
+    ) -> Gradient {
         if saved.forgotten {
             self.recompute(cx, workspace, x, &mut saved);
         }
@@ -352,14 +362,17 @@ impl Block {
         let (dy, dweighed) = match weighed {
             Some(weighed) => {
                 let relu = norm.is_none();
-                let (dx, dsum) = weighed.backward(cx, workspace, gate.as_mut(), saved.output(), dy, relu);
-                (dx, Some(dsum))
+                let (x, dy) = (saved.output(), dy.tensor);
+                let (dx, dsum) = weighed.backward(cx, workspace, gate.as_mut(), x, dy, relu);
+                (dx.into(), Some(dsum))
             }
             None => (dy, None),
         };
         let input = units.last().map_or(from.into(), UnitSaved::activation);
         last.recompute(cx, workspace, input, &mut saved);
-        let (mut dy, dresidual) = last.backward(cx, workspace, input, saved, dy, None);
+        let inside = first.last().zip(units.last()).and_then(|(unit, saved)| unit.wanted(saved));
+        let (mut dy, dresidual) =
+            last.backward(cx, workspace, input, saved, dy, Onward { also: None, wanted: inside });
         let dresidual =
             dweighed.or(dresidual).expect("the shortcut is added to the last unit or to what is weighed");
         let mut dshortcut = Some(shortcut.backward(cx, workspace, from, projection, dresidual));
@@ -369,14 +382,19 @@ impl Block {
             let saved = pop(&mut units);
             let input = units.last().map_or(from.into(), UnitSaved::activation);
             let also = if index == 0 && !apart { dshortcut.take() } else { None };
-            dy = first[index].backward(cx, workspace, input, saved, dy, also).0;
+            let (before, after) = first.split_at_mut(index);
+            let wanted = match before.last().zip(units.last()) {
+                Some((unit, saved)) => unit.wanted(saved),
+                None => wanted.filter(|_| norm.is_none()),
+            };
+            dy = after[0].backward(cx, workspace, input, saved, dy, Onward { also, wanted }).0;
         }
         if let (Some(norm), Some(ActivatedSaved { output, norm: saved })) = (norm, activated) {
-            norm.backward(cx, workspace, x, saved, &mut dy, true);
+            norm.backward(cx, workspace, x, saved, (&mut dy.tensor, None), true);
             output.into_iter().for_each(|output| workspace.give(output));
         }
         if let Some(dshortcut) = dshortcut {
-            pointwise::add(cx, dshortcut.data(), dy.data_mut());
+            pointwise::add(cx, dshortcut.data(), dy.tensor.data_mut());
             workspace.give(dshortcut);
         }
         *spare = units;
@@ -460,7 +478,7 @@ impl Shortcut {
                 if unit.norm.is_some() {
                     unit.recompute(cx, workspace, from.into(), &mut saved);
                 }
-                let dx = unit.backward(cx, workspace, from, saved, dy, None).0;
+                let dx = unit.backward(cx, workspace, from, saved, dy, Onward::default()).0.tensor;
                 let (Some(pool), Some(pooled)) = (pool, pooled) else { return dx };
                 let dpooled = pool.backward(cx, workspace, x.shape(), pooled, &dx);
                 workspace.give(dx);

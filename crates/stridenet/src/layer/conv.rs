@@ -5,7 +5,7 @@ use crate::Tensor;
 use crate::algorithm::{Choice, Pass, for_training, operands_for_training};
 use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
-use crate::kernels::{Context, Level, Operands};
+use crate::kernels::{Context, Follow, Level, Operands};
 
 /// Multiply-adds for a value of the output up to which it is computed again rather than kept from the forward to the backward pass:
 /// bottlenecks' last convolutions and the projection in the first stage, where feature maps are largest.
@@ -85,17 +85,19 @@ impl Conv {
         self.kernel.output()
     }
 
-    /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`, to which the residual is added.
+    /// Training: `[N, H, W, in]` → `[N, H/s, W/s, out]`, to which the residual is added, and whose rows `follow` works on.
     pub fn forward<'a>(
         &self,
         cx: &Context,
         workspace: &mut Workspace,
         x: impl Into<Activation<'a>>,
         residual: Option<&Tensor>,
+        follow: Option<Follow>,
     ) -> Tensor {
         let x = x.into();
         let mut y = workspace.tensor(self.output_shape(x.tensor.batch()));
-        let (weight, epilogue, out) = (&self.weight.value, adding(residual), y.data_mut());
+        let epilogue = Epilogue { follow, ..adding(residual) };
+        let (weight, out) = (&self.weight.value, y.data_mut());
         match &self.fast.forward {
             Some(conv) => conv.pack_and_forward(cx, x.source(), weight, epilogue, &mut workspace.fast, out),
             None => {
@@ -141,7 +143,8 @@ impl Conv {
         y
     }
 
-    /// The weights' gradient, and the input's; `also`, another gradient of the same input, becomes the sum of both.
+    /// The weights' gradient, and the input's, whose rows `follow` works on; `also`, another gradient of the same input, becomes
+    /// the sum of both.
     pub fn backward<'a>(
         &mut self,
         cx: &Context,
@@ -149,10 +152,12 @@ impl Conv {
         x: impl Into<Activation<'a>>,
         dy: &Tensor,
         also: Option<Tensor>,
+        follow: Option<Follow>,
     ) -> Tensor {
         let x = x.into();
         self.grad_weight(cx, workspace, x, dy);
-        let epilogue = Epilogue { residual: also.as_ref().map(|_| Residual::InPlace), ..Epilogue::default() };
+        let residual = also.as_ref().map(|_| Residual::InPlace);
+        let epilogue = Epilogue { residual, follow, ..Epilogue::default() };
         let mut dx = also.unwrap_or_else(|| workspace.tensor(x.tensor.shape()));
         let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
         match &self.fast.backward {
@@ -195,13 +200,13 @@ mod tests {
         let mut conv = Conv::new(cx.level(), "conv", geometry, [6, 6], weight).unwrap();
         assert!(conv.weight.grad.is_empty());
         let x = Tensor::new([1, 6, 6, 3], (0..108).map(|value| (value % 5) as f32 - 2.0).collect()).unwrap();
-        let y = conv.forward(&cx, &mut workspace, &x, None);
+        let y = conv.forward(&cx, &mut workspace, &x, None, None);
         assert!(y.data().iter().any(|&value| value != 0.0));
-        let dx = conv.backward(&cx, &mut workspace, &x, &y, None);
+        let dx = conv.backward(&cx, &mut workspace, &x, &y, None, None);
         conv.weight.value.iter_mut().for_each(|value| *value *= 2.0);
         let doubled = |tensor: &Tensor| tensor.data().iter().map(|value| 2.0 * value).collect::<Vec<_>>();
-        assert_eq!(conv.forward(&cx, &mut workspace, &x, None).data(), doubled(&y));
-        assert_eq!(conv.backward(&cx, &mut workspace, &x, &y, None).data(), doubled(&dx));
+        assert_eq!(conv.forward(&cx, &mut workspace, &x, None, None).data(), doubled(&y));
+        assert_eq!(conv.backward(&cx, &mut workspace, &x, &y, None, None).data(), doubled(&dx));
     }
 
     /// Largest distance of two tensors, relative to the second one's largest value.
@@ -224,9 +229,9 @@ mod tests {
         };
         let (x, dy, also) = (images(32), images(48), images(32));
         for _ in 0..2 {
-            let y = conv.forward(&cx, &mut workspace, &x, None);
+            let y = conv.forward(&cx, &mut workspace, &x, None, None);
             assert!(distance(&y, &conv.infer(&cx, &mut workspace, &x, None)) < 1e-5);
-            let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(also.clone()));
+            let dx = conv.backward(&cx, &mut workspace, &x, &dy, Some(also.clone()), None);
             let packed = conv.kernel.pack_backward(&cx, Operands::F32, &conv.weight.value);
             let mut expected = Tensor::zeros(x.shape());
             let residual = Some(Residual::Tensor(also.data()));
@@ -266,8 +271,8 @@ mod tests {
                 let x = tensor([2, 9, 10, geometry.in_channels], 3);
                 let dy = tensor([2, height, width, geometry.out_channels], 5);
                 let mut passes = |conv: &mut Conv, x: &Tensor, dy: &Tensor| {
-                    let y = conv.forward(&cx, &mut workspace, x, None);
-                    let dx = conv.backward(&cx, &mut workspace, x, dy, None);
+                    let y = conv.forward(&cx, &mut workspace, x, None, None);
+                    let dx = conv.backward(&cx, &mut workspace, x, dy, None, None);
                     let dw =
                         Tensor::new([1, 1, 1, conv.weight.grad.len()], conv.weight.grad.clone()).unwrap();
                     [y, dx, dw]

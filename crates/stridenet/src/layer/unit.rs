@@ -1,7 +1,7 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
 use super::pool::{Pooled, Pools};
-use super::{Activation, BatchNorm, Conv, NormSaved, Parameter, Workspace};
+use super::{Activation, BatchNorm, Conv, Gradient, NormSaved, Onward, Parameter, Wanted, Workspace};
 use crate::Tensor;
 use crate::arch;
 use crate::kernels::conv::GeometryError;
@@ -123,9 +123,7 @@ impl Unit {
         x: impl Into<Activation<'a>>,
         residual: Option<&Tensor>,
     ) -> UnitSaved {
-        let added = residual.filter(|_| self.norm.is_none());
-        let raw = self.conv.forward(cx, workspace, x, added);
-        let mut saved = self.saved(cx, workspace, raw);
+        let mut saved = self.convolve(cx, workspace, x.into(), residual);
         saved.residual = residual.is_some();
         self.follow(cx, workspace, &mut saved, residual);
         saved
@@ -141,17 +139,29 @@ impl Unit {
         factors: Option<Vec<f32>>,
         next: &Conv,
     ) -> UnitSaved {
-        let raw = self.conv.forward(cx, workspace, x, None);
-        let mut saved = self.saved(cx, workspace, raw);
+        let mut saved = self.convolve(cx, workspace, x, None);
         let leaves = self.norm.is_some() && self.relu && self.pool.is_none() && factors.is_none();
         (saved.left_to_next, saved.factors) = (leaves && next.takes_prologue(), factors);
         self.follow(cx, workspace, &mut saved, None);
         saved
     }
 
-    /// What is known behind the convolution.
-    fn saved(&mut self, cx: &Context, workspace: &mut Workspace, raw: Tensor) -> UnitSaved {
-        let norm = self.norm.as_mut().map(|norm| norm.batch_statistics(cx, workspace, &raw));
+    /// What is known behind the convolution, which adds the residual where no batch norm follows.
+    fn convolve(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: Activation,
+        residual: Option<&Tensor>,
+    ) -> UnitSaved {
+        let Unit { conv, norm, .. } = self;
+        let (raw, norm) = match norm {
+            None => (conv.forward(cx, workspace, x, residual, None), None),
+            Some(norm) => {
+                let (raw, norm) = norm.behind(cx, workspace, conv, x);
+                (raw, Some(norm))
+            }
+        };
         UnitSaved {
             raw: Some(raw),
             norm,
@@ -197,7 +207,19 @@ impl Unit {
         saved: &mut UnitSaved,
     ) {
         if saved.raw.is_none() {
-            saved.raw = Some(self.conv.forward(cx, workspace, x, None));
+            saved.raw = Some(self.conv.forward(cx, workspace, x, None, None));
+        }
+    }
+
+    /// The batch norm, where it can take its sums of the gradient of the unit's output.
+    pub fn wanted<'a>(&self, saved: &'a UnitSaved) -> Option<Wanted<'a>> {
+        let between = self.pool.is_some() || saved.factors.is_some();
+        let output = saved.activated.as_ref().filter(|_| saved.residual);
+        match (&saved.raw, &saved.norm) {
+            (Some(x), Some(norm)) if !between && output.is_some() == saved.residual => {
+                Some(Wanted { x, norm, relu: norm.relu(output, self.relu) })
+            }
+            _ => None,
         }
     }
 
@@ -208,7 +230,7 @@ impl Unit {
         cx: &Context,
         workspace: &mut Workspace,
         saved: UnitSaved,
-        dy: Tensor,
+        Gradient { tensor: dy, summed }: Gradient,
     ) -> (Tensor, Option<Tensor>) {
         let UnitSaved { raw, norm, activated, pooled, factors, residual, .. } = saved;
         let mut dy = match (&self.pool, pooled) {
@@ -230,11 +252,11 @@ impl Unit {
         let mut raw = raw.expect("a convolution's output that was kept or computed again");
         let gradients = match &activated {
             Some(output) if residual => {
-                layer.backward_residual(cx, workspace, &mut raw, norm, &mut dy, output);
+                layer.backward_residual(cx, workspace, &mut raw, norm, (&mut dy, summed), output);
                 (raw, Some(dy))
             }
             _ => {
-                layer.backward(cx, workspace, &raw, norm, &mut dy, self.relu);
+                layer.backward(cx, workspace, &raw, norm, (&mut dy, summed), self.relu);
                 workspace.give(raw);
                 (dy, None)
             }
@@ -243,20 +265,21 @@ impl Unit {
         gradients
     }
 
-    /// The parameters' gradients, the input's, and the residual's where there was one. `also`, another gradient of the same
-    /// input, becomes the sum of both.
+    /// The parameters' gradients, the input's, and the residual's where there was one.
     pub fn backward<'a>(
         &mut self,
         cx: &Context,
         workspace: &mut Workspace,
         x: impl Into<Activation<'a>>,
         saved: UnitSaved,
-        dy: Tensor,
-        also: Option<Tensor>,
-    ) -> (Tensor, Option<Tensor>) {
+        dy: impl Into<Gradient>,
+        Onward { also, wanted }: Onward,
+    ) -> (Gradient, Option<Tensor>) {
         let added = saved.residual && self.norm.is_none();
-        let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy);
-        let dx = self.conv.backward(cx, workspace, x, &draw, also);
+        let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy.into());
+        let dx = Gradient::written(cx, workspace, wanted, |workspace, follow| {
+            self.conv.backward(cx, workspace, x, &draw, also, follow)
+        });
         if added {
             return (dx, Some(draw));
         }
@@ -271,7 +294,7 @@ impl Unit {
         workspace: &mut Workspace,
         x: &Tensor,
         saved: UnitSaved,
-        dy: Tensor,
+        dy: Gradient,
     ) {
         let (draw, _) = self.backward_to_conv(cx, workspace, saved, dy);
         self.conv.grad_weight(cx, workspace, x, &draw);

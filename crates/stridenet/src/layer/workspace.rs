@@ -3,7 +3,7 @@
 use crate::Tensor;
 use std::collections::HashMap;
 use stridenet_kernels::conv::{ConvScratch, FastScratch};
-use stridenet_kernels::norm;
+use stridenet_kernels::{norm, prefer_large_pages};
 
 /// Buffers that are not in use, by length, and the convolutions' scratch memory.
 ///
@@ -25,7 +25,11 @@ impl Workspace {
     /// A tensor of `shape` whose values are whatever was there before.
     pub(crate) fn tensor(&mut self, shape: [usize; 4]) -> Tensor {
         let length = shape.iter().product();
-        let data = self.free.get_mut(&length).and_then(Vec::pop).unwrap_or_else(|| vec![0.0; length]);
+        let data = self.free.get_mut(&length).and_then(Vec::pop).unwrap_or_else(|| {
+            let mut data = vec![0.0; length];
+            prefer_large_pages(&mut data);
+            data
+        });
         Tensor::new(shape, data).expect("buffers are kept by their length")
     }
 

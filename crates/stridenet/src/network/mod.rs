@@ -10,8 +10,8 @@ pub use drop::DropRates;
 use crate::arch::Arch;
 use crate::kernels::{Context, Level, Operands};
 use crate::layer::{
-    BatchNorm, Block, BlockDrop, BlockSaved, Head, HeadSaved, Linear, NormSaved, Parameter, Shortcut, Unit,
-    UnitSaved, Workspace,
+    BatchNorm, Block, BlockDrop, BlockSaved, Gradient, Head, HeadSaved, Linear, NormSaved, Onward, Parameter,
+    Shortcut, Unit, UnitSaved, Workspace,
 };
 use crate::{Error, ShapeError, Tensor};
 
@@ -236,26 +236,33 @@ impl Network {
         dlogits: &Tensor,
     ) -> Tensor {
         let Saved { input, mut stem, mut blocks, normed, head } = saved;
-        let mut dy = self.head.backward(cx, workspace, head, dlogits);
+        let mut dfeatures = self.head.backward(cx, workspace, head, dlogits);
         if let (Some(norm), Some((normed, saved))) = (&mut self.norm, normed) {
             let before = stem.last().map_or(&input, UnitSaved::output);
             let x = blocks.last().map_or(before, BlockSaved::output);
-            norm.backward(cx, workspace, x, saved, &mut dy, true);
+            norm.backward(cx, workspace, x, saved, (&mut dfeatures, None), true);
             workspace.give(normed);
         }
-        for block in self.blocks.iter_mut().rev() {
-            let Some(saved) = blocks.pop() else { break };
-            let before = stem.last().map_or(&input, UnitSaved::output);
-            let x = blocks.last().map_or(before, BlockSaved::output);
-            dy = block.backward(cx, workspace, x, saved, dy);
+        let mut dy = Gradient::from(dfeatures);
+        while let Some(saved) = blocks.pop() {
+            let (before, after) = self.blocks.split_at_mut(blocks.len());
+            let stem_output = stem.last().map_or(&input, UnitSaved::output);
+            let x = blocks.last().map_or(stem_output, BlockSaved::output);
+            let wanted = match before.last().zip(blocks.last()) {
+                Some((block, saved)) => block.wanted(saved),
+                None => self.stem.last().zip(stem.last()).and_then(|(unit, saved)| unit.wanted(saved)),
+            };
+            dy = after[0].backward(cx, workspace, x, saved, dy, wanted);
         }
-        for unit in self.stem.iter_mut().rev() {
-            let Some(saved) = stem.pop() else { break };
-            let Some(before) = stem.last() else {
-                unit.backward_first(cx, workspace, &input, saved, dy);
+        while let Some(saved) = stem.pop() {
+            let (before, after) = self.stem.split_at_mut(stem.len());
+            let Some((unit, before)) = before.last().zip(stem.last()) else {
+                after[0].backward_first(cx, workspace, &input, saved, dy);
                 break;
             };
-            dy = unit.backward(cx, workspace, before.output(), saved, dy, None).0;
+            let wanted = unit.wanted(before);
+            dy =
+                after[0].backward(cx, workspace, before.output(), saved, dy, Onward { also: None, wanted }).0;
         }
         (self.spare.stem, self.spare.blocks) = (stem, blocks);
         input

@@ -140,7 +140,7 @@ impl Segment {
             });
             match &step.operation {
                 Operation::Conv { kernel, bias, relu } => {
-                    let epilogue = Epilogue { bias: Some(bias), residual, relu: *relu };
+                    let epilogue = Epilogue { bias: Some(bias), residual, relu: *relu, follow: None };
                     kernel.run(cx, from, epilogue, scratch, to);
                 }
                 Operation::MaxPool { pool, channels } => pool.infer(cx, *channels, from, to),

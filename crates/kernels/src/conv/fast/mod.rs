@@ -416,8 +416,7 @@ impl FastConv {
     /// Whether it lets each thread transform the weights for itself: few weights are transformed sooner than they come from another
     /// core's cache.
     fn packs_apart(&self, tiles: usize, threads: usize) -> bool {
-        let few = self.geometry.groups == 1 && self.weight_values() <= APART;
-        few && !Schedule::new(self, tiles, threads).shared
+        self.weight_values() <= APART && self.reports(tiles, threads)
     }
 
     /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
@@ -465,6 +464,13 @@ impl FastConv {
         let output_len = self.output[0] * self.output[1] * self.geometry.out_channels;
         assert_eq!(y.len(), images * output_len, "values of the output");
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
+        // Tiles report lines of pixels.
+        epilogue.follow.inspect(|follow| follow.check(y.len(), self.output[1]));
+        let tiles = images * self.rows.len() * self.columns.len();
+        let reports = self.reports(tiles, cx.pool().available());
+        let follow = epilogue.follow.filter(|_| reports);
+        let later = epilogue.follow.filter(|_| !reports);
+        let epilogue = Epilogue { follow, ..epilogue };
         let x = self.view.of(cx, &self.geometry, self.input, x, &mut scratch.copy);
         let run = Run { conv: self, cx, x, prologue, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
         let memory = &mut scratch.memory;
@@ -477,6 +483,14 @@ impl FastConv {
             Tiling::Strassen => run.batch::<Strassen>(images, memory),
             Tiling::Twice => run.batch::<Twice>(images, memory),
         }
+        if let Some(follow) = later {
+            follow.all_done(cx, y);
+        }
+    }
+
+    /// Whether blocks of tiles go through all output channels on one thread, so that their pixels are complete behind them.
+    fn reports(&self, tiles: usize, threads: usize) -> bool {
+        self.tiling.parts() == 1 && self.geometry.groups == 1 && !Schedule::new(self, tiles, threads).shared
     }
 
     /// Whether the input may have a prologue: not where it is rearranged first, or by Strassen's algorithm.

@@ -95,6 +95,8 @@ impl Run<'_> {
                     false => Ahead::Nothing,
                 };
                 with_free(own, |own| self.alone::<T>(range(task / chunks), chunk, &mut ahead, own));
+                // SAFETY: all output channels of these tiles are written, and no other task has the same tiles.
+                unsafe { self.follow(range(task / chunks)) };
             });
             return;
         }
@@ -167,6 +169,29 @@ impl Run<'_> {
             for panel in conv.panels(section) {
                 run.panel::<T>(ahead, block, panel, (v, step), m.as_mut_ptr());
             }
+        }
+    }
+
+    /// Reports the pixels of tiles, where somebody wants to know.
+    ///
+    /// # Safety
+    /// All channels of these tiles' pixels must be complete; they were not reported before. There is one group.
+    unsafe fn follow(&self, tiles: Range<usize>) {
+        let Some(follow) = &self.epilogue.follow else { return };
+        let (conv, [height, width]) = (self.conv, self.conv.output);
+        let across = conv.columns.len();
+        let mut next = tiles.start;
+        while next < tiles.end {
+            let (line, column) = (next / across, next % across);
+            let columns = &conv.columns[column..across.min(column + tiles.end - next)];
+            let values = columns.iter().map(|columns| columns.outputs).sum::<usize>() * follow.channels();
+            let (image, rows) = (line / conv.rows.len(), conv.rows[line % conv.rows.len()]);
+            for y in rows.start..rows.start + rows.outputs {
+                // SAFETY: y has been checked to be the result that is followed, whose chunks are whole lines of pixels; the rest
+                // is promised by the caller.
+                unsafe { follow.done((image * height + y) * width, values, &self.y) };
+            }
+            next += columns.len();
         }
     }
 

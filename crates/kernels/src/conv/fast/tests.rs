@@ -309,8 +309,12 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             let mut scratch = FastScratch::default();
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut plain);
-            let epilogue =
-                Epilogue { bias: Some(&bias), residual: Some(Residual::Tensor(&residual)), relu: true };
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                residual: Some(Residual::Tensor(&residual)),
+                relu: true,
+                follow: None,
+            };
             conv.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut y);
             let epilogue = Epilogue { residual: Some(Residual::InPlace), ..epilogue };
             let mut in_place = residual.clone();
@@ -473,7 +477,7 @@ fn pooled_outputs_are_those_of_the_convolution_and_the_pool() {
                     random.values(batch * input[0] * input[1] * g.in_channels),
                     random.values(g.out_channels),
                 );
-                let epilogue = Epilogue { bias: Some(&bias), residual: None, relu: true };
+                let epilogue = Epilogue { bias: Some(&bias), residual: None, relu: true, follow: None };
                 let mut scratch = FastScratch::default();
                 let mut between = vec![0.0; oracle::output_len(&g, batch, input)];
                 conv.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut between);
