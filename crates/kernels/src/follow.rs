@@ -3,7 +3,7 @@
 use crate::Context;
 use crate::parallel::SharedMut;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A matrix cut into chunks of neighbouring rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub struct Follow<'a> {
     chunks: Chunks,
     /// For each chunk, the values that are not there yet.
     left: &'a [AtomicUsize],
+    /// Whether a pass has begun.
+    claimed: &'a AtomicBool,
     work: &'a dyn Work,
 }
 
@@ -55,18 +57,27 @@ impl std::fmt::Debug for Follow<'_> {
 }
 
 impl<'a> Follow<'a> {
-    /// `left` counts what is not there yet: the values of each chunk.
-    pub(crate) fn new(chunks: Chunks, left: &'a [AtomicUsize], work: &'a dyn Work) -> Self {
+    /// For one pass. `left` counts what is not there yet: the values of each chunk; `claimed` says whether the pass has begun.
+    pub(crate) fn new(
+        chunks: Chunks,
+        (left, claimed): (&'a [AtomicUsize], &'a AtomicBool),
+        work: &'a dyn Work,
+    ) -> Self {
         assert_eq!(left.len(), chunks.len(), "a count for each chunk");
+        claimed.store(false, Ordering::Relaxed);
         for (chunk, left) in left.iter().enumerate() {
             left.store(chunks.values(chunk).len(), Ordering::Relaxed);
         }
-        Follow { chunks, left, work }
+        Follow { chunks, left, claimed, work }
     }
 
-    /// Whether the result of so many values is the one that this follows, and its chunks are whole lines of `line` rows.
-    pub(crate) fn check(&self, values: usize, line: usize) {
+    /// Begins the one pass that is followed, whose result has so many values, in chunks of whole lines of `line` rows.
+    ///
+    /// # Panics
+    /// When the result is another one, or a pass has begun before.
+    pub(crate) fn begin(&self, values: usize, line: usize) {
         let Chunks { rows, channels, each } = self.chunks;
+        assert!(!self.claimed.swap(true, Ordering::Relaxed), "one pass is followed");
         assert_eq!(values, rows * channels, "values of the result that is followed");
         assert!(each.is_multiple_of(line) || each >= rows, "chunks of whole lines");
     }
@@ -79,8 +90,8 @@ impl<'a> Follow<'a> {
     /// So many values are there of the chunk that row `row` is in.
     ///
     /// # Safety
-    /// `out` must be the first value of the result, valid for reads and writes of all of it; these values were not reported
-    /// before, and nobody writes them any more.
+    /// The pass has [begun](Self::begin), and `out` is the first value of its result, valid for reads and writes of all of it; these
+    /// values were not reported before, and nobody else reads or writes them any more.
     pub(crate) unsafe fn done(&self, row: usize, values: usize, out: &SharedMut<f32>) {
         let chunk = row / self.chunks.each;
         // What other threads have written of the chunk is seen by the one that completes it.
@@ -130,14 +141,25 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "one pass is followed")]
+    fn one_pass_is_followed() {
+        let (left, claimed, notes) = ([AtomicUsize::new(0)], AtomicBool::new(false), Notes::default());
+        let follow = Follow::new(Chunks { rows: 2, channels: 2, each: 2 }, (&left, &claimed), &notes);
+        follow.begin(4, 1);
+        follow.begin(4, 1);
+    }
+
+    #[test]
     fn each_chunk_is_worked_on_once_when_it_is_there() {
         let chunks = Chunks { rows: 7, channels: 2, each: 3 };
         let mut values: Vec<f32> = (0..14).map(|value| value as f32).collect();
         let expected: Vec<_> = (0..chunks.len()).map(|at| (at, values[chunks.values(at)].to_vec())).collect();
         let left: Vec<AtomicUsize> = (0..3).map(|_| AtomicUsize::new(0)).collect();
+        let (left, claimed) = (&left[..], AtomicBool::new(true));
         let (whole, parts) = (Notes::default(), Notes::default());
-        Follow::new(chunks, &left, &whole).all_done(&Context::detect(), &mut values);
-        let follow = Follow::new(chunks, &left, &parts);
+        Follow::new(chunks, (left, &claimed), &whole).all_done(&Context::detect(), &mut values);
+        let follow = Follow::new(chunks, (left, &claimed), &parts);
+        follow.begin(14, 1);
         let out = SharedMut(values.as_mut_ptr());
         // The columns one after the other; the first chunk is completed last.
         for (rows, complete) in [(1..7, 0), (3..7, 2), (0..1, 2), (1..3, 2), (0..1, 3)] {

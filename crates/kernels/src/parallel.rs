@@ -1,7 +1,8 @@
 //! A persistent pool of threads that share out numbered tasks.
 //!
 //! Each task's result depends on the task alone: which thread runs it is left to chance, and no task reads what another
-//! one writes. So the bits of a result do not depend on the number of threads.
+//! one writes, but for rows that several have written, which the one that completes them [works on](crate::Follow). So the bits of a
+//! result do not depend on the number of threads.
 //!
 //! Each thread begins with a range of neighbouring tasks of its own and helps the others when it is done, so that in a
 //! chain of similar jobs a thread finds in its cache what it wrote in the job before.

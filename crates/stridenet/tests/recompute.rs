@@ -29,6 +29,10 @@ fn architectures() -> Vec<(String, Arch)> {
         .map(|name| (name.to_owned(), with(name, Overrides::default())))
         .collect();
     all.push(("preresnet20".to_owned(), with("preresnet20", Overrides::default())));
+    // Sums over chunks of lines that are no power of two.
+    let mut odd = with("resnet20", Overrides::default());
+    odd.img_size = [28, 28];
+    all.push(("resnet20 at 28×28".to_owned(), odd));
     // Each way to make maps smaller, with shortcuts of each kind.
     for downsample in [Downsample::Strided, Downsample::MaxPool, Downsample::AvgPool, Downsample::BlurPool] {
         for shortcut in [Shortcut::Projection, Shortcut::AvgProjection, Shortcut::ZeroPad] {

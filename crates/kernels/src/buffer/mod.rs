@@ -43,8 +43,7 @@ impl Aligned {
             return Aligned::default();
         }
         let length = length.next_multiple_of(LINE);
-        let mut values = vec![0.0f32; length + LINE];
-        prefer_large_pages(&mut values);
+        let values = vec![0.0f32; length + LINE];
         let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
         assert!(first <= LINE, "a vector's values are aligned to their size");
         Aligned { memory: Memory::Heap(values), first, length }

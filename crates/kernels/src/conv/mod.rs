@@ -219,8 +219,10 @@ impl Conv {
         let images = self.images(x.len(), y.len());
         let ConvScratch { widened, prepared, .. } = scratch;
         let input = Source { values: self.widen(cx, x, widened), prologue };
+        epilogue.follow.inspect(|follow| follow.begin(y.len(), 1));
         for (group, b) in weights.0.iter().take(self.geometry.groups).enumerate() {
             let (offset, column) = (group * self.geometry.group_in(), group * self.geometry.group_out());
+            assert_eq!(b.columns(), self.geometry.group_out(), "columns of a group's weights");
             let (gather, scatter) = (&self.gather, &self.scatter);
             Product { images, input, offset, gather, b, scatter, column, epilogue }.run(cx, prepared, y);
         }
@@ -266,6 +268,7 @@ impl Conv {
         dx: &mut [f32],
     ) {
         let images = self.images(dx.len(), dy.len());
+        epilogue.follow.inspect(|follow| follow.begin(dx.len(), 1));
         // Only one phase writes row after row.
         let (follow, before) = match self.phases[..] {
             [_] => (epilogue.follow, None),
@@ -275,6 +278,7 @@ impl Conv {
         for (phase, matrices) in self.phases.iter().zip(&weights.0) {
             for (group, b) in matrices.iter().take(self.geometry.groups).enumerate() {
                 let (offset, column) = (group * self.geometry.group_out(), group * self.geometry.group_in());
+                assert_eq!(b.columns(), self.geometry.group_in(), "columns of a group's weights");
                 let (gather, scatter) = (&phase.gather, &phase.scatter);
                 Product { images, input: dy.into(), offset, gather, b, scatter, column, epilogue }.run(
                     cx,
@@ -284,7 +288,6 @@ impl Conv {
             }
         }
         if let Some(follow) = before {
-            follow.check(dx.len(), 1);
             follow.all_done(cx, dx);
         }
     }

@@ -201,12 +201,8 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
             let weights = conv.pack_forward(&cx, operands, &w);
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut ConvScratch::default(), &mut plain);
-            let epilogue = Epilogue {
-                bias: Some(&bias),
-                residual: Some(Residual::Tensor(&residual)),
-                relu: true,
-                follow: None,
-            };
+            let epilogue = Epilogue { bias: Some(&bias), relu: true, ..Epilogue::default() };
+            let epilogue = Epilogue { residual: Some(Residual::Tensor(&residual)), ..epilogue };
             conv.forward(&cx, &x, &weights, epilogue, &mut ConvScratch::default(), &mut y);
             let epilogue = Epilogue { residual: Some(Residual::InPlace), ..epilogue };
             let mut in_place = residual.clone();
@@ -338,46 +334,50 @@ fn weights_of_another_level_are_refused() {
     );
 }
 
-/// A pass with an epilogue that is all but told what follows; the shape of its result.
+/// A pass with an epilogue, and the shape of its result.
 type Followed<'a> = (&'a dyn Fn(&Context, Epilogue, &mut [f32]), [usize; 4]);
 
 /// Asserts that what follows a pass while it runs finds what it would find afterwards: the statistics of the result, and what a batch
-/// norm with a ReLU before the pass, whose input was `x` and whose output was `y`, makes of it as a gradient.
+/// norm with a ReLU before the pass, whose input was `x` and whose output was `y`, makes of it as a gradient. The result is the
+/// pass's alone, or added to what stood there.
 fn assert_followed(cx: &Context, (pass, shape): Followed, [x, y]: [&[f32]; 2]) -> Vec<Vec<f32>> {
-    let channels = shape[3];
-    let mut plain = vec![0.0; x.len()];
-    pass(cx, Epilogue::default(), &mut plain);
-    let found = [false, true].map(|while_it_runs| {
-        let run = |result: &mut [f32], follow: Follow| {
-            if while_it_runs {
-                pass(cx, Epilogue { follow: Some(follow), ..Epilogue::default() }, result);
-            } else {
-                result.copy_from_slice(&plain);
-                follow.all_done(cx, result);
-            }
-        };
-        let (mut scratch, mut result) = (norm::Scratch::default(), vec![f32::NAN; x.len()]);
-        let [mut mean, mut var, mut dgamma, mut dbeta] = [0; 4].map(|_| vec![0.0; channels]);
-        let statistics = norm::Statistics::new(cx, &mut scratch, shape);
-        run(&mut result, statistics.follow());
-        statistics.finish(&mut mean, &mut var);
-        assert_eq!(result, plain);
-        let (mut dx, relu) = (x.to_vec(), norm::Relu::Output(y));
-        let sums = norm::Sums::new(cx, &mut scratch, (x, shape), &mean, relu);
-        run(&mut result, sums.follow());
-        let summed = Some(sums.finish());
-        let input = norm::Backward { relu, mean: &mean, inv_std: &var, gamma: &var };
-        let (dx_place, dy) = (norm::Input::Replaced(&mut dx), &mut result[..]);
-        let out = norm::Gradients { x: dx_place, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
-        norm::backward(cx, input, &mut scratch, summed, out);
-        vec![mean, var, result, dx, dgamma, dbeta]
-    });
-    let [after, during] = found;
-    assert_eq!(during, after);
-    for (index, &gradient) in after[2].iter().enumerate() {
-        assert_eq!(gradient, if y[index] > 0.0 { plain[index] } else { 0.0 }, "what passes the ReLU");
+    let mut all = Vec::new();
+    for (residual, before) in [(None, vec![f32::NAN; x.len()]), (Some(Residual::InPlace), x.to_vec())] {
+        let plain_epilogue = Epilogue { residual, ..Epilogue::default() };
+        let mut plain = before.clone();
+        pass(cx, plain_epilogue, &mut plain);
+        let [after, during] = [false, true].map(|while_it_runs| {
+            let run = |result: &mut [f32], follow: Follow| {
+                result.copy_from_slice(if while_it_runs { &before } else { &plain });
+                if while_it_runs {
+                    pass(cx, Epilogue { follow: Some(follow), ..plain_epilogue }, result);
+                } else {
+                    follow.all_done(cx, result);
+                }
+            };
+            let (mut scratch, mut result) = (norm::Scratch::default(), vec![0.0; x.len()]);
+            let [mut mean, mut var, mut dgamma, mut dbeta] = [0; 4].map(|_| vec![0.0; shape[3]]);
+            let mut statistics = norm::Statistics::new(cx, &mut scratch, shape);
+            run(&mut result, statistics.follow());
+            statistics.finish(&mut mean, &mut var);
+            assert_eq!(result, plain);
+            let (mut dx, relu) = (x.to_vec(), norm::Relu::Output(y));
+            let mut sums = norm::Sums::new(cx, &mut scratch, (x, shape), &mean, relu);
+            run(&mut result, sums.follow());
+            let summed = Some(sums.finish());
+            let input = norm::Backward { relu, mean: &mean, inv_std: &var, gamma: &var, line: shape[2] };
+            let (place, dy) = (norm::Input::Replaced(&mut dx), &mut result[..]);
+            let out = norm::Gradients { x: place, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
+            norm::backward(cx, input, &mut scratch, summed, out);
+            vec![mean, var, result, dx, dgamma, dbeta]
+        });
+        assert_eq!(during, after);
+        for (index, &gradient) in after[2].iter().enumerate() {
+            assert_eq!(gradient, if y[index] > 0.0 { plain[index] } else { 0.0 }, "what passes the ReLU");
+        }
+        all.extend(during);
     }
-    during
+    all
 }
 
 #[test]

@@ -35,6 +35,7 @@ use gather::{Gather, Scatter};
 pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue: Epilogue, c: &mut [f32]) {
     let gather = Gather::matrix(rows, b.depth());
     let scatter = Scatter::dense(rows, 1, b.columns());
+    epilogue.follow.inspect(|follow| follow.begin(c.len(), 1));
     let (input, gather, scatter) = (a.into(), &gather, &scatter);
     Product { images: 1, input, offset: 0, gather, b, scatter, column: 0, epilogue }.run(
         cx,

@@ -108,7 +108,8 @@ impl Product<'_> {
                     depth = depth.end..whole.min(depth.end + length);
                 }
             });
-            // SAFETY: `check` has been called; C's rows are the output's, of which these columns are complete now.
+            // SAFETY: `check` has been called: C's rows are the output's. These columns of them are complete now; no other task has
+            // them, and no other product of the pass.
             unsafe { self.follow(rows, columns, &out) };
         });
     }

@@ -22,6 +22,8 @@ pub struct Backward<'a> {
     pub inv_std: &'a [f32],
     /// Learned factor of each channel, `[C]`.
     pub gamma: &'a [f32],
+    /// Rows of a line of the input, W: sums are taken over whole lines.
+    pub line: usize,
 }
 
 /// The normalisation's input, `[N, H, W, C]`, and where the gradient of the input is left.
@@ -108,17 +110,16 @@ impl<'a> Sums<'a> {
         relu: Relu<'a>,
     ) -> Self {
         assert_eq!((x.len(), mean.len()), (n * h * w * channels, channels), "values and channels of x");
-        Sums::of_rows(context, scratch, x, mean, relu, w)
+        Sums::of_rows(context, scratch, (x, w), mean, relu)
     }
 
     /// For rows of which `line` make a line of the chunks.
     fn of_rows(
         context: &Context,
         scratch: &'a mut Scratch,
-        x: &'a [f32],
+        (x, line): (&'a [f32], usize),
         mean: &'a [f32],
         relu: Relu<'a>,
-        line: usize,
     ) -> Self {
         let channels = mean.len();
         assert_eq!(relu.output().map_or(x.len(), <[f32]>::len), x.len(), "y and x differ in length");
@@ -130,11 +131,14 @@ impl<'a> Sums<'a> {
     }
 
     /// What works on the gradient's rows as they are written.
-    pub fn follow(&self) -> Follow<'_> {
-        Follow::new(self.chunks, self.scratch.partials.left(self.chunks), self)
+    pub fn follow(&mut self) -> Follow<'_> {
+        self.scratch.partials.follow(self.chunks, self)
     }
 
     /// The sums of a gradient all of whose rows have been worked on.
+    ///
+    /// # Panics
+    /// When rows are missing.
     pub fn finish(self) -> Summed {
         let Sums { chunks, scratch, mut totals, pass, .. } = self;
         scratch.partials.merge(chunks, |_, gradients, products| {
@@ -162,7 +166,7 @@ impl Work for Sums<'_> {
 ///
 /// With `g` the part of `dy` that passes the ReLU, `x̂` the normalised input and `m` rows: `dbeta = Σg`,
 /// `dgamma = Σ g·x̂`, `dx = gamma · inv_std · (g − dbeta / m − x̂ · dgamma / m)`. Two passes over memory, or one where the sums were
-/// taken before.
+/// taken before, which gives the same bits.
 ///
 /// # Panics
 /// When the lengths do not fit each other.
@@ -193,7 +197,7 @@ pub fn backward(
     }
     assert_eq!(dy.len(), x.values().len(), "dy and x differ in length");
     let summed = summed.unwrap_or_else(|| {
-        let mut sums = Sums::of_rows(context, scratch, x.values(), input.mean, input.relu, 1);
+        let mut sums = Sums::of_rows(context, scratch, (x.values(), input.line), input.mean, input.relu);
         sums.pass |= matches!(x, Input::Replaced(_));
         let length = sums.chunks.each * channels;
         context.pool().pieces(dy, length, |chunk, dy| sums.run(chunk, dy));

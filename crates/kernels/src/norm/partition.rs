@@ -1,8 +1,8 @@
 //! How sums over rows are taken: chunk by chunk, and then over the chunks in their order.
 
-use crate::follow::Chunks;
+use crate::follow::{Chunks, Follow, Work};
 use std::ops::Range;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 /// Chunks that a large matrix is cut into at least.
@@ -23,6 +23,10 @@ pub(super) struct Partials {
     sums: Vec<Mutex<Vec<f64>>>,
     /// What [`Follow`](crate::Follow) counts.
     left: Vec<AtomicUsize>,
+    /// Whether a pass is being followed.
+    claimed: AtomicBool,
+    /// Chunks whose sums are there.
+    worked: AtomicUsize,
 }
 
 /// `rows` rows of `channels` channels cut by their shape alone, into chunks of whole lines of `line` rows.
@@ -33,24 +37,25 @@ pub(super) fn chunks(rows: usize, channels: usize, line: usize) -> Chunks {
 }
 
 impl Partials {
-    /// Zeros for these chunks.
+    /// Makes room for the sums of these chunks, whichever threads take them.
     pub(super) fn reset(&mut self, chunks: Chunks) {
         let count = chunks.len();
         self.sums.resize_with(count.max(self.sums.len()), Mutex::default);
         self.left.resize_with(count.max(self.left.len()), AtomicUsize::default);
+        *self.worked.get_mut() = 0;
         for sums in &mut self.sums[..count] {
             let sums = sums.get_mut().unwrap_or_else(PoisonError::into_inner);
             sums.clear();
-            sums.resize(2 * chunks.channels, 0.0);
+            sums.reserve(2 * chunks.channels);
         }
     }
 
-    /// The counts for these chunks.
-    pub(super) fn left(&self, chunks: Chunks) -> &[AtomicUsize] {
-        &self.left[..chunks.len()]
+    /// What lets `work` follow a pass.
+    pub(super) fn follow<'a>(&'a self, chunks: Chunks, work: &'a dyn Work) -> Follow<'a> {
+        Follow::new(chunks, (&self.left[..chunks.len()], &self.claimed), work)
     }
 
-    /// Runs `work` on the sums of a chunk, a block of channels after the other.
+    /// Runs `work` on zeros for the sums of a chunk, a block of channels after the other.
     pub(super) fn add(
         &self,
         chunks: Chunks,
@@ -58,6 +63,9 @@ impl Partials {
         mut work: impl FnMut(Range<usize>, &mut [f64], &mut [f64]),
     ) {
         let mut sums = self.sums[chunk].lock().unwrap_or_else(PoisonError::into_inner);
+        sums.clear();
+        sums.resize(2 * chunks.channels, 0.0);
+        self.worked.fetch_add(1, Ordering::Relaxed);
         let (first, second) = sums.split_at_mut(chunks.channels);
         for start in (0..chunks.channels).step_by(WIDTH) {
             let channels = start..chunks.channels.min(start + WIDTH);
@@ -66,7 +74,11 @@ impl Partials {
     }
 
     /// Runs `combine` on the sums of each chunk, in the order of the rows.
+    ///
+    /// # Panics
+    /// When there are chunks whose sums were not taken, or were taken twice.
     pub(super) fn merge(&mut self, chunks: Chunks, mut combine: impl FnMut(Range<usize>, &[f64], &[f64])) {
+        assert_eq!(*self.worked.get_mut(), chunks.len(), "chunks whose sums are there");
         for (chunk, sums) in self.sums[..chunks.len()].iter_mut().enumerate() {
             let sums = sums.get_mut().unwrap_or_else(PoisonError::into_inner);
             let (first, second) = sums.split_at(chunks.channels);

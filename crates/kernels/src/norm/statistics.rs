@@ -27,25 +27,16 @@ impl<'a> Statistics<'a> {
     /// # Panics
     /// When the tensor is empty.
     pub fn new(context: &Context, scratch: &'a mut Scratch, [n, h, w, channels]: [usize; 4]) -> Self {
-        Statistics::of_rows(context, scratch, [n * h * w, channels], w)
-    }
-
-    /// For rows of some channels, of which `line` make a line of the chunks.
-    fn of_rows(
-        context: &Context,
-        scratch: &'a mut Scratch,
-        [rows, channels]: [usize; 2],
-        line: usize,
-    ) -> Self {
+        let rows = n * h * w;
         assert!(rows > 0 && channels > 0, "statistics of nothing");
-        let chunks = partition::chunks(rows, channels, line);
+        let chunks = partition::chunks(rows, channels, w);
         let totals = scratch.take(chunks);
         Statistics { level: context.level(), chunks, scratch, totals }
     }
 
     /// What works on the tensor's rows as they are written.
-    pub fn follow(&self) -> Follow<'_> {
-        Follow::new(self.chunks, self.scratch.partials.left(self.chunks), self)
+    pub fn follow(&mut self) -> Follow<'_> {
+        self.scratch.partials.follow(self.chunks, self)
     }
 
     /// Takes the moments of a chunk.
@@ -60,7 +51,7 @@ impl<'a> Statistics<'a> {
     /// have been worked on.
     ///
     /// # Panics
-    /// When `mean` or `var` has another length.
+    /// When `mean` or `var` has another length, or rows are missing.
     pub fn finish(self, mean: &mut [f32], var: &mut [f32]) {
         let Statistics { chunks, scratch, mut totals, .. } = self;
         assert_eq!([mean.len(), var.len()], [chunks.channels; 2], "a mean and a variance for each channel");
@@ -86,18 +77,23 @@ impl Work for Statistics<'_> {
     }
 }
 
-/// The mean and the biased variance (divided by the number of rows) of each channel of `x`, `[N, H, W, C]`; `mean` and
-/// `var` are `[C]`.
+/// The mean and the biased variance (divided by the number of rows) of each channel of `x`, of shape `[N, H, W, C]`; `mean` and
+/// `var` are `[C]`. They have the same bits as [`Statistics`] taken while `x` is written.
 ///
 /// `x` is read from memory once. Each stretch of 32 rows is centred by its own mean before it is squared, and stretches
 /// are merged in `f64` (Chan, Golub & LeVeque 1983), so a mean far above the standard deviation does no harm.
 ///
 /// # Panics
-/// When `mean` and `var` differ in length, or `x` is empty or no whole number of rows.
-pub fn statistics(context: &Context, x: &[f32], scratch: &mut Scratch, mean: &mut [f32], var: &mut [f32]) {
-    assert_eq!(var.len(), mean.len(), "var and mean differ in length");
-    let rows = super::rows("x", x, mean.len());
-    let all = Statistics::of_rows(context, scratch, [rows, mean.len()], 1);
+/// When a length is not the shape's, or `x` is empty or no whole number of rows.
+pub fn statistics(
+    context: &Context,
+    (x, shape): (&[f32], [usize; 4]),
+    scratch: &mut Scratch,
+    mean: &mut [f32],
+    var: &mut [f32],
+) {
+    assert_eq!(super::rows("x", x, shape[3]), shape[..3].iter().product(), "rows of x");
+    let all = Statistics::new(context, scratch, shape);
     context.pool().run(all.chunks.len(), |chunk| all.chunk(chunk, &x[all.chunks.values(chunk)]));
     all.finish(mean, var);
 }

@@ -31,7 +31,8 @@ fn activations(random: &mut Random, rows: usize, channels: usize) -> Vec<f32> {
 /// by 33 roundings of the mean; corrected in `f64`, that leaves only their square.
 fn assert_statistics(context: &Context, x: &[f32], channels: usize) {
     let (mut mean, mut var) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-    statistics(context, x, &mut Scratch::default(), &mut mean, &mut var);
+    let shape = [1, x.len() / channels, 1, channels];
+    statistics(context, (x, shape), &mut Scratch::default(), &mut mean, &mut var);
     let [expected_mean, expected_var] = reference::statistics(&widen(x), channels);
     let what = format!("{} rows of {channels}, {}", x.len() / channels, context.level().name());
     let centre_error = |c: usize| 33.0 * UNIT * (expected_mean[c].abs() + 6.0 * expected_var[c].sqrt());
@@ -74,11 +75,13 @@ fn a_mean_far_above_the_deviation_loses_nothing() {
 fn constant_channels_have_no_variance_and_nan_is_seen() {
     for context in &contexts() {
         let (mut mean, mut var, mut scratch) = ([0.0; 2], [f32::NAN; 2], Scratch::default());
-        statistics(context, &[0.5, 1000.1].repeat(3000), &mut scratch, &mut mean, &mut var);
+        let x = [0.5, 1000.1].repeat(3000);
+        statistics(context, (&x, [1, 3000, 1, 2]), &mut scratch, &mut mean, &mut var);
         assert_eq!((mean[0], var[0]), (0.5, 0.0));
         // The centre is a rounded mean: off by at most 33 roundings, and so is each value's distance.
         assert!((mean[1] - 1000.1).abs() < 1e-4 && f64::from(var[1]) < (33.0 * UNIT * 1000.1).powi(2) * 1e-6);
-        statistics(context, &[1.0, f32::NAN, 2.0, 3.0], &mut scratch, &mut mean, &mut var);
+        let x = [1.0, f32::NAN, 2.0, 3.0];
+        statistics(context, (&x, [1, 2, 1, 2]), &mut scratch, &mut mean, &mut var);
         assert_eq!((mean[0], var[0]), (1.5, 0.25));
         assert!(mean[1].is_nan() && var[1].is_nan());
     }
@@ -176,7 +179,7 @@ fn gradients_agree_with_the_oracle() {
             let place = if wanted { Input::Replaced(&mut replaced) } else { Input::Kept(&x) };
             let out = Gradients { x: place, dy: &mut changed, dgamma: &mut dgamma, dbeta: &mut dbeta };
             let relu = if relu { Relu::Output(&y) } else { Relu::None };
-            let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+            let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma, line: 1 };
             // Whatever an earlier case has left there.
             backward(context, input, &mut scratch, None, out);
             let (dx, residual) = if wanted { (replaced, changed) } else { (changed, Vec::new()) };
@@ -211,7 +214,7 @@ fn a_relu_computed_again_passes_what_its_output_passes() {
             let mut gradients = |relu: Relu| {
                 let (mut dx, mut residual, mut instead) = (x.clone(), dy.clone(), dy.clone());
                 let (mut dgamma, mut dbeta) = (vec![f32::NAN; channels], vec![f32::NAN; channels]);
-                let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma };
+                let input = Backward { relu, mean: &mean, inv_std: &inv_std, gamma: &gamma, line: 1 };
                 for (x, dy) in [(Input::Kept(&x), &mut instead), (Input::Replaced(&mut dx), &mut residual)] {
                     let out = Gradients { x, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };
                     backward(context, input, &mut scratch, None, out);
@@ -273,13 +276,14 @@ fn bits_do_not_depend_on_threads() {
         assert_same_bits_for_all_threads(|context| {
             let zeros = |length| vec![0.0; length];
             let (mut mean, mut var, mut scratch) = (zeros(channels), zeros(channels), Scratch::default());
-            statistics(context, &x, &mut scratch, &mut mean, &mut var);
+            statistics(context, (&x, [1, rows, 1, channels]), &mut scratch, &mut mean, &mut var);
             let mut applied = zeros(x.len());
             let input = Apply { x: &x, scale: &gamma, shift: &mean, residual: Some(&dy), relu: true };
             apply(context, input, &mut applied);
             let (mut dx, mut residual) = (x.clone(), dy.clone());
             let (mut dgamma, mut dbeta) = (zeros(channels), zeros(channels));
-            let input = Backward { relu: Relu::Output(&y), mean: &mean, inv_std: &var, gamma: &gamma };
+            let input =
+                Backward { relu: Relu::Output(&y), mean: &mean, inv_std: &var, gamma: &gamma, line: 1 };
             let (x, dy) = (Input::Replaced(&mut dx), &mut residual);
             backward(
                 context,
@@ -296,5 +300,6 @@ fn bits_do_not_depend_on_threads() {
 #[test]
 #[should_panic(expected = "x has 7 values, which are no rows of 3 channels")]
 fn broken_rows_are_refused() {
-    statistics(&contexts()[0], &[0.0; 7], &mut Scratch::default(), &mut [0.0; 3], &mut [0.0; 3]);
+    let x = (&[0.0; 7][..], [1, 2, 1, 3]);
+    statistics(&contexts()[0], x, &mut Scratch::default(), &mut [0.0; 3], &mut [0.0; 3]);
 }

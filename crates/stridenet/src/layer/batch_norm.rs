@@ -96,7 +96,7 @@ impl NormSaved {
         self.vectors().mean
     }
 
-    /// The ReLU after the batch norm and a residual's addition whose result is `output`, or where there is none directly after it.
+    /// The ReLU behind the batch norm: where a residual was added, it is told by the sum's `output`.
     pub(super) fn relu<'a>(&'a self, output: Option<&'a Tensor>, relu: bool) -> Relu<'a> {
         let Vectors { scale, shift, .. } = self.vectors();
         match output {
@@ -162,7 +162,7 @@ impl BatchNorm {
     ) -> (Tensor, NormSaved) {
         let rows = x.data().len() / x.channels().max(1);
         let saved = self.batch_statistics(workspace, rows, |workspace, mean, var| {
-            norm::statistics(cx, x.data(), &mut workspace.norm, mean, var);
+            norm::statistics(cx, (x.data(), x.shape()), &mut workspace.norm, mean, var);
         });
         (saved.apply(cx, workspace, x, residual, relu), saved)
     }
@@ -180,7 +180,7 @@ impl BatchNorm {
         let mut y = None;
         let saved = self.batch_statistics(workspace, shape[..3].iter().product(), |workspace, mean, var| {
             let mut scratch = std::mem::take(&mut workspace.norm);
-            let statistics = Statistics::new(cx, &mut scratch, shape);
+            let mut statistics = Statistics::new(cx, &mut scratch, shape);
             y = Some(conv.forward(cx, workspace, x, None, Some(statistics.follow())));
             statistics.finish(mean, var);
             workspace.norm = scratch;
@@ -252,7 +252,8 @@ impl BatchNorm {
     ) {
         let (gamma, dgamma) = self.gamma.value_and_grad();
         let Vectors { mean, inv_std, .. } = saved.vectors();
-        let input = norm::Backward { relu, mean, inv_std, gamma };
+        let [_, _, line, _] = dy.shape();
+        let input = norm::Backward { relu, mean, inv_std, gamma, line };
         let out = norm::Gradients { x, dy: dy.data_mut(), dgamma, dbeta: self.beta.grad_mut() };
         norm::backward(cx, input, &mut workspace.norm, summed, out);
     }

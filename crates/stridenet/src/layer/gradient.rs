@@ -48,7 +48,7 @@ impl Gradient {
     ) -> Self {
         let Some(Wanted { x, norm, relu }) = wanted else { return write(workspace, None).into() };
         let mut scratch = std::mem::take(&mut workspace.norm);
-        let sums = Sums::new(cx, &mut scratch, (x.data(), x.shape()), norm.mean(), relu);
+        let mut sums = Sums::new(cx, &mut scratch, (x.data(), x.shape()), norm.mean(), relu);
         let tensor = write(workspace, Some(sums.follow()));
         let summed = Some(sums.finish());
         workspace.norm = scratch;

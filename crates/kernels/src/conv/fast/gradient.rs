@@ -21,13 +21,15 @@ use crate::simd::{Simd, Task};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Values of the transformed weights' gradient up to which parts of the batch are summed apart: those of which many are added in
-/// no time, those that stay in the L2 cache of a thread, and those that are still read and written faster than a shared V moves
-/// between caches.
-const SUMS: [usize; 3] = [1 << 14, 1 << 18, 1 << 20];
+/// Values of the transformed weights' gradient up to which parts of the batch are summed apart: those that stay in the L2
+/// cache of a thread, and those that are still read and written faster than a shared V moves between caches.
+const SUMS: [usize; 2] = [1 << 18, 1 << 20];
 
 /// Parts of the batch at most, for each of these: each part has sums that are written, and read once more to be added.
-const PARTS: [usize; 3] = [8, 4, 4];
+const PARTS: [usize; 2] = [8, 4];
+
+/// Tiles of a part that are worth sums of its own, where there are more than the fewest parts.
+const WORTH: usize = 512;
 
 /// Values of a block's V and D, or half as many again: in the L2 cache of a thread, and in the cache that threads share.
 const OWN_VALUES: usize = 1 << 17;
@@ -122,8 +124,8 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let fit = |values: usize| (values / (T::POINTS * (v_row + d_row))).min(MAX_TILES);
         let sums = T::POINTS * conv.view.depth * d_row;
         let (parts, most) = match SUMS.into_iter().position(|limit| sums <= limit) {
-            Some(tier @ (0 | 1)) => (PARTS[tier], fit(OWN_VALUES).max(1)),
-            Some(tier) => (PARTS[tier], fit(SHARED_VALUES / PARTS[tier]).max(LEAST_TILES)),
+            Some(0) => ((tiles / WORTH).clamp(PARTS[1], PARTS[0]), fit(OWN_VALUES).max(1)),
+            Some(_) => (PARTS[1], fit(SHARED_VALUES / PARTS[1]).max(LEAST_TILES)),
             None => (1, fit(SHARED_VALUES).max(LEAST_TILES)),
         };
         let parts = tiles.div_ceil(most).clamp(1, parts);

@@ -47,7 +47,7 @@ pub(super) fn with_room(
         m.grow(m_len);
         weights.grow(weights_len);
     }
-    own
+    &own[..threads]
 }
 
 impl Memory {

@@ -27,7 +27,6 @@ pub use pooled::PooledConv;
 use self::algorithm::{Algorithm, F2, F3, F3Of4, F4, S3};
 use self::pack::{Pack, PackTask, TAPS};
 use self::run::{Run, Weights};
-use self::schedule::{Cut, Schedule};
 use self::square::Square;
 use self::strassen::{HALVES, QUARTERS, Strassen, Twice};
 use self::tiles::Span;
@@ -209,9 +208,6 @@ pub struct TilingCost {
 /// Vectors of output channels that go through the products together: M holds no more.
 const PANEL: usize = 2;
 
-/// Values of packed weights up to which each thread transforms them for itself in training: they stay in its L2 cache.
-const APART: usize = 1 << 18;
-
 /// A fast convolution prepared for one input size and one instruction-set level.
 #[derive(Debug, Clone)]
 pub struct FastConv {
@@ -229,7 +225,7 @@ pub struct FastConv {
 }
 
 /// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`, with the input channels of a group
-/// where groups share vectors.
+/// where groups share vectors, and a line behind each point.
 #[derive(Debug, Clone)]
 pub struct FastWeights {
     level: Level,
@@ -406,19 +402,6 @@ impl FastConv {
         });
     }
 
-    /// Whether [`pack_and_forward`](Self::pack_and_forward) transforms weights panel by panel in the cache while their products are
-    /// made: where they are too many to stay there, writing and reading them would take longer than doing so for each block of
-    /// tiles.
-    fn packs_in_passing(&self) -> bool {
-        self.tiling.parts() == 1 && Cut::new(self).streamed
-    }
-
-    /// Whether it lets each thread transform the weights for itself: few weights are transformed sooner than they come from another
-    /// core's cache.
-    fn packs_apart(&self, tiles: usize, threads: usize) -> bool {
-        self.weight_values() <= APART && self.reports(tiles, threads)
-    }
-
     /// Makes room for [`forward`](Self::forward) on at most `images` images with `threads` threads, which then allocates
     /// nothing.
     pub fn reserve(&self, images: usize, threads: usize, scratch: &mut FastScratch) {
@@ -465,9 +448,9 @@ impl FastConv {
         assert_eq!(y.len(), images * output_len, "values of the output");
         assert!(epilogue.other().is_none_or(|residual| residual.len() == y.len()), "the residual's length");
         // Tiles report lines of pixels.
-        epilogue.follow.inspect(|follow| follow.check(y.len(), self.output[1]));
+        epilogue.follow.inspect(|follow| follow.begin(y.len(), self.output[1]));
         let tiles = images * self.rows.len() * self.columns.len();
-        let reports = self.reports(tiles, cx.pool().available());
+        let reports = schedule::completes(self, tiles, cx.pool().available());
         let follow = epilogue.follow.filter(|_| reports);
         let later = epilogue.follow.filter(|_| !reports);
         let epilogue = Epilogue { follow, ..epilogue };
@@ -486,11 +469,6 @@ impl FastConv {
         if let Some(follow) = later {
             follow.all_done(cx, y);
         }
-    }
-
-    /// Whether blocks of tiles go through all output channels on one thread, so that their pixels are complete behind them.
-    fn reports(&self, tiles: usize, threads: usize) -> bool {
-        self.tiling.parts() == 1 && self.geometry.groups == 1 && !Schedule::new(self, tiles, threads).shared
     }
 
     /// Whether the input may have a prologue: not where it is rearranged first, or by Strassen's algorithm.
@@ -522,12 +500,7 @@ impl FastConv {
     ) {
         let x = x.into();
         let tiles = self.images(x.values) * self.rows.len() * self.columns.len();
-        let plain = if self.packs_in_passing() {
-            Some(Weights::Plain(weight))
-        } else {
-            self.packs_apart(tiles, cx.pool().available()).then_some(Weights::Apart(weight))
-        };
-        if let Some(weights) = plain {
+        if let Some(weights) = schedule::plain_weights(self, tiles, cx.pool().available(), weight) {
             assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
             return self.run(cx, x, weights, epilogue, scratch, y);
         }

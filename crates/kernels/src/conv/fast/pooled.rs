@@ -74,7 +74,7 @@ impl PooledConv {
     /// `y = max_pool(conv(x))`, with the epilogue between the two; the same bits as one after the other.
     ///
     /// # Panics
-    /// As [`FastConv::forward`]; when there is a residual.
+    /// As [`FastConv::forward`]; when there is a residual, or something follows the convolution.
     pub fn forward(
         &self,
         cx: &Context,
@@ -85,14 +85,15 @@ impl PooledConv {
         y: &mut [f32],
     ) {
         let (conv, [height, width]) = (&self.conv, self.pool.output());
-        assert!(epilogue.other().is_none(), "a residual before a pool");
+        assert!(epilogue.other().is_none() && epilogue.follow.is_none(), "a pool alone reads what it pools");
         let images = conv.check(cx, x, &epilogue);
         assert_eq!(y.len(), images * height * width * conv.geometry.out_channels, "values of the output");
-        self.reserve(images, cx.pool().available(), scratch);
+        let threads = cx.pool().available();
+        self.reserve(images, threads, scratch);
         let x = conv.view.of(cx, &conv.geometry, conv.input, x, &mut scratch.copy);
         let nowhere = SharedMut(std::ptr::null_mut());
         let run = Run { conv, cx, x, prologue: None, weights: conv.packed(weights), epilogue, y: nowhere };
-        let own = &scratch.memory.own[..];
+        let own = &scratch.memory.own[..threads];
         match conv.tiling {
             Tiling::F2 => self.images::<Square<F2>>(&run, images, own, y),
             Tiling::F3 => self.images::<Square<F3>>(&run, images, own, y),

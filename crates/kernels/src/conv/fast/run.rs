@@ -95,7 +95,8 @@ impl Run<'_> {
                     false => Ahead::Nothing,
                 };
                 with_free(own, |own| self.alone::<T>(range(task / chunks), chunk, &mut ahead, own));
-                // SAFETY: all output channels of these tiles are written, and no other task has the same tiles.
+                // SAFETY: where somebody follows, there is one group, so that this task has taken these tiles through all output
+                // channels.
                 unsafe { self.follow(range(task / chunks)) };
             });
             return;

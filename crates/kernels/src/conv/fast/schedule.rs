@@ -1,5 +1,6 @@
 //! How the tiles of a forward pass are cut into blocks and shared out among threads.
 
+use super::run::Weights;
 use super::tiles::MAX_TILES;
 use super::{FastConv, PANEL, narrow};
 
@@ -10,7 +11,7 @@ const STREAMED: usize = 1 << 20;
 /// costs what moves from one core's cache to another's: about half of what the last cache holds.
 const READ_BY_ALL: usize = 1 << 22;
 
-/// Tiles of a thread for which it pays to read all weights.
+/// Tiles of a thread for which it pays to read, or to transform, all weights.
 const ENOUGH: usize = 24;
 
 /// Values of V at most, where the weights stream by.
@@ -25,6 +26,9 @@ const SMALL: usize = 12;
 /// Channels that are transformed together where there are groups: enough to read pixels in long runs.
 const TOGETHER: usize = 128;
 
+/// Values of transformed weights up to which each thread transforms them for itself: they stay in its L2 cache.
+const APART: usize = 1 << 18;
+
 /// Sections that are transformed together.
 pub(super) fn together(conv: &FastConv) -> usize {
     (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
@@ -33,6 +37,28 @@ pub(super) fn together(conv: &FastConv) -> usize {
 /// Whether each thread reads all of the streamed weights for its share of `tiles` tiles.
 pub(super) fn reads_all(conv: &FastConv, tiles: usize, threads: usize) -> bool {
     tiles >= ENOUGH * threads && conv.weight_values() <= READ_BY_ALL
+}
+
+/// How a pass over `tiles` tiles takes weights that are used once, where not all threads transform them before. Many are transformed
+/// panel by panel in the cache while their products are made: writing and reading them would take longer than doing so for each block
+/// of tiles. Few are transformed by each thread for itself, sooner than they come from another core's cache.
+pub(super) fn plain_weights<'a>(
+    conv: &FastConv,
+    tiles: usize,
+    threads: usize,
+    weight: &'a [f32],
+) -> Option<Weights<'a>> {
+    if conv.tiling.parts() == 1 && Cut::new(conv).streamed {
+        return Some(Weights::Plain(weight));
+    }
+    let apart = conv.weight_values() <= APART && tiles >= ENOUGH * threads && completes(conv, tiles, threads);
+    apart.then_some(Weights::Apart(weight))
+}
+
+/// Whether blocks of tiles, which cover lines of pixels, go through all output channels on one thread, so that their pixels are complete
+/// behind them.
+pub(super) fn completes(conv: &FastConv, tiles: usize, threads: usize) -> bool {
+    conv.tiling.parts() == 1 && conv.geometry.groups == 1 && !Schedule::new(conv, tiles, threads).shared
 }
 
 /// How tiles are cut into blocks.

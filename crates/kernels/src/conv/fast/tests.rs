@@ -1,6 +1,7 @@
 //! Every tiling at every level against the f64 oracle, on random shapes with all tails.
 
 use super::algorithm::MAX;
+use super::schedule::plain_weights;
 use super::*;
 use crate::buffer::LINE;
 use crate::conv::Window;
@@ -309,12 +310,8 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
             let (mut plain, mut y) = (vec![0.0; residual.len()], vec![f32::NAN; residual.len()]);
             let mut scratch = FastScratch::default();
             conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut plain);
-            let epilogue = Epilogue {
-                bias: Some(&bias),
-                residual: Some(Residual::Tensor(&residual)),
-                relu: true,
-                follow: None,
-            };
+            let epilogue = Epilogue { bias: Some(&bias), relu: true, ..Epilogue::default() };
+            let epilogue = Epilogue { residual: Some(Residual::Tensor(&residual)), ..epilogue };
             conv.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut y);
             let epilogue = Epilogue { residual: Some(Residual::InPlace), ..epilogue };
             let mut in_place = residual.clone();
@@ -417,12 +414,42 @@ fn weights_are_transformed_in_passing_at_every_level() {
         let forward = FastConv::new(cx.level(), Tiling::F4, g, input).unwrap();
         let backward = FastConv::grad_input(cx.level(), Tiling::F4, g, input).unwrap();
         for (conv, x, expected) in [(forward, &x, &y), (backward, &dy, &dx)] {
-            assert!(conv.packs_in_passing());
+            assert!(matches!(plain_weights(&conv, 1, 1, &[]), Some(Weights::Plain(_))));
             let mut found = vec![f32::NAN; expected.len()];
             conv.pack_and_forward(&cx, x, &w, Epilogue::default(), &mut FastScratch::default(), &mut found);
             let size = magnitude(&cx, &conv, batch, x, &w);
             let gamma = (conv.geometry.in_channels as f64 + 40.0) * crate::testing::UNIT;
             assert_within(cx.level().name(), &found, expected, |index| gamma * size[index]);
+        }
+    }
+}
+
+#[test]
+fn few_weights_are_transformed_anew_in_each_pass_wherever_it_runs() {
+    let mut random = Random::new(20);
+    let g = ConvGeometry::square(32, 32, 3, 1);
+    let (x, batch) = (random.values(40 * 64 * 32), 40);
+    for level in Level::available() {
+        let cx = Context::new(level, 4);
+        let conv = FastConv::new(level, Tiling::F4, g, [8, 8]).unwrap();
+        let tiles = batch * conv.rows.len() * conv.columns.len();
+        assert!(matches!(plain_weights(&conv, tiles, 4, &[]), Some(Weights::Apart(_))));
+        let scratch = std::sync::Mutex::new(FastScratch::default());
+        let run = |w: &[f32], scratch: &mut FastScratch| {
+            let mut y = vec![f32::NAN; x.len()];
+            conv.pack_and_forward(&cx, &x[..], w, Epilogue::default(), scratch, &mut y);
+            y
+        };
+        // Threads of a pool, each of which is alone inside a task, take turns at memory that all of them have used before.
+        for _ in 0..2 {
+            let w = random.values(g.weight_len());
+            let expected = run(&w, &mut scratch.lock().unwrap());
+            let others = random.values(g.weight_len());
+            cx.pool().run(16, |task| {
+                let mut scratch = scratch.lock().unwrap();
+                let found = run(if task % 2 == 0 { &others } else { &w }, &mut scratch);
+                assert_eq!(found == expected, task % 2 == 1);
+            });
         }
     }
 }
@@ -477,7 +504,7 @@ fn pooled_outputs_are_those_of_the_convolution_and_the_pool() {
                     random.values(batch * input[0] * input[1] * g.in_channels),
                     random.values(g.out_channels),
                 );
-                let epilogue = Epilogue { bias: Some(&bias), residual: None, relu: true, follow: None };
+                let epilogue = Epilogue { bias: Some(&bias), relu: true, ..Epilogue::default() };
                 let mut scratch = FastScratch::default();
                 let mut between = vec![0.0; oracle::output_len(&g, batch, input)];
                 conv.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut between);
