@@ -304,6 +304,17 @@ impl<T> Space<T> {
         self.0.get_mut().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The first of `spaces` for so many threads: others are made if there are too few.
+    pub(crate) fn for_threads(spaces: &mut Vec<Space<T>>, threads: usize) -> &mut [Space<T>]
+    where
+        T: Default,
+    {
+        if spaces.len() < threads {
+            spaces.resize_with(threads, Space::default);
+        }
+        &mut spaces[..threads]
+    }
+
     /// The value, as soon as nobody else is using it.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         lock(&self.0)

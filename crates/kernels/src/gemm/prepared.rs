@@ -57,10 +57,7 @@ impl Product<'_> {
         let chunks = rows.div_ceil(chunk);
         // All panels in one task, if there are enough: A's rows are then prepared once.
         let groups = TASKS.div_ceil(chunks.max(1)).clamp(1, panels.len());
-        let PreparedScratch(own) = scratch;
-        if own.len() < cx.pool().available() {
-            own.resize_with(cx.pool().available(), Space::default);
-        }
+        let own = Space::for_threads(&mut scratch.0, cx.pool().available());
         // Whichever threads take part later, nothing is allocated then.
         let room = chunk.min(rows) * step;
         own.iter_mut().for_each(|rows| rows.get_mut().grow(room));

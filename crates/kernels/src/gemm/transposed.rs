@@ -266,9 +266,7 @@ impl TransposedProduct<'_> {
         let cut = Cut::new(cx, self);
         let TransposedScratch { parts, rows: own } = scratch;
         parts.grow((cut.parts - 1) * size);
-        if own.len() < cx.pool().available() {
-            own.resize_with(cx.pool().available(), Space::default);
-        }
+        let own = Space::for_threads(own, cx.pool().available());
         // Whichever threads take part later, nothing is allocated then.
         let lengths = self.copied(&cut);
         for own in &mut *own {

@@ -1,6 +1,6 @@
 //! The gradient through the statistics of the batch.
 
-use super::partition::{self, WIDTH};
+use super::partials::{self, WIDTH};
 use super::{Scratch, Totals, task_rows, tile_rows};
 use crate::follow::{Chunks, Follow, Work};
 use crate::simd::{Simd, Task};
@@ -123,7 +123,7 @@ impl<'a> Sums<'a> {
     ) -> Self {
         let channels = mean.len();
         assert_eq!(relu.output().map_or(x.len(), <[f32]>::len), x.len(), "y and x differ in length");
-        let chunks = partition::chunks(super::rows("x", x, channels), channels, line);
+        let chunks = partials::chunks(super::rows("x", x, channels), channels, line);
         let totals = scratch.take(chunks);
         // Cheaper than reading the output again.
         let pass = matches!(relu, Relu::Output(_));
@@ -153,11 +153,11 @@ impl<'a> Sums<'a> {
 
 impl Work for Sums<'_> {
     fn run(&self, chunk: usize, values: &mut [f32]) {
-        let (rows, of) = (0..self.chunks.rows(chunk).len(), self.chunks.values(chunk));
+        let of = self.chunks.values(chunk);
         let (x, y) = (&self.x[of.clone()], self.relu.output().map(|y| &y[of]));
         self.scratch.partials.add(self.chunks, chunk, |channels, gradient, product| {
-            let (sums, dy, rows) = (self, &mut *values, rows.clone());
-            self.level.run(SumChunk { sums, x, y, dy, rows, channels, gradient, product });
+            let (sums, dy) = (self, &mut *values);
+            self.level.run(SumChunk { sums, x, y, dy, channels, gradient, product });
         });
     }
 }
@@ -251,7 +251,6 @@ struct SumChunk<'a> {
     /// The output, where it tells what passes the ReLU.
     y: Option<&'a [f32]>,
     dy: &'a mut [f32],
-    rows: Range<usize>,
     channels: Range<usize>,
     gradient: &'a mut [f64],
     product: &'a mut [f64],
@@ -263,10 +262,11 @@ impl Task for SumChunk<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let SumChunk { sums: all, x, y, dy, .. } = self;
+        let rows = x.len() / all.mean.len();
         let (first, width) = (self.channels.start, self.channels.len());
         let mut sums = [[0.0; WIDTH]; 2];
-        for start in self.rows.clone().step_by(TILE) {
-            let end = (start + TILE).min(self.rows.end);
+        for start in (0..rows).step_by(TILE) {
+            let end = (start + TILE).min(rows);
             sums.iter_mut().for_each(|sums| sums[..width].fill(0.0));
             for start in (start..end).step_by(tile_rows(width)) {
                 let rows = start..(start + tile_rows(width)).min(end);

@@ -5,7 +5,7 @@
 
 mod apply;
 mod backward;
-mod partition;
+mod partials;
 mod statistics;
 #[cfg(test)]
 mod tests;
@@ -24,7 +24,7 @@ type Totals = Vec<[f64; 2]>;
 #[derive(Debug, Default)]
 pub struct Scratch {
     /// Each chunk's sums.
-    partials: partition::Partials,
+    partials: partials::Partials,
     /// Places for two sums of all chunks for each channel, by the number of channels: those of a gradient are held until its batch
     /// norm needs them.
     totals: HashMap<usize, Vec<Totals>>,

@@ -1,6 +1,6 @@
 //! Mean and variance of each channel.
 
-use super::partition;
+use super::partials;
 use super::{Scratch, Totals};
 use crate::follow::{Chunks, Follow, Work};
 use crate::simd::{Simd, Task};
@@ -29,7 +29,7 @@ impl<'a> Statistics<'a> {
     pub fn new(context: &Context, scratch: &'a mut Scratch, [n, h, w, channels]: [usize; 4]) -> Self {
         let rows = n * h * w;
         assert!(rows > 0 && channels > 0, "statistics of nothing");
-        let chunks = partition::chunks(rows, channels, w);
+        let chunks = partials::chunks(rows, channels, w);
         let totals = scratch.take(chunks);
         Statistics { level: context.level(), chunks, scratch, totals }
     }
@@ -41,9 +41,9 @@ impl<'a> Statistics<'a> {
 
     /// Takes the moments of a chunk.
     fn chunk(&self, chunk: usize, x: &[f32]) {
-        let (row_length, rows) = (self.chunks.channels, 0..self.chunks.rows(chunk).len());
+        let row_length = self.chunks.channels;
         self.scratch.partials.add(self.chunks, chunk, |channels, mean, squares| {
-            self.level.run(Chunk { x, row_length, rows: rows.clone(), channels, mean, squares });
+            self.level.run(Chunk { x, row_length, channels, mean, squares });
         });
     }
 
@@ -140,7 +140,6 @@ impl Merge {
 struct Chunk<'a> {
     x: &'a [f32],
     row_length: usize,
-    rows: Range<usize>,
     channels: Range<usize>,
     mean: &'a mut [f64],
     squares: &'a mut [f64],
@@ -151,14 +150,13 @@ impl Task for Chunk<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let width = self.channels.len();
-        for start in self.rows.clone().step_by(TILE) {
+        let (width, rows) = (self.channels.len(), self.x.len() / self.row_length);
+        for start in (0..rows).step_by(TILE) {
             let mut tile = Tile {
                 x: self.x,
                 row_length: self.row_length,
-                rows: start..(start + TILE).min(self.rows.end),
+                rows: start..(start + TILE).min(rows),
                 first: self.channels.start,
-                before: start - self.rows.start,
                 mean: self.mean,
                 squares: self.squares,
             };
@@ -173,7 +171,6 @@ struct Tile<'a> {
     row_length: usize,
     rows: Range<usize>,
     first: usize,
-    before: usize,
     mean: &'a mut [f64],
     squares: &'a mut [f64],
 }
@@ -209,7 +206,7 @@ impl Columns for Tile<'_> {
                 write(simd, lanes, v * S::LANES, S::LANES, value);
             }
         }
-        let merge = Merge::new(self.before, rows);
+        let merge = Merge::new(self.rows.start, rows);
         let (means, sums) = (&mut self.mean[from..][..width], &mut self.squares[from..][..width]);
         for lane in 0..width {
             let [centre, rest, squares] = [0, 1, 2].map(|kind: usize| f64::from(lanes[kind][lane]));

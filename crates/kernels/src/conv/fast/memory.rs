@@ -36,10 +36,8 @@ pub(super) fn with_room(
     tiles: usize,
     [v_len, m_len, weights_len]: [usize; 3],
 ) -> &[Space<Own>] {
-    if own.len() < threads {
-        own.resize_with(threads, Space::default);
-    }
-    for own in &mut own[..threads] {
+    let own = Space::for_threads(own, threads);
+    for own in &mut *own {
         let Own { block, v, m, weights, packed, .. } = own.get_mut();
         *packed = false;
         block.reserve(tiles);
@@ -47,7 +45,7 @@ pub(super) fn with_room(
         m.grow(m_len);
         weights.grow(weights_len);
     }
-    &own[..threads]
+    own
 }
 
 impl Memory {

@@ -4,7 +4,7 @@ use super::memory::{Memory, Own, with_room};
 use super::pack::{Pack, PackTask};
 use super::products::{Ahead, Products};
 use super::schedule::{Schedule, together};
-use super::tiles::Block;
+use super::tiles::{self, Block, Line};
 use super::transform::{self, Later, Steps, Transform};
 use super::{FastConv, PANEL, Panel, narrow};
 use crate::Context;
@@ -180,19 +180,13 @@ impl Run<'_> {
     unsafe fn follow(&self, tiles: Range<usize>) {
         let Some(follow) = &self.epilogue.follow else { return };
         let (conv, [height, width]) = (self.conv, self.conv.output);
-        let across = conv.columns.len();
-        let mut next = tiles.start;
-        while next < tiles.end {
-            let (line, column) = (next / across, next % across);
-            let columns = &conv.columns[column..across.min(column + tiles.end - next)];
+        for Line { image, rows, columns } in tiles::lines([&conv.rows, &conv.columns], tiles) {
             let values = columns.iter().map(|columns| columns.outputs).sum::<usize>() * follow.channels();
-            let (image, rows) = (line / conv.rows.len(), conv.rows[line % conv.rows.len()]);
             for y in rows.start..rows.start + rows.outputs {
                 // SAFETY: y has been checked to be the result that is followed, whose chunks are whole lines of pixels; the rest
                 // is promised by the caller.
                 unsafe { follow.done((image * height + y) * width, values, &self.y) };
             }
-            next += columns.len();
         }
     }
 

@@ -40,16 +40,37 @@ pub(super) struct Tile {
     pub(super) slot: usize,
 }
 
-impl Tile {
-    /// Where it belongs among the kinds of a [`Block`].
-    fn kind(&self) -> usize {
-        match (self.rows.full, self.columns.full) {
-            (true, false) => 0,
-            (true, true) => 1,
-            (false, true) => 2,
-            (false, false) => 3,
-        }
+/// Where a tile of such rows and columns belongs among the kinds of a [`Block`].
+fn kind(rows: Span, columns: Span) -> usize {
+    match (rows.full, columns.full) {
+        (true, false) => 0,
+        (true, true) => 1,
+        (false, true) => 2,
+        (false, false) => 3,
     }
+}
+
+/// Tiles that stand side by side in a row of tiles of one image.
+pub(super) struct Line<'a> {
+    pub(super) image: usize,
+    pub(super) rows: Span,
+    pub(super) columns: &'a [Span],
+}
+
+/// The lines of these tiles, which are counted through the batch row by row.
+pub(super) fn lines<'a>(
+    [rows, columns]: [&'a [Span]; 2],
+    tiles: Range<usize>,
+) -> impl Iterator<Item = Line<'a>> {
+    let mut next = tiles.start;
+    std::iter::from_fn(move || {
+        (next < tiles.end).then(|| {
+            let (line, column) = (next / columns.len(), next % columns.len());
+            let columns = &columns[column..columns.len().min(column + tiles.end - next)];
+            next += columns.len();
+            Line { image: line / rows.len(), rows: rows[line % rows.len()], columns }
+        })
+    })
 }
 
 /// Tiles of a block from which on more gain nothing.
@@ -70,22 +91,14 @@ impl Block {
     }
 
     /// These tiles, counted through the batch row by row.
-    pub(super) fn fill(&mut self, [rows, columns]: [&[Span]; 2], tiles: Range<usize>) -> &Self {
+    pub(super) fn fill(&mut self, spans: [&[Span]; 2], tiles: Range<usize>) -> &Self {
         self.tiles.clear();
         self.kinds = [0; 4];
-        let mut next = tiles.start;
-        while next < tiles.end {
-            let (line, column) = (next / columns.len(), next % columns.len());
-            let (image, rows) = (line / rows.len(), rows[line % rows.len()]);
-            let columns = &columns[column..columns.len().min(column + tiles.end - next)];
+        for Line { image, rows, columns } in lines(spans, tiles) {
             let first = self.tiles.len();
             let tile = |(index, &columns): (usize, &Span)| Tile { image, rows, columns, slot: first + index };
             self.tiles.extend(columns.iter().enumerate().map(tile));
-            let full = columns.iter().filter(|columns| columns.full).count();
-            let [without, with] = if rows.full { [0, 1] } else { [3, 2] };
-            self.kinds[with] += full;
-            self.kinds[without] += columns.len() - full;
-            next += columns.len();
+            columns.iter().for_each(|&columns| self.kinds[kind(rows, columns)] += 1);
         }
         if self.kinds[1] == self.tiles.len() {
             return self;
@@ -93,7 +106,7 @@ impl Block {
         let [a, b, c, _] = self.kinds;
         let mut slots = [0, a, a + b, a + b + c];
         for tile in &mut self.tiles {
-            let slot = &mut slots[tile.kind()];
+            let slot = &mut slots[kind(tile.rows, tile.columns)];
             tile.slot = *slot;
             *slot += 1;
         }
