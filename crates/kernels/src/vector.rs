@@ -1,5 +1,6 @@
 //! Checked access to slices by vectors, and the loop over the channels of a block of rows.
 
+use crate::buffer::LINE;
 use crate::simd::Simd;
 
 /// Vectors that one call of [`Columns::block`] handles at most.
@@ -7,6 +8,10 @@ const BLOCK: usize = 4;
 
 /// Channels that one call of [`Columns::block`] handles at most, at any level.
 pub(crate) const BLOCK_CHANNELS: usize = BLOCK * 16;
+
+/// How many values further on those are that a pass over memory asks for while it works: it knows which come next sooner than the
+/// CPU finds out, since it reads a few rows block by block, or short ones.
+pub(crate) const AHEAD: usize = 2048;
 
 /// Reads `count` values; the other lanes are 0.
 ///
@@ -44,6 +49,14 @@ pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, v
     let to = &mut to[at..at + count];
     // SAFETY: `to` has `count` values, and `count <= LANES`.
     unsafe { store_first(simd, to.as_mut_ptr(), value, count) }
+}
+
+/// Asks for the line [`AHEAD`] of `from[at]`, where that begins one.
+#[inline(always)]
+pub(crate) fn look_ahead<S: Simd>(simd: S, from: &[f32], at: usize) {
+    if at.is_multiple_of(LINE) {
+        simd.prefetch(from.as_ptr().wrapping_add(at + AHEAD));
+    }
 }
 
 /// Work on neighbouring channels, whose accumulators and parameters stay in registers while rows go by.

@@ -4,7 +4,7 @@ use super::partials::{self, WIDTH};
 use super::{Scratch, Totals, task_rows, tile_rows};
 use crate::follow::{Chunks, Follow, Work};
 use crate::simd::{Simd, Task};
-use crate::vector::{Columns, columns, read, write};
+use crate::vector::{Columns, columns, look_ahead, read, write};
 use crate::{Context, Level};
 use std::ops::Range;
 
@@ -305,6 +305,11 @@ impl Columns for SumTile<'_> {
             let y = self.y.map_or(x, |y| &y[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
+                look_ahead(simd, x, at);
+                look_ahead(simd, dy, at);
+                if self.y.is_some() {
+                    look_ahead(simd, y, at);
+                }
                 let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
                 let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
                 if pass {
@@ -427,6 +432,8 @@ impl<const IN_X: bool> Columns for InputPiece<'_, IN_X> {
             let (place, beside) = (&mut self.place[start..][..width], &self.beside[start..][..width]);
             for v in 0..V {
                 let at = v * S::LANES;
+                look_ahead(simd, place, at);
+                look_ahead(simd, beside, at);
                 let (place_value, beside) = (read(simd, place, at, count), read(simd, beside, at, count));
                 let (x, gradient) = if IN_X { (place_value, beside) } else { (beside, place_value) };
                 let gradient = passes.of(simd, v, gradient, x, x);
