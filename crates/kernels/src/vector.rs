@@ -11,7 +11,7 @@ pub(crate) const BLOCK_CHANNELS: usize = BLOCK * 16;
 
 /// How many values further on those are that a pass over memory asks for while it works: it knows which come next sooner than the
 /// CPU finds out, since it reads a few rows block by block, or short ones.
-pub(crate) const AHEAD: usize = 2048;
+const AHEAD: usize = 2048;
 
 /// Reads `count` values; the other lanes are 0.
 ///
@@ -51,11 +51,11 @@ pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, v
     unsafe { store_first(simd, to.as_mut_ptr(), value, count) }
 }
 
-/// Asks for the line [`AHEAD`] of `from[at]`, where that begins one.
+/// Asks for `count` values that stand [`AHEAD`] of those at `from`.
 #[inline(always)]
-pub(crate) fn look_ahead<S: Simd>(simd: S, from: &[f32], at: usize) {
-    if at.is_multiple_of(LINE) {
-        simd.prefetch(from.as_ptr().wrapping_add(at + AHEAD));
+pub(crate) fn look_ahead<S: Simd>(simd: S, from: *const f32, count: usize) {
+    for at in (0..count).step_by(LINE) {
+        simd.prefetch(from.wrapping_add(at + AHEAD));
     }
 }
 

@@ -8,11 +8,11 @@ use super::pack::{Panel, panels};
 use super::row_step;
 use crate::Context;
 use crate::bf16::Operands;
-use crate::buffer::{Aligned, LINE};
+use crate::buffer::Aligned;
 use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
-use crate::vector::AHEAD;
+use crate::vector::look_ahead;
 use std::ops::Range;
 
 /// Prepared values, or pairs, of a chunk of A's rows: a quarter of a 1 MiB L2 cache, as a block of B is.
@@ -192,9 +192,7 @@ impl Prepare<'_> {
         (at, count): (usize, usize),
     ) {
         let to = pairs.to.wrapping_add(at);
-        for line in (0..count).step_by(LINE) {
-            simd.prefetch(from.wrapping_add(line + AHEAD));
-        }
+        look_ahead(simd, from, count);
         // SAFETY: promised by the caller; a piece has room for PIECE values.
         unsafe {
             match (self.product.b.operands(), prologue) {

@@ -1,5 +1,5 @@
-//! Transposed products, which are gradients of weights: blocks of rows of both sides are copied to where they meet again and
-//! again without leaving the L2 cache.
+//! Transposed products, which are gradients of weights: blocks of rows of both sides meet again and again without leaving the L2
+//! cache. Where they stand too far apart for that, or not as they are multiplied, they are copied first.
 
 use super::driver::TASKS;
 use super::gather::Gather;
@@ -11,6 +11,7 @@ use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::{Prologue, Source};
 use crate::simd::{Simd, Task};
+use crate::vector::look_ahead;
 use crate::{Context, Level};
 use std::ops::Range;
 
@@ -42,8 +43,15 @@ pub struct TransposedScratch {
     rows: Vec<Space<[Aligned; 2]>>,
 }
 
-/// Rows of A and B that are read again and again before the next ones, or of pairs of them: they stay in L2.
+/// Rows of A and B that are read again and again before the next ones, or of pairs of them, at most: they stay in L2.
 const LENGTH: usize = 256;
+
+/// Sums of a task up to which half as many rows are: reading and writing the sums takes little time, and more of the rows stay in the
+/// L1 cache.
+const FEW: usize = 1 << 15;
+
+/// Values between two rows up to which they are read where they stand: further apart, their parts fall into few of a cache's sets.
+const CLOSE: usize = 512;
 
 /// Vectors of B that meet A's rows at a time, at most: as many rows of them as are read again and again stay in the L1 cache.
 const PANEL: usize = 2;
@@ -77,6 +85,8 @@ struct Cut {
     depth: usize,
     /// Columns of a group of B in a piece.
     columns: usize,
+    /// Rows of A and B that are read again and again before the next ones.
+    length: usize,
 }
 
 /// A piece of C.
@@ -87,6 +97,8 @@ struct Piece {
     depth: Range<usize>,
     /// Of each group.
     columns: Range<usize>,
+    /// Rows of A and B that are read again and again before the next ones.
+    length: usize,
 }
 
 /// `index` of as many equal ranges as there are in `whole`, and the rest of the index.
@@ -111,12 +123,17 @@ impl Cut {
             taps: (WIDTH * WIDTH / (groups * cut_depth * cut_columns)).clamp(1, taps),
             depth: cut_depth,
             columns: cut_columns,
+            length: LENGTH,
         };
         let rows = product.rows();
         let limit = (PARTS_LIMIT / product.size().max(1)).min(rows / LENGTH).max(1);
         cut.parts = TASKS.div_ceil(cut.pieces(product)).min(limit);
         let missing = TASKS.div_ceil(cut.parts * cut.pieces(product));
         cut.taps = cut.taps.div_ceil(missing);
+        if cut.groups * cut.taps * cut.depth * cut.columns <= FEW {
+            cut.length /= 2;
+        }
+        cut.length *= product.operands.together();
         cut
     }
 
@@ -132,13 +149,13 @@ impl Cut {
         let (depth, index) = range(index, product.gather.depth(), self.depth);
         let (taps, index) = range(index, product.gather.taps(), self.taps);
         let (groups, _) = range(index, product.groups, self.groups);
-        Piece { groups, taps, depth, columns }
+        Piece { groups, taps, depth, columns, length: self.length }
     }
 }
 
-/// Rows that have been copied.
+/// Rows that meet, copied or where they stand.
 #[derive(Clone, Copy)]
-struct Copied {
+struct Near {
     first: *const f32,
     step: usize,
 }
@@ -179,7 +196,7 @@ impl Next {
     }
 }
 
-/// Copied rows that meet.
+/// A block of rows that meet.
 struct Block<'a> {
     piece: &'a Piece,
     length: usize,
@@ -215,12 +232,11 @@ impl TransposedProduct<'_> {
         self.images * self.gather.rows_per_image()
     }
 
-    /// Rows of A and B that are read again and again before the next ones.
-    fn length(&self) -> usize {
-        match self.operands {
-            Operands::F32 => LENGTH,
-            Operands::Bf16 => 2 * LENGTH,
-        }
+    /// Values between two rows of A, and of B, where these are read where they stand.
+    fn steps(&self) -> [Option<usize>; 2] {
+        let as_they_stand = self.operands == Operands::F32;
+        let a = self.gather.even_step().filter(|_| self.input.prologue.is_none());
+        [a, Some(self.columns)].map(|step| step.filter(|&step| as_they_stand && step <= CLOSE))
     }
 
     /// Copied rows that `rows` rows become.
@@ -231,16 +247,25 @@ impl TransposedProduct<'_> {
         }
     }
 
-    /// Copies rows, or two of them to one of pairs.
+    /// Copies rows of `width` values, or two of them to one of pairs.
     ///
     /// # Safety
-    /// Each of the rows that `copy` reads must be valid for reads of its width, `to` for writes of whole lines in each row, and the
-    /// channels exist that a prologue is told of.
-    unsafe fn copy<'s>(&self, cx: &Context, copy: Copy<impl Fn(usize) -> Row<'s>>) {
+    /// Each of the rows of `source` must be valid for reads of its width, and the channels exist that a prologue is told of.
+    unsafe fn copy<'s>(
+        &self,
+        cx: &Context,
+        to: &mut Aligned,
+        (rows, width): (usize, usize),
+        source: impl Fn(usize) -> Row<'s>,
+    ) -> Near {
+        let step = row_step(width);
+        assert!(to.len() >= self.stored(rows) * step, "room for copied rows");
+        let copy = Copy { rows, width, source, to: to.as_mut_ptr(), step };
         match self.operands {
             Operands::F32 => cx.level().run(copy),
             Operands::Bf16 => cx.level().run_halves(CopyPairs(copy)),
         }
+        Near { first: to.as_ptr(), step }
     }
 
     /// Values of C.
@@ -289,41 +314,32 @@ impl TransposedProduct<'_> {
 
     /// Values of the largest copied rows of A and of B.
     fn copied(&self, cut: &Cut) -> [usize; 2] {
-        let length = self.stored(self.rows().div_ceil(cut.parts).min(self.length()));
+        let length = self.stored(self.rows().div_ceil(cut.parts).min(cut.length));
         let (depth, columns) = (self.gather.depth(), self.columns / self.groups);
-        [(depth, cut.depth), (columns, cut.columns)]
-            .map(|(group, width)| length * row_step((cut.groups - 1) * group + width.min(group)))
+        let [a, b] = self.steps();
+        [(a, depth, cut.depth), (b, columns, cut.columns)].map(|(step, group, width)| match step {
+            Some(_) => 0,
+            None => length * row_step((cut.groups - 1) * group + width.min(group)),
+        })
     }
 
     /// One task: a piece of C, summed over some rows.
     fn piece(&self, cx: &Context, piece: &Piece, rows: Range<usize>, own: &mut [Aligned; 2], c: *mut f32) {
         let (group_depth, group_columns) = (self.gather.depth(), self.columns / self.groups);
-        // With several groups their whole width is copied.
+        // With several groups their whole width is read.
         let width = |range: &Range<usize>, group| (piece.groups.len() - 1) * group + range.len();
         let (a_width, b_width) = (width(&piece.depth, group_depth), width(&piece.columns, group_columns));
         let a_first = piece.groups.start * group_depth + piece.depth.start;
         let b_first = piece.groups.start * group_columns + piece.columns.start;
-        let [a_rows, b_rows] = own;
-        let length = self.stored(rows.len().min(self.length()));
-        let room = [(a_rows.len(), a_width), (b_rows.len(), b_width)];
-        assert!(room.iter().all(|&(room, width)| room >= length * row_step(width)), "room for copied rows");
-        let (a, b) = (
-            Copied { first: a_rows.as_ptr(), step: row_step(a_width) },
-            Copied { first: b_rows.as_ptr(), step: row_step(b_width) },
-        );
         // Blocks of equal length: a short one would read and write C for a few rows.
-        let count = rows.len().div_ceil(self.length());
+        let count = rows.len().div_ceil(piece.length);
         let at = |index: usize| rows.start + rows.len() * index.min(count) / count;
         let [input, dy] =
             [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
-        let mut pointers = [std::ptr::null(); 2 * LENGTH];
         for index in 0..count {
             let rows = at(index)..at(index + 1);
-            let source =
-                |row| Row { from: dy.wrapping_add((rows.start + row) * self.columns), through: None };
-            let (count, to) = (rows.len(), b_rows.as_mut_ptr());
-            // SAFETY: `run` has checked that B is long enough; the buffers have room for the rows.
-            unsafe { self.copy(cx, Copy { rows: count, width: b_width, source, to, step: b.step }) };
+            let [a_own, b_own] = &mut *own;
+            let b = self.near_b(cx, dy, &rows, b_width, b_own);
             let side = |first: *const f32, step, width| Side {
                 first: first.wrapping_add(rows.end * step),
                 step,
@@ -335,20 +351,11 @@ impl TransposedProduct<'_> {
             });
             let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
-                let position = self.gather.position(rows.start);
-                self.gather.block(input, position, tap..tap + 1, rows.len(), &mut pointers);
-                let source = |row: usize| {
-                    let from = pointers[row];
-                    let prologue = self.input.prologue.filter(|_| !self.gather.is_padding(from));
-                    Row { from, through: prologue.map(|prologue| (prologue, a_first)) }
-                };
-                let to = a_rows.as_mut_ptr();
-                // SAFETY: `run` has checked that A is long enough, and there are zeros for as many channels as a pixel has.
-                unsafe { self.copy(cx, Copy { rows: rows.len(), width: a_width, source, to, step: a.step }) };
+                let a = self.near_a(cx, (input, a_first), (tap, &rows), a_width, a_own);
                 for group in piece.groups.clone() {
                     let inside = group - piece.groups.start;
-                    let a = Copied { first: a.first.wrapping_add(inside * group_depth), ..a };
-                    let b = Copied { first: b.first.wrapping_add(inside * group_columns), ..b };
+                    let a = Near { first: a.first.wrapping_add(inside * group_depth), ..a };
+                    let b = Near { first: b.first.wrapping_add(inside * group_columns), ..b };
                     let row = tap * group_depth + piece.depth.start;
                     let c = c.wrapping_add(row * self.columns + group * group_columns + piece.columns.start);
                     self.tiles(cx, &block, [a, b], c);
@@ -357,8 +364,51 @@ impl TransposedProduct<'_> {
         }
     }
 
+    /// Rows of A for a tap, of which `width` values are read from `input` on, which is that of channel `channel`: copied to `own`
+    /// unless they are read where they stand.
+    fn near_a(
+        &self,
+        cx: &Context,
+        (input, channel): (*const f32, usize),
+        (tap, rows): (usize, &Range<usize>),
+        width: usize,
+        own: &mut Aligned,
+    ) -> Near {
+        if let [Some(step), _] = self.steps() {
+            return Near { first: input.wrapping_add(rows.start * step), step };
+        }
+        let mut pointers = [std::ptr::null(); 2 * LENGTH];
+        let position = self.gather.position(rows.start);
+        self.gather.block(input, position, tap..tap + 1, rows.len(), &mut pointers);
+        let source = |row: usize| {
+            let from = pointers[row];
+            let prologue = self.input.prologue.filter(|_| !self.gather.is_padding(from));
+            Row { from, through: prologue.map(|prologue| (prologue, channel)) }
+        };
+        // SAFETY: `run` has checked that A is long enough, and there are zeros for as many channels as a pixel has.
+        unsafe { self.copy(cx, own, (rows.len(), width), source) }
+    }
+
+    /// Rows of B, of which `width` values are read from `dy` on: copied to `own` unless they are read where they stand.
+    fn near_b(
+        &self,
+        cx: &Context,
+        dy: *const f32,
+        rows: &Range<usize>,
+        width: usize,
+        own: &mut Aligned,
+    ) -> Near {
+        let first = dy.wrapping_add(rows.start * self.columns);
+        if let [_, Some(step)] = self.steps() {
+            return Near { first, step };
+        }
+        let source = |row| Row { from: first.wrapping_add(row * self.columns), through: None };
+        // SAFETY: `run` has checked that B is long enough.
+        unsafe { self.copy(cx, own, (rows.len(), width), source) }
+    }
+
     /// The products of a block for one tap and one group, added to the piece's part of C or taking its place.
-    fn tiles(&self, cx: &Context, block: &Block, [a, b]: [Copied; 2], c: *mut f32) {
+    fn tiles(&self, cx: &Context, block: &Block, [a, b]: [Near; 2], c: *mut f32) {
         let kernels = cx.level().kernels(self.operands);
         let depth = block.piece.depth.len();
         let panels = panels(cx.level(), block.piece.columns.len());
@@ -416,6 +466,7 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for Copy<F> {
         let whole = self.width / S::LANES * S::LANES;
         for row in 0..self.rows {
             let (Row { from, through }, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
+            look_ahead(simd, from, self.width);
             // SAFETY: promised by the caller of `TransposedProduct::copy`; of a last vector that is written whole, nobody reads the
             // rest.
             unsafe {
@@ -453,6 +504,7 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
             let first = source(2 * pair);
             let second = (2 * pair + 1 < rows).then(|| source(2 * pair + 1));
             let rows = [Some(first), second];
+            rows.iter().flatten().for_each(|row| look_ahead(simd, row.from, width));
             if let [Some(Row { from: a, through: None }), Some(Row { from: b, through: None })] = rows {
                 // SAFETY: promised by the caller of `TransposedProduct::copy`.
                 unsafe { simd.narrow_pairs([a, b], to, width) };

@@ -303,13 +303,13 @@ impl Columns for SumTile<'_> {
             let start = row * mean.len() + self.first + from;
             let (x, dy) = (&self.x[start..][..width], &mut self.dy[start..][..width]);
             let y = self.y.map_or(x, |y| &y[start..][..width]);
+            look_ahead(simd, x.as_ptr(), width);
+            look_ahead(simd, dy.as_ptr(), width);
+            if self.y.is_some() {
+                look_ahead(simd, y.as_ptr(), width);
+            }
             for v in 0..V {
                 let at = v * S::LANES;
-                look_ahead(simd, x, at);
-                look_ahead(simd, dy, at);
-                if self.y.is_some() {
-                    look_ahead(simd, y, at);
-                }
                 let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
                 let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
                 if pass {
@@ -430,10 +430,10 @@ impl<const IN_X: bool> Columns for InputPiece<'_, IN_X> {
         let passes = Passes::<S, V>::new(simd, relu, from, count);
         for start in (from..self.place.len()).step_by(mean.len()) {
             let (place, beside) = (&mut self.place[start..][..width], &self.beside[start..][..width]);
+            look_ahead(simd, place.as_ptr(), width);
+            look_ahead(simd, beside.as_ptr(), width);
             for v in 0..V {
                 let at = v * S::LANES;
-                look_ahead(simd, place, at);
-                look_ahead(simd, beside, at);
                 let (place_value, beside) = (read(simd, place, at, count), read(simd, beside, at, count));
                 let (x, gradient) = if IN_X { (place_value, beside) } else { (beside, place_value) };
                 let gradient = passes.of(simd, v, gradient, x, x);
