@@ -261,7 +261,7 @@ impl Product<'_> {
         let mut targets = Targets::default();
         let mut position = self.gather.position(rows.start);
         let even = self.gather.even_step().zip(self.scatter.even_step());
-        let next = even.map_or([0; 2], |(from, to)| [tallest * from, tallest * to]);
+        let next = [self.gather.usual_step(), self.scatter.usual_step()].map(|step| tallest * step);
         let taps = part.row / self.gather.depth();
         for start in rows.clone().step_by(tallest) {
             let height = tallest.min(rows.end - start);

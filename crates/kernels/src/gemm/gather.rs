@@ -86,6 +86,11 @@ impl Gather {
         self.even
     }
 
+    /// Values between two rows, nearly always: where rows are not evenly spaced, between two of a line; 0 where that is unknown.
+    pub(crate) fn usual_step(&self) -> usize {
+        self.even.unwrap_or_else(|| line_step(&self.horizontal.offsets[..self.horizontal.positions]))
+    }
+
     /// Rows of one image.
     pub(crate) fn rows_per_image(&self) -> usize {
         self.positions[0] * self.positions[1]
@@ -226,6 +231,15 @@ fn even_step(vertical: &[usize], horizontal: &[usize], image_step: usize) -> Opt
     (step * positions == image_step && even(horizontal, step) && even(vertical, step * width)).then_some(step)
 }
 
+/// The step between neighbouring positions in the middle of a line, 0 where one of them is padding or there is one alone.
+fn line_step(horizontal: &[usize]) -> usize {
+    let Some(before) = (horizontal.len() / 2).checked_sub(1) else { return 0 };
+    match horizontal[before..] {
+        [first, second, ..] if second < PADDING => second.saturating_sub(first),
+        _ => 0,
+    }
+}
+
 /// A row of a gather: which image, and where in the output.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Position {
@@ -260,6 +274,11 @@ impl Scatter {
     /// Values between two rows, where all rows of a batch are evenly spaced and begin with the batch.
     pub(crate) fn even_step(&self) -> Option<usize> {
         self.even
+    }
+
+    /// Values between two rows, nearly always, as for a [`Gather`].
+    pub(crate) fn usual_step(&self) -> usize {
+        self.even.unwrap_or_else(|| line_step(&self.horizontal))
     }
 
     /// Offset of the row at `position`.

@@ -126,7 +126,7 @@ impl Product<'_> {
         let tallest = cx.level().kernels(self.b.operands()).max_rows(widest.vectors);
         let mut pointers = [std::ptr::null(); MAX_ROWS];
         let mut targets = Targets::default();
-        let next = [0, self.scatter.even_step().map_or(0, |to| tallest * to)];
+        let next = [0, tallest * self.scatter.usual_step()];
         for (index, places) in places.chunks(tallest).enumerate() {
             for (row, &place) in places.iter().enumerate() {
                 pointers[row] = prepared.wrapping_add((index * tallest + row) * step);
