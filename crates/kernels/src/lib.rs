@@ -34,7 +34,7 @@ mod testing;
 mod vector;
 
 pub use bf16::Operands;
-pub use buffer::{Aligned, prefer_large_pages};
+pub use buffer::{Aligned, prefer_large_pages, zeros_in_lines};
 pub use context::Context;
 pub use cpu::{Cores, Level, UnknownLevel};
 pub use follow::Follow;

@@ -1,5 +1,7 @@
 //! Activations: a shape and its values.
 
+use crate::kernels::zeros_in_lines;
+use std::fmt;
 use thiserror::Error;
 
 /// A tensor's values do not fit its shape, or its shape is not the one asked for.
@@ -26,10 +28,18 @@ pub enum ShapeError {
 }
 
 /// A batch of images or feature maps: `f32` values in NHWC order.
-#[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
     shape: [usize; 4],
-    data: Vec<f32>,
+    /// The values, from `first` on: they begin a cache line, so that vectors of them do not lie across two, unless they are a vector
+    /// that was given.
+    memory: Vec<f32>,
+    first: usize,
+}
+
+/// The number of values of a shape, where it is `length`.
+fn filled(shape: [usize; 4], length: usize) -> Result<usize, ShapeError> {
+    let product = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
+    product.filter(|&product| product == length).ok_or(ShapeError::Length { shape, found: length })
 }
 
 impl Tensor {
@@ -38,11 +48,8 @@ impl Tensor {
     /// # Errors
     /// When the number of values is not the product of the sizes.
     pub fn new(shape: [usize; 4], data: Vec<f32>) -> Result<Self, ShapeError> {
-        let length = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-        if length != Some(data.len()) {
-            return Err(ShapeError::Length { shape, found: data.len() });
-        }
-        Ok(Tensor { shape, data })
+        filled(shape, data.len())?;
+        Ok(Tensor { shape, memory: data, first: 0 })
     }
 
     /// A tensor from values in NCHW order, `[N, C, H, W]`, in which the ecosystem stores images.
@@ -54,9 +61,10 @@ impl Tensor {
         values: &[f32],
     ) -> Result<Self, ShapeError> {
         let shape = [batch, height, width, channels];
-        let mut tensor = Tensor::new(shape, vec![0.0; values.len()])?;
+        filled(shape, values.len())?;
+        let mut tensor = Tensor::zeros(shape);
         let pixels = height * width;
-        for (index, value) in tensor.data.iter_mut().enumerate() {
+        for (index, value) in tensor.data_mut().iter_mut().enumerate() {
             let (pixel, channel) = (index / channels, index % channels);
             *value = values[(pixel / pixels * channels + channel) * pixels + pixel % pixels];
         }
@@ -67,11 +75,11 @@ impl Tensor {
     pub fn to_nchw(&self) -> Vec<f32> {
         let [batch, height, width, channels] = self.shape;
         let pixels = height * width;
-        let mut values = Vec::with_capacity(self.data.len());
+        let mut values = Vec::with_capacity(self.len());
         for image in 0..batch {
             for channel in 0..channels {
                 let first = image * pixels * channels + channel;
-                values.extend((0..pixels).map(|pixel| self.data[first + pixel * channels]));
+                values.extend((0..pixels).map(|pixel| self.data()[first + pixel * channels]));
             }
         }
         values
@@ -79,7 +87,14 @@ impl Tensor {
 
     /// A tensor of zeros.
     pub fn zeros(shape: [usize; 4]) -> Self {
-        Tensor { shape, data: vec![0.0; shape.iter().product()] }
+        let (memory, first) = zeros_in_lines(shape.iter().product());
+        Tensor { shape, memory, first }
+    }
+
+    /// The same values in another shape of as many.
+    pub(crate) fn into_shape(self, shape: [usize; 4]) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), self.len(), "values of the shape {shape:?}");
+        Tensor { shape, ..self }
     }
 
     /// The shape, `[N, H, W, C]`.
@@ -102,19 +117,47 @@ impl Tensor {
         self.shape[3]
     }
 
+    /// Number of values.
+    fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
     /// The values in NHWC order.
     pub fn data(&self) -> &[f32] {
-        &self.data
+        &self.memory[self.first..][..self.len()]
     }
 
     /// The values in NHWC order, to be changed.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        let length = self.len();
+        &mut self.memory[self.first..][..length]
     }
 
     /// The values, without the shape.
-    pub fn into_data(self) -> Vec<f32> {
-        self.data
+    pub fn into_data(mut self) -> Vec<f32> {
+        self.memory.truncate(self.first + self.len());
+        self.memory.drain(..self.first);
+        self.memory
+    }
+}
+
+impl Clone for Tensor {
+    fn clone(&self) -> Self {
+        let mut copy = Tensor::zeros(self.shape);
+        copy.data_mut().copy_from_slice(self.data());
+        copy
+    }
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        self.shape == other.shape && self.data() == other.data()
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tensor").field("shape", &self.shape).field("data", &self.data()).finish()
     }
 }
 
@@ -128,6 +171,18 @@ mod tests {
         let error = Tensor::new([1, 2, 2, 3], vec![0.0; 11]).unwrap_err();
         assert_eq!(error.to_string(), "11 values do not fill the shape [1, 2, 2, 3]");
         assert!(Tensor::new([usize::MAX, 2, 1, 1], vec![]).is_err());
+    }
+
+    #[test]
+    fn values_begin_a_line_and_outlive_their_memory() {
+        let given: Vec<f32> = (0..30).map(|value| value as f32).collect();
+        for tensor in [Tensor::zeros([1, 2, 3, 5]), Tensor::new([1, 2, 3, 5], given).unwrap().clone()] {
+            assert_eq!(tensor.data().as_ptr().addr() % 64, 0);
+            let values = tensor.data().to_vec();
+            let tensor = tensor.into_shape([5, 3, 2, 1]);
+            assert_eq!((tensor.shape(), tensor.data()), ([5, 3, 2, 1], &*values));
+            assert_eq!(tensor.into_data(), values);
+        }
     }
 
     #[test]

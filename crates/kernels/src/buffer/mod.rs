@@ -36,6 +36,14 @@ impl Default for Memory {
     }
 }
 
+/// Memory for `length` zeros that begin a cache line, and where they begin in it. They come from the system without being written.
+pub fn zeros_in_lines(length: usize) -> (Vec<f32>, usize) {
+    let values = vec![0.0f32; length + LINE];
+    let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
+    assert!(first <= LINE, "a vector's values are aligned to their size");
+    (values, first)
+}
+
 impl Aligned {
     /// A buffer of at least `length` zeros.
     pub fn zeros(length: usize) -> Self {
@@ -43,9 +51,7 @@ impl Aligned {
             return Aligned::default();
         }
         let length = length.next_multiple_of(LINE);
-        let values = vec![0.0f32; length + LINE];
-        let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
-        assert!(first <= LINE, "a vector's values are aligned to their size");
+        let (values, first) = zeros_in_lines(length);
         Aligned { memory: Memory::Heap(values), first, length }
     }
 

@@ -10,7 +10,7 @@ use stridenet_kernels::{norm, prefer_large_pages};
 /// The shapes of a training step are the same every time, so that after the first step nothing is allocated.
 #[derive(Debug, Default)]
 pub struct Workspace {
-    free: HashMap<usize, Vec<Vec<f32>>>,
+    free: HashMap<usize, Vec<Tensor>>,
     bytes: HashMap<usize, Vec<Vec<u8>>>,
     /// What direct convolutions work in: the packed weights of one pass, and copies. Weights change with each step, so that each
     /// pass packs them.
@@ -25,18 +25,19 @@ impl Workspace {
     /// A tensor of `shape` whose values are whatever was there before.
     pub(crate) fn tensor(&mut self, shape: [usize; 4]) -> Tensor {
         let length = shape.iter().product();
-        let data = self.free.get_mut(&length).and_then(Vec::pop).unwrap_or_else(|| {
-            let mut data = vec![0.0; length];
-            prefer_large_pages(&mut data);
-            data
-        });
-        Tensor::new(shape, data).expect("buffers are kept by their length")
+        match self.free.get_mut(&length).and_then(Vec::pop) {
+            Some(tensor) => tensor.into_shape(shape),
+            None => {
+                let mut tensor = Tensor::zeros(shape);
+                prefer_large_pages(tensor.data_mut());
+                tensor
+            }
+        }
     }
 
     /// Takes a tensor back.
     pub(crate) fn give(&mut self, tensor: Tensor) {
-        let data = tensor.into_data();
-        self.free.entry(data.len()).or_default().push(data);
+        self.free.entry(tensor.data().len()).or_default().push(tensor);
     }
 
     /// A byte buffer whose values are whatever was there before.
