@@ -301,17 +301,20 @@ impl<T: transform::Transposed> Task for Back<'_, T> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let conv = self.pass.conv;
         let (depth, width) = (conv.view.depth, conv.rows()[1]);
         let outputs = conv.outputs();
         let mut lines = [[[0.0; LINE]; MAX_POINTS]; LINES];
         for input in self.rows.clone() {
             for start in (0..outputs).step_by(LINES * LINE) {
-                // Read in long runs: there are more points than streams that the hardware fetches ahead.
+                // Read in long runs and asked for: there are more points than streams that the hardware fetches ahead.
                 for point in 0..T::POINTS {
                     let at = (point * depth + input) * width + start;
                     let sums = &self.sums[at..][..(width - start).min(LINES * LINE)];
+                    for line in (0..sums.len()).step_by(LINE) {
+                        simd.prefetch(sums.as_ptr().wrapping_add(sums.len() + line));
+                    }
                     for (line, sums) in lines.iter_mut().zip(sums.chunks(LINE)) {
                         line[point][..sums.len()].copy_from_slice(sums);
                     }
