@@ -36,10 +36,10 @@ pub struct Tensor {
     first: usize,
 }
 
-/// The number of values of a shape, where it is `length`.
-fn filled(shape: [usize; 4], length: usize) -> Result<usize, ShapeError> {
+/// Checks that `length` values fill a shape.
+fn check_length(shape: [usize; 4], length: usize) -> Result<(), ShapeError> {
     let product = shape.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
-    product.filter(|&product| product == length).ok_or(ShapeError::Length { shape, found: length })
+    if product == Some(length) { Ok(()) } else { Err(ShapeError::Length { shape, found: length }) }
 }
 
 impl Tensor {
@@ -48,7 +48,7 @@ impl Tensor {
     /// # Errors
     /// When the number of values is not the product of the sizes.
     pub fn new(shape: [usize; 4], data: Vec<f32>) -> Result<Self, ShapeError> {
-        filled(shape, data.len())?;
+        check_length(shape, data.len())?;
         Ok(Tensor { shape, memory: data, first: 0 })
     }
 
@@ -61,7 +61,7 @@ impl Tensor {
         values: &[f32],
     ) -> Result<Self, ShapeError> {
         let shape = [batch, height, width, channels];
-        filled(shape, values.len())?;
+        check_length(shape, values.len())?;
         let mut tensor = Tensor::zeros(shape);
         let pixels = height * width;
         for (index, value) in tensor.data_mut().iter_mut().enumerate() {
@@ -133,7 +133,7 @@ impl Tensor {
         &mut self.memory[self.first..][..length]
     }
 
-    /// The values, without the shape.
+    /// The values, without the shape; they may be moved to where a vector begins.
     pub fn into_data(mut self) -> Vec<f32> {
         self.memory.truncate(self.first + self.len());
         self.memory.drain(..self.first);
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn values_begin_a_line_and_outlive_their_memory() {
+    fn values_begin_a_line_and_stay_the_same() {
         let given: Vec<f32> = (0..30).map(|value| value as f32).collect();
         for tensor in [Tensor::zeros([1, 2, 3, 5]), Tensor::new([1, 2, 3, 5], given).unwrap().clone()] {
             assert_eq!(tensor.data().as_ptr().addr() % 64, 0);

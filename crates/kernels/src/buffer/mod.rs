@@ -10,6 +10,14 @@ use std::sync::Arc;
 /// Values of a cache line.
 pub(crate) const LINE: usize = 16;
 
+/// A vector in which `length` zeros begin a cache line, and the index of the first. They come from the system without being written.
+pub fn zeros_in_lines(length: usize) -> (Vec<f32>, usize) {
+    let values = vec![0.0f32; length + LINE];
+    let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
+    assert!(first <= LINE, "a vector's values are aligned to their size");
+    (values, first)
+}
+
 /// A growing buffer of values whose first one begins a cache line.
 ///
 /// Zeros come from the system without being written, so that a page is made by the thread that first writes to it.
@@ -34,14 +42,6 @@ impl Default for Memory {
     fn default() -> Self {
         Memory::Heap(Vec::new())
     }
-}
-
-/// Memory for `length` zeros that begin a cache line, and where they begin in it. They come from the system without being written.
-pub fn zeros_in_lines(length: usize) -> (Vec<f32>, usize) {
-    let values = vec![0.0f32; length + LINE];
-    let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
-    assert!(first <= LINE, "a vector's values are aligned to their size");
-    (values, first)
 }
 
 impl Aligned {

@@ -74,8 +74,12 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
     let mut random = Random::new(1);
     let levels = Level::with_and_without_bf16().into_iter();
     let contexts: Vec<Context> = levels.map(|level| Context::new(level, 2)).collect();
-    // Depths beyond a block of the packed weights, sums long enough to be cut into parts, the ImageNet stem.
+    // Depths beyond a block of the packed weights, sums long enough to be cut into parts, the ImageNet stem; of the weights' gradients,
+    // more sums and rows than meet at once, and rows of either side too far apart to be read where they stand.
     let long = [
+        (ConvGeometry::square(260, 260, 1, 1), 1, [23, 24]),
+        (ConvGeometry::square(520, 20, 1, 1), 1, [8, 9]),
+        (ConvGeometry::square(20, 520, 1, 1), 1, [8, 9]),
         (ConvGeometry::square(1200, 20, 1, 2), 2, [5, 5]),
         (ConvGeometry::square(130, 17, 3, 1), 1, [5, 4]),
         (ConvGeometry::square(459, 17, 3, 1), 1, [3, 4]),

@@ -117,7 +117,7 @@ pub(super) struct Rows<'a> {
     pub(super) a: &'a [*const f32],
     pub(super) targets: &'a Targets,
     pub(super) height: usize,
-    /// How many values further on the next block's rows of A and of C begin; 0 if they are near or unknown.
+    /// How many values further on the next block's rows of A and of C usually begin; 0 if they are near or unknown.
     pub(super) next: [usize; 2],
     /// Whether these rows are the first that meet the panels.
     pub(super) first: bool,

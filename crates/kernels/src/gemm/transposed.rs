@@ -46,11 +46,12 @@ pub struct TransposedScratch {
 /// Rows of A and B that are read again and again before the next ones, or of pairs of them, at most: they stay in L2.
 const LENGTH: usize = 256;
 
-/// Sums of a task up to which half as many rows are: reading and writing the sums takes little time, and more of the rows stay in the
-/// L1 cache.
+/// Sums of a task up to which half as many rows meet at a time: reading and writing the sums takes little time then, and more of the
+/// rows stay in the L1 cache.
 const FEW: usize = 1 << 15;
 
-/// Values between two rows up to which they are read where they stand: further apart, their parts fall into few of a cache's sets.
+/// Values between two rows up to which they are read where they stand: what they lose there, since they fall into few of the L1
+/// cache's sets, is less than copying them takes. Measured.
 const CLOSE: usize = 512;
 
 /// Vectors of B that meet A's rows at a time, at most: as many rows of them as are read again and again stay in the L1 cache.
@@ -160,7 +161,7 @@ struct Near {
     step: usize,
 }
 
-/// Rows that will be copied next, of A and of B.
+/// Rows that will meet next, of A and of B.
 #[derive(Clone, Copy)]
 struct Next {
     rows: usize,
@@ -199,6 +200,7 @@ impl Next {
 /// A block of rows that meet.
 struct Block<'a> {
     piece: &'a Piece,
+    /// Rows as they are stored.
     length: usize,
     /// Whether C holds the sums of blocks before.
     accumulate: bool,
@@ -241,10 +243,7 @@ impl TransposedProduct<'_> {
 
     /// Copied rows that `rows` rows become.
     fn stored(&self, rows: usize) -> usize {
-        match self.operands {
-            Operands::F32 => rows,
-            Operands::Bf16 => rows.div_ceil(2),
-        }
+        rows.div_ceil(self.operands.together())
     }
 
     /// Copies rows of `width` values, or two of them to one of pairs.
@@ -433,8 +432,8 @@ impl TransposedProduct<'_> {
                     accumulate: block.accumulate,
                     soon: &lines[..soon],
                 };
-                // SAFETY: A and B hold `length` rows of the piece's channels and columns, C has been checked to be long
-                // enough, and tasks own disjoint groups, taps, channels, columns or parts of it.
+                // SAFETY: A and B hold `length` rows of the piece's channels and columns, copied or where `run` has found them; C
+                // has been checked to be long enough, and tasks own disjoint groups, taps, channels, columns or parts of it.
                 unsafe { kernels.transposed(panel.vectors, rows.len(), &arguments) };
                 call += 1;
             }
@@ -467,8 +466,8 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for Copy<F> {
         for row in 0..self.rows {
             let (Row { from, through }, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
             look_ahead(simd, from, self.width);
-            // SAFETY: promised by the caller of `TransposedProduct::copy`; of a last vector that is written whole, nobody reads the
-            // rest.
+            // SAFETY: the rows are promised by the caller of `TransposedProduct::copy`, which has checked the room; of a last vector
+            // that is written whole, nobody reads the rest.
             unsafe {
                 if let Some((prologue, channel)) = through {
                     prologue.run(simd, from, channel, to, self.width);
@@ -506,7 +505,7 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
             let rows = [Some(first), second];
             rows.iter().flatten().for_each(|row| look_ahead(simd, row.from, width));
             if let [Some(Row { from: a, through: None }), Some(Row { from: b, through: None })] = rows {
-                // SAFETY: promised by the caller of `TransposedProduct::copy`.
+                // SAFETY: as for `Copy`.
                 unsafe { simd.narrow_pairs([a, b], to, width) };
                 continue;
             }
@@ -517,12 +516,12 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
                     let Some(row) = row else { continue };
                     *from = row.from.wrapping_add(at);
                     if let Some((prologue, channel)) = row.through {
-                        // SAFETY: as above, and a piece has room for PIECE values.
+                        // SAFETY: as for `Copy`, and a piece has room for PIECE values.
                         unsafe { prologue.run(simd, *from, channel + at, piece.as_mut_ptr(), count) };
                         *from = piece.as_ptr();
                     }
                 }
-                // SAFETY: as above.
+                // SAFETY: as for `Copy`.
                 unsafe { simd.narrow_pairs(from, to.wrapping_add(at), count) };
             }
         }

@@ -18,7 +18,7 @@ pub(crate) struct Gathered {
     pub(crate) skip: usize,
     /// Values of a row that are used by each tap.
     pub(crate) depth: usize,
-    /// How many values further on the next block's rows of A begin, which are asked for; 0 if they are near or unknown.
+    /// How many values further on the next block's rows of A usually begin, which are asked for; 0 if they are near or unknown.
     pub(crate) ahead: usize,
     /// The panel's values, `[tap][depth][vectors · lanes]`.
     pub(crate) b: *const f32,
