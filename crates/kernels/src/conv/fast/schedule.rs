@@ -4,8 +4,12 @@ use super::run::Weights;
 use super::tiles::MAX_TILES;
 use super::{FastConv, PANEL, narrow};
 
-/// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them.
-const STREAMED: usize = 1 << 20;
+/// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them: twice what an L2 cache
+/// of 1 MiB holds.
+const STREAMED: usize = 1 << 19;
+
+/// Values of transformed weights beyond which it takes longer to write and read them than to transform them for each block of tiles.
+const MANY: usize = 1 << 20;
 
 /// Values of streamed weights that each thread reads for itself rather than share a transformed input with others, which
 /// costs what moves from one core's cache to another's: about half of what the last cache holds.
@@ -40,18 +44,19 @@ pub(super) fn reads_all(conv: &FastConv, tiles: usize, threads: usize) -> bool {
 }
 
 /// How a pass over `tiles` tiles takes weights that are used once, where not all threads transform them before. Many are transformed
-/// panel by panel in the cache while their products are made: writing and reading them would take longer than doing so for each block
-/// of tiles. Few are transformed by each thread for itself, sooner than they come from another core's cache.
+/// panel by panel in the cache while their products are made. Few are transformed by each thread for itself, sooner than they come from
+/// another core's cache.
 pub(super) fn plain_weights<'a>(
     conv: &FastConv,
     tiles: usize,
     threads: usize,
     weight: &'a [f32],
 ) -> Option<Weights<'a>> {
-    if conv.tiling.parts() == 1 && Cut::new(conv).streamed {
+    let values = conv.weight_values();
+    if conv.tiling.parts() == 1 && conv.geometry.groups == 1 && values > MANY {
         return Some(Weights::Plain(weight));
     }
-    let apart = conv.weight_values() <= APART && tiles >= ENOUGH * threads && completes(conv, tiles, threads);
+    let apart = values <= APART && tiles >= ENOUGH * threads && completes(conv, tiles, threads);
     apart.then_some(Weights::Apart(weight))
 }
 
