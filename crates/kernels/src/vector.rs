@@ -51,12 +51,18 @@ pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, v
     unsafe { store_first(simd, to.as_mut_ptr(), value, count) }
 }
 
+/// Asks for `count` values, a line after the other. `from` may be any address.
+#[inline(always)]
+pub(crate) fn ask<S: Simd>(simd: S, from: *const f32, count: usize) {
+    for at in (0..count).step_by(LINE) {
+        simd.prefetch(from.wrapping_add(at));
+    }
+}
+
 /// Asks for `count` values that stand [`AHEAD`] of those at `from`.
 #[inline(always)]
 pub(crate) fn look_ahead<S: Simd>(simd: S, from: *const f32, count: usize) {
-    for at in (0..count).step_by(LINE) {
-        simd.prefetch(from.wrapping_add(at + AHEAD));
-    }
+    ask(simd, from.wrapping_add(AHEAD), count);
 }
 
 /// Work on neighbouring channels, whose accumulators and parameters stay in registers while rows go by.

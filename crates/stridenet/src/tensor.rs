@@ -75,11 +75,12 @@ impl Tensor {
     pub fn to_nchw(&self) -> Vec<f32> {
         let [batch, height, width, channels] = self.shape;
         let pixels = height * width;
-        let mut values = Vec::with_capacity(self.len());
+        let data = self.data();
+        let mut values = Vec::with_capacity(data.len());
         for image in 0..batch {
             for channel in 0..channels {
                 let first = image * pixels * channels + channel;
-                values.extend((0..pixels).map(|pixel| self.data()[first + pixel * channels]));
+                values.extend((0..pixels).map(|pixel| data[first + pixel * channels]));
             }
         }
         values

@@ -296,3 +296,20 @@ impl Scatter {
         (images - 1) * self.image_step + last(&self.vertical) + last(&self.horizontal) + width
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_usual_step_is_that_of_a_line() {
+        assert_eq!(Gather::matrix(5, 7).usual_step(), 7);
+        // Every second pixel of 9 in a line, with padding before the first: taps read pixels −1, 0 and 1 from there on.
+        let padded = |x: usize, tap: usize| (2 * x + tap).checked_sub(1).filter(|&pixel| pixel < 9);
+        let axis = || Axis::new(5, 3, 4, padded);
+        assert_eq!(Gather::new(axis(), axis(), 9 * 9 * 4, 4).usual_step(), 8);
+        assert_eq!(Scatter::new(vec![0, 40], vec![4, 12, 20], 80).usual_step(), 8);
+        // Padding, one position, none.
+        assert_eq!([&[PADDING, 8][..], &[8, PADDING], &[8], &[]].map(line_step), [0; 4]);
+    }
+}

@@ -98,8 +98,6 @@ struct Piece {
     depth: Range<usize>,
     /// Of each group.
     columns: Range<usize>,
-    /// Rows of A and B that are read again and again before the next ones.
-    length: usize,
 }
 
 /// `index` of as many equal ranges as there are in `whole`, and the rest of the index.
@@ -150,7 +148,7 @@ impl Cut {
         let (depth, index) = range(index, product.gather.depth(), self.depth);
         let (taps, index) = range(index, product.gather.taps(), self.taps);
         let (groups, _) = range(index, product.groups, self.groups);
-        Piece { groups, taps, depth, columns, length: self.length }
+        Piece { groups, taps, depth, columns }
     }
 }
 
@@ -306,7 +304,7 @@ impl TransposedProduct<'_> {
                 None => first.get(),
                 Some(other) => others.get().wrapping_add(other * size),
             };
-            with_free(own, |own| self.piece(cx, &cut.piece(self, task % pieces), rows, own, c));
+            with_free(own, |own| self.piece(cx, (&cut, task % pieces), rows, own, c));
         });
         add_parts(cx, c, &parts.values()[..(cut.parts - 1) * size]);
     }
@@ -322,8 +320,16 @@ impl TransposedProduct<'_> {
         })
     }
 
-    /// One task: a piece of C, summed over some rows.
-    fn piece(&self, cx: &Context, piece: &Piece, rows: Range<usize>, own: &mut [Aligned; 2], c: *mut f32) {
+    /// One task: piece `index` of C, summed over some rows.
+    fn piece(
+        &self,
+        cx: &Context,
+        (cut, index): (&Cut, usize),
+        rows: Range<usize>,
+        own: &mut [Aligned; 2],
+        c: *mut f32,
+    ) {
+        let piece = &cut.piece(self, index);
         let (group_depth, group_columns) = (self.gather.depth(), self.columns / self.groups);
         // With several groups their whole width is read.
         let width = |range: &Range<usize>, group| (piece.groups.len() - 1) * group + range.len();
@@ -331,13 +337,14 @@ impl TransposedProduct<'_> {
         let a_first = piece.groups.start * group_depth + piece.depth.start;
         let b_first = piece.groups.start * group_columns + piece.columns.start;
         // Blocks of equal length: a short one would read and write C for a few rows.
-        let count = rows.len().div_ceil(piece.length);
+        let count = rows.len().div_ceil(cut.length);
         let at = |index: usize| rows.start + rows.len() * index.min(count) / count;
         let [input, dy] =
             [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
+        let [a_own, b_own] = own;
+        let mut pointers = [std::ptr::null(); 2 * LENGTH];
         for index in 0..count {
             let rows = at(index)..at(index + 1);
-            let [a_own, b_own] = &mut *own;
             let b = self.near_b(cx, dy, &rows, b_width, b_own);
             let side = |first: *const f32, step, width| Side {
                 first: first.wrapping_add(rows.end * step),
@@ -350,7 +357,8 @@ impl TransposedProduct<'_> {
             });
             let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
-                let a = self.near_a(cx, (input, a_first), (tap, &rows), a_width, a_own);
+                let own = (&mut *a_own, &mut pointers);
+                let a = self.near_a(cx, (input, a_first), (tap, &rows), a_width, own);
                 for group in piece.groups.clone() {
                     let inside = group - piece.groups.start;
                     let a = Near { first: a.first.wrapping_add(inside * group_depth), ..a };
@@ -371,14 +379,13 @@ impl TransposedProduct<'_> {
         (input, channel): (*const f32, usize),
         (tap, rows): (usize, &Range<usize>),
         width: usize,
-        own: &mut Aligned,
+        (own, pointers): (&mut Aligned, &mut [*const f32; 2 * LENGTH]),
     ) -> Near {
         if let [Some(step), _] = self.steps() {
             return Near { first: input.wrapping_add(rows.start * step), step };
         }
-        let mut pointers = [std::ptr::null(); 2 * LENGTH];
         let position = self.gather.position(rows.start);
-        self.gather.block(input, position, tap..tap + 1, rows.len(), &mut pointers);
+        self.gather.block(input, position, tap..tap + 1, rows.len(), pointers);
         let source = |row: usize| {
             let from = pointers[row];
             let prologue = self.input.prologue.filter(|_| !self.gather.is_padding(from));

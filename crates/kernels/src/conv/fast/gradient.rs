@@ -18,6 +18,7 @@ use crate::gemm::{add_parts, row_step};
 use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::Source;
 use crate::simd::{Simd, Task};
+use crate::vector::ask;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -312,9 +313,7 @@ impl<T: transform::Transposed> Task for Back<'_, T> {
                 for point in 0..T::POINTS {
                     let at = (point * depth + input) * width + start;
                     let sums = &self.sums[at..][..(width - start).min(LINES * LINE)];
-                    for line in (0..sums.len()).step_by(LINE) {
-                        simd.prefetch(sums.as_ptr().wrapping_add(sums.len() + line));
-                    }
+                    ask(simd, sums.as_ptr().wrapping_add(sums.len()), sums.len());
                     for (line, sums) in lines.iter_mut().zip(sums.chunks(LINE)) {
                         line[point][..sums.len()].copy_from_slice(sums);
                     }

@@ -8,6 +8,7 @@ use crate::buffer::LINE;
 use crate::gemm::heights::Heights;
 use crate::gemm::micro::Blocked;
 use crate::simd::{Simd, Task};
+use crate::vector::ask;
 use std::ops::Range;
 
 /// Cache lines that come while a block's products are made.
@@ -46,8 +47,8 @@ struct Outputs {
     /// Values between two rows.
     step: usize,
     rows: Range<usize>,
-    /// Cache lines of a row.
-    lines: usize,
+    /// Values of a row.
+    width: usize,
 }
 
 impl Task for Outputs {
@@ -56,9 +57,7 @@ impl Task for Outputs {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         for row in self.rows {
-            for line in 0..self.lines {
-                simd.prefetch(self.first.wrapping_add(row * self.step + line * LINE));
-            }
+            ask(simd, self.first.wrapping_add(row * self.step), self.width);
         }
     }
 }
@@ -101,7 +100,7 @@ impl Run<'_> {
             first: self.y.get().wrapping_add(pixel(first) * channels + panel.channels.start),
             step: channels / parts,
             rows: rows * share / shares..rows * (share + 1) / shares,
-            lines: panel.channels.len().div_ceil(LINE),
+            width: panel.channels.len(),
         });
     }
 

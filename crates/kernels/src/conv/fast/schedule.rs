@@ -53,17 +53,22 @@ pub(super) fn plain_weights<'a>(
     weight: &'a [f32],
 ) -> Option<Weights<'a>> {
     let values = conv.weight_values();
-    if conv.tiling.parts() == 1 && conv.geometry.groups == 1 && values > MANY {
+    if covers_lines(conv) && values > MANY {
         return Some(Weights::Plain(weight));
     }
     let apart = values <= APART && tiles >= ENOUGH * threads && completes(conv, tiles, threads);
     apart.then_some(Weights::Apart(weight))
 }
 
+/// Whether tiles cover lines of pixels, with all channels in one section.
+fn covers_lines(conv: &FastConv) -> bool {
+    conv.tiling.parts() == 1 && conv.geometry.groups == 1
+}
+
 /// Whether blocks of tiles, which cover lines of pixels, go through all output channels on one thread, so that their pixels are complete
 /// behind them.
 pub(super) fn completes(conv: &FastConv, tiles: usize, threads: usize) -> bool {
-    conv.tiling.parts() == 1 && conv.geometry.groups == 1 && !Schedule::new(conv, tiles, threads).shared
+    covers_lines(conv) && !Schedule::new(conv, tiles, threads).shared
 }
 
 /// How tiles are cut into blocks.
