@@ -1,6 +1,6 @@
 //! Memory for tiles in the domain of products, and how they stand in it.
 
-use super::schedule::{Cut, reads_all, together};
+use super::schedule::{APART_THREADS, Cut, reads_all, together};
 use super::tiles::Block;
 use super::transform::Steps;
 use super::{FastConv, PANEL};
@@ -38,8 +38,8 @@ pub(super) fn with_room(
 ) -> &[Space<Own>] {
     let own = Space::for_threads(own, threads);
     for own in &mut *own {
-        let Own { block, v, m, weights, packed, .. } = own.get_mut();
-        *packed = false;
+        let Own { block, v, m, weights, packed, transformed, .. } = own.get_mut();
+        (*packed, *transformed) = (false, None);
         block.reserve(tiles);
         v.grow(v_len);
         m.grow(m_len);
@@ -58,10 +58,11 @@ impl Memory {
     pub(super) fn reserve(&mut self, conv: &FastConv, tiles: usize, threads: usize) {
         let Cut { most, streamed } = Cut::new(conv);
         let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
-        let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
-        with_room(&mut self.own, threads, most.min(tiles), [if alone { v_len } else { 0 }, m_len, 0]);
+        let many = threads > APART_THREADS;
+        let apart = !streamed || !many || reads_all(conv, tiles, threads);
+        with_room(&mut self.own, threads, most.min(tiles), [if apart { v_len } else { 0 }, m_len, 0]);
         self.block.reserve(most.min(tiles));
-        self.shared.grow(if threads > 1 { v_len } else { 0 });
+        self.shared.grow(if many { v_len } else { 0 });
     }
 }
 
@@ -70,6 +71,8 @@ impl Memory {
 pub(super) struct Own {
     pub(super) block: Block,
     pub(super) v: Aligned,
+    /// The block whose input V is, where threads share blocks.
+    pub(super) transformed: Option<usize>,
     pub(super) m: Aligned,
     /// Rows of outputs that a pool will read.
     pub(super) strip: Aligned,

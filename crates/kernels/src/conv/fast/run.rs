@@ -3,7 +3,7 @@
 use super::memory::{Memory, Own, with_room};
 use super::pack::{Pack, PackTask};
 use super::products::{Ahead, Products};
-use super::schedule::{Schedule, together};
+use super::schedule::{Schedule, Share, together};
 use super::tiles::{self, Block, Line};
 use super::transform::{self, Later, Steps, Transform};
 use super::{FastConv, PANEL, Panel, narrow};
@@ -74,13 +74,13 @@ impl Run<'_> {
         let chunks = sections.div_ceil(together);
         let most = tiles.div_ceil(blocks);
         let Memory { block, shared, own } = memory;
-        let chunk = if schedule.shared { 1 } else { together };
+        let chunk = if schedule.share == Share::Block { together } else { 1 };
         let [v_len, m_len] = self.block_lens(most, chunk);
+        let together_len = if schedule.share == Share::PanelsAndInput { v_len } else { 0 };
         let weights_len = if let Weights::Apart(_) = self.weights { conv.packed_len() } else { 0 };
-        let own =
-            with_room(own, threads, most, [if schedule.shared { 0 } else { v_len }, m_len, weights_len]);
+        let own = with_room(own, threads, most, [v_len - together_len, m_len, weights_len]);
         let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
-        if !schedule.shared {
+        if schedule.share == Share::Block {
             self.cx.pool().run(blocks * chunks, |task| {
                 let first = task % chunks * together;
                 let chunk = first..sections.min(first + together);
@@ -101,24 +101,33 @@ impl Run<'_> {
             });
             return;
         }
-        shared.grow(v_len);
+        shared.grow(together_len);
         let v = SharedMut(shared.as_mut_ptr());
-        let (panels, vectors) = (conv.panels(0), conv.vectors(0).len());
+        let (panels, vectors) = (conv.panels(0), conv.vectors(0));
         for index in 0..blocks {
             let block = self.fill(block, range(index));
             let step = conv.v_step(block.tiles().len(), 1);
-            let pieces = vectors.min(4 * threads);
-            self.cx.pool().run(pieces, |piece| {
-                let vectors = vectors * piece / pieces..vectors * (piece + 1) / pieces;
-                let first = vectors.start * block.tiles().len() * conv.lanes();
-                let steps = conv.v_steps(block.tiles().len(), step);
-                self.transform::<T>(block, vectors, steps, v.get().wrapping_add(first));
-            });
+            let steps = conv.v_steps(block.tiles().len(), step);
+            if schedule.share == Share::PanelsAndInput {
+                let pieces = vectors.len().min(4 * threads);
+                self.cx.pool().run(pieces, |piece| {
+                    let vectors = vectors.len() * piece / pieces..vectors.len() * (piece + 1) / pieces;
+                    let first = vectors.start * steps.vector;
+                    self.transform::<T>(block, vectors, steps, v.get().wrapping_add(first));
+                });
+            }
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
-                with_free(own, |Own { m, .. }| {
+                with_free(own, |own| {
+                    let v = match schedule.share {
+                        Share::PanelsAndInput => v.get(),
+                        Share::Panels | Share::Block => own.v.as_mut_ptr(),
+                    };
+                    if schedule.share == Share::Panels && own.transformed.replace(index) != Some(index) {
+                        self.transform::<T>(block, vectors.clone(), steps, v);
+                    }
                     let mut ahead = if schedule.streamed { Ahead::Weights } else { Ahead::Nothing };
-                    self.panel::<T>(&mut ahead, block, panel, (v.get(), step), m.as_mut_ptr());
+                    self.panel::<T>(&mut ahead, block, panel, (v, step), own.m.as_mut_ptr());
                 });
             });
         }

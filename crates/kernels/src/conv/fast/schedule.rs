@@ -33,6 +33,11 @@ const TOGETHER: usize = 128;
 /// Values of transformed weights up to which each thread transforms them for itself: they stay in its L2 cache.
 const APART: usize = 1 << 18;
 
+/// Threads up to which each transforms the whole input of a block of tiles for itself rather than a part of it for all: what one core
+/// has written comes slowly to another, to one far away more slowly than it can be computed. With more threads it would be computed
+/// too often.
+pub(super) const APART_THREADS: usize = 2;
+
 /// Sections that are transformed together.
 pub(super) fn together(conv: &FastConv) -> usize {
     (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
@@ -68,7 +73,7 @@ fn covers_lines(conv: &FastConv) -> bool {
 /// Whether blocks of tiles, which cover lines of pixels, go through all output channels on one thread, so that their pixels are complete
 /// behind them.
 pub(super) fn completes(conv: &FastConv, tiles: usize, threads: usize) -> bool {
-    covers_lines(conv) && !Schedule::new(conv, tiles, threads).shared
+    covers_lines(conv) && Schedule::new(conv, tiles, threads).share == Share::Block
 }
 
 /// How tiles are cut into blocks.
@@ -101,13 +106,24 @@ impl Cut {
     }
 }
 
+/// What a thread takes of the work on a block of tiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    /// All of it: threads take blocks in turn.
+    Block,
+    /// The products of some panels, for which it transforms the input itself.
+    Panels,
+    /// The same, with an input that the threads transform together.
+    PanelsAndInput,
+}
+
 /// How the work on a batch is cut. The bits of the result do not depend on it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Schedule {
     /// Blocks of tiles.
     pub(super) blocks: usize,
-    /// Whether all threads work on one block at a time and share its transformed input.
-    pub(super) shared: bool,
+    /// What threads take of it.
+    pub(super) share: Share,
     /// Whether the weights come from memory.
     pub(super) streamed: bool,
 }
@@ -120,8 +136,13 @@ impl Schedule {
             true => !reads_all(conv, tiles, threads),
             false => blocks < 2 * threads,
         };
-        let shared = threads > 1 && conv.geometry.groups == 1 && few;
-        let blocks = if shared || threads == 1 { blocks } else { blocks.next_multiple_of(threads) };
-        Schedule { blocks: blocks.min(tiles), shared, streamed }
+        let share = match threads {
+            2.. if conv.geometry.groups > 1 || !few => Share::Block,
+            2..=APART_THREADS => Share::Panels,
+            2.. => Share::PanelsAndInput,
+            _ => Share::Block,
+        };
+        let blocks = if share == Share::Block { blocks.next_multiple_of(threads) } else { blocks };
+        Schedule { blocks: blocks.min(tiles), share, streamed }
     }
 }
