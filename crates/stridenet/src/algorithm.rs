@@ -75,22 +75,42 @@ pub(crate) struct Estimate {
 /// none, takes that.
 pub(crate) type Chooser<'a> = dyn Fn(&str, &[Estimate]) -> Option<Choice> + 'a;
 
+/// What taking a value into the domain of products costs, and taking one out of it.
+#[derive(Debug, Clone, Copy)]
+struct Moved {
+    into: f64,
+    back: f64,
+}
+
+impl Moved {
+    /// The same both ways.
+    const fn each(cost: f64) -> Moved {
+        Moved { into: cost, back: cost }
+    }
+}
+
 /// What a convolution's forward pass takes, in the multiply-accumulates that a core does meanwhile at its peak. Measured.
 #[derive(Debug, Clone, Copy)]
 struct Costs {
     /// Share of the peak that products reach.
     share: f64,
-    /// The same for the direct sum of groups, whose products are narrow.
+    /// The same within groups, whose products are narrow: of the direct sum, and of square tiles.
     grouped_share: f64,
+    grouped_tile_share: f64,
     /// Reading a byte of weights from memory.
     byte: f64,
-    /// Taking a value into or out of the domain of products: of square tiles.
-    tile_value: f64,
-    /// The same for pairs and fours of pixels, into it and out of it: their input arrives while products are made.
-    pair_input: f64,
-    pair_output: f64,
-    /// The direct sum's step to the next tap for an output pixel and a panel.
+    /// Taking a value of square tiles into or out of the domain of products, and the same within groups.
+    tile: Moved,
+    grouped_tile: Moved,
+    /// The same for pairs and fours of pixels: their input arrives while products are made.
+    pairs: Moved,
+    fours: Moved,
+    /// How many times longer one level of Strassen's algorithm must be expected to take for a second to be worth its memory: the
+    /// weights take 1.75 times as much.
+    second_level: f64,
+    /// The direct sum's step to the next tap for an output pixel and a panel, or a group.
     tap: f64,
+    grouped_tap: f64,
 }
 
 impl Costs {
@@ -98,11 +118,15 @@ impl Costs {
     const NARROW: Costs = Costs {
         share: 0.93,
         grouped_share: 0.10,
+        grouped_tile_share: 0.93,
         byte: 5.0,
-        tile_value: 7.5,
-        pair_input: 0.5,
-        pair_output: 10.0,
+        tile: Moved::each(7.5),
+        grouped_tile: Moved::each(7.5),
+        pairs: Moved { into: 0.5, back: 10.0 },
+        fours: Moved { into: 0.5, back: 10.0 },
+        second_level: 1.04,
         tap: 190.0,
+        grouped_tap: 0.0,
     };
 
     /// Cores that multiply and add twice as much in the same time, with caches and a memory that are no faster: whatever is not
@@ -110,23 +134,31 @@ impl Costs {
     const SAPPHIRE_RAPIDS: Costs = Costs {
         share: 0.57,
         grouped_share: 0.12,
+        grouped_tile_share: 0.57,
         byte: 12.0,
-        tile_value: 20.0,
-        pair_input: 40.0,
-        pair_output: 40.0,
+        tile: Moved::each(20.0),
+        grouped_tile: Moved::each(20.0),
+        pairs: Moved::each(40.0),
+        fours: Moved::each(40.0),
+        second_level: 1.04,
         tap: 260.0,
+        grouped_tap: 0.0,
     };
 
     /// Cores that multiply and add as much, whose caches keep up: the direct sum is nearly as fast as its products, and pairs of
     /// pixels pay where there are many channels.
     const ZEN_5: Costs = Costs {
-        share: 0.94,
-        grouped_share: 0.11,
-        byte: 4.6,
-        tile_value: 30.0,
-        pair_input: 16.0,
-        pair_output: 12.0,
-        tap: 90.0,
+        share: 0.95,
+        grouped_share: 0.62,
+        grouped_tile_share: 0.27,
+        byte: 5.1,
+        tile: Moved::each(13.5),
+        grouped_tile: Moved::each(8.0),
+        pairs: Moved { into: 14.0, back: 18.0 },
+        fours: Moved { into: 14.0, back: 13.5 },
+        second_level: 1.0,
+        tap: 65.0,
+        grouped_tap: 310.0,
     };
 
     fn of(level: Level) -> Costs {
@@ -138,16 +170,13 @@ impl Costs {
     }
 }
 
-/// How many times longer one level of Strassen's algorithm must be expected to take for a second to be worth its memory: the
-/// weights take 1.75 times as much.
-const SECOND_LEVEL: f64 = 1.04;
-
 /// Where reading the weights from memory takes more than this part of the arithmetic's time, the pages that they stand in
 /// matter.
 const SHORT: f64 = 16.0;
 
-/// Output channels of a panel of the direct sum.
+/// Output channels of a panel of the direct sum, and the output pixels that meet one at once.
 const PANEL: usize = 64;
+const ROWS: usize = 6;
 
 /// A pass of training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -279,28 +308,32 @@ fn estimates(
         Estimate { choice, macs, weight_bytes, streams: reading * SHORT > work, cost }
     };
     let weights = geometry.weight_len();
-    let products = output[0] * output[1] * weights;
-    let work = match geometry.groups {
-        1 => {
-            let taps = geometry.kernel[0] * geometry.kernel[1] * output[0] * output[1];
-            let panels = geometry.out_channels.div_ceil(PANEL);
-            products as f64 / costs.share + (taps * panels) as f64 * costs.tap
-        }
-        _ => products as f64 / costs.grouped_share,
+    let pixels = output[0] * output[1];
+    // Short blocks of rows take as long as whole ones.
+    let blocks = (pixels * batch).next_multiple_of(ROWS) as f64 / (pixels * batch).max(1) as f64;
+    let products = pixels * weights;
+    let (parts, share, tap) = match geometry.groups {
+        1 => (geometry.out_channels.div_ceil(PANEL), costs.share, costs.tap),
+        groups => (groups, costs.grouped_share, costs.grouped_tap),
     };
+    let taps = geometry.kernel[0] * geometry.kernel[1] * pixels * parts;
+    let work = blocks * (products as f64 / share + taps as f64 * tap);
     let mut all = vec![estimate(Choice::Direct, products, weights, work)];
+    let (tile, share) = match geometry.groups {
+        1 => (costs.tile, costs.share),
+        _ => (costs.grouped_tile, costs.grouped_tile_share),
+    };
     for tiling in Tiling::ALL {
         if let Some(cost) = tiling.cost(level, geometry, input) {
-            let (into, back) = match tiling {
-                Tiling::Strassen | Tiling::Twice => (costs.pair_input, costs.pair_output),
-                Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 | Tiling::S7 => {
-                    (costs.tile_value, costs.tile_value)
-                }
+            let Moved { into, back } = match tiling {
+                Tiling::Strassen => costs.pairs,
+                Tiling::Twice => costs.fours,
+                Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 | Tiling::S7 => tile,
             };
             let moved = cost.inputs as f64 * into + cost.outputs as f64 * back;
-            let work = cost.products as f64 / costs.share + moved;
+            let work = cost.products as f64 / share + moved;
             let estimate = estimate(Choice::Fast(tiling), cost.products, cost.weights, work);
-            let worth = if tiling == Tiling::Twice { SECOND_LEVEL } else { 1.0 };
+            let worth = if tiling == Tiling::Twice { costs.second_level } else { 1.0 };
             all.push(Estimate { cost: estimate.cost * worth, ..estimate });
         }
     }

@@ -1,6 +1,6 @@
 //! Memory for tiles in the domain of products, and how they stand in it.
 
-use super::schedule::{APART_THREADS, Cut, reads_all, together};
+use super::schedule::{Cut, apart_values, reads_all, together};
 use super::tiles::Block;
 use super::transform::Steps;
 use super::{FastConv, PANEL};
@@ -57,12 +57,14 @@ impl Memory {
     /// Makes room for at most `tiles` tiles and `threads` threads.
     pub(super) fn reserve(&mut self, conv: &FastConv, tiles: usize, threads: usize) {
         let Cut { most, streamed } = Cut::new(conv);
-        let [v_len, m_len] = conv.block_lens(most.min(tiles), together(conv));
-        let many = threads > APART_THREADS;
-        let apart = !streamed || !many || reads_all(conv, tiles, threads);
-        with_room(&mut self.own, threads, most.min(tiles), [if apart { v_len } else { 0 }, m_len, 0]);
-        self.block.reserve(most.min(tiles));
-        self.shared.grow(if many { v_len } else { 0 });
+        let most = most.min(tiles);
+        let [v_len, m_len] = conv.block_lens(most, together(conv));
+        let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
+        // Where a block of so many tiles is not transformed apart, one of fewer tiles may be.
+        let apart_len = apart_values(threads) + conv.tiling.points() * LINE;
+        with_room(&mut self.own, threads, most, [if alone { v_len } else { v_len.min(apart_len) }, m_len, 0]);
+        self.block.reserve(most);
+        self.shared.grow(if threads > 1 { v_len } else { 0 });
     }
 }
 

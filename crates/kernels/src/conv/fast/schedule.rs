@@ -33,14 +33,20 @@ const TOGETHER: usize = 128;
 /// Values of transformed weights up to which each thread transforms them for itself: they stay in its L2 cache.
 const APART: usize = 1 << 18;
 
-/// Threads up to which each transforms the whole input of a block of tiles for itself rather than a part of it for all: what one core
-/// has written comes slowly to another, to one far away more slowly than it can be computed. With more threads it would be computed
-/// too often.
-pub(super) const APART_THREADS: usize = 2;
+/// Threads up to which each transforms the whole input of a block of tiles for itself rather than a part of it for all, where V stays in
+/// the L2 cache: what stands in one core's cache comes slowly to another, to one far away more slowly than it can be computed. With
+/// more threads it would be computed too often.
+const APART_THREADS: usize = 2;
+const APART_VALUES: usize = 1 << 18;
 
 /// Sections that are transformed together.
 pub(super) fn together(conv: &FastConv) -> usize {
     (TOGETHER / conv.view.depth).clamp(1, conv.sections().len())
+}
+
+/// Values of V up to which threads that share a block of tiles transform its input each for itself.
+pub(super) fn apart_values(threads: usize) -> usize {
+    if threads <= APART_THREADS { APART_VALUES } else { 0 }
 }
 
 /// Whether each thread reads all of the streamed weights for its share of `tiles` tiles.
@@ -136,11 +142,11 @@ impl Schedule {
             true => !reads_all(conv, tiles, threads),
             false => blocks < 2 * threads,
         };
-        let share = match threads {
-            2.. if conv.geometry.groups > 1 || !few => Share::Block,
-            2..=APART_THREADS => Share::Panels,
-            2.. => Share::PanelsAndInput,
-            _ => Share::Block,
+        let values = conv.tiling.points() * conv.section_len(most.min(tiles));
+        let share = match () {
+            () if threads == 1 || conv.geometry.groups > 1 || !few => Share::Block,
+            () if values <= apart_values(threads) => Share::Panels,
+            () => Share::PanelsAndInput,
         };
         let blocks = if share == Share::Block { blocks.next_multiple_of(threads) } else { blocks };
         Schedule { blocks: blocks.min(tiles), share, streamed }

@@ -1,7 +1,7 @@
 //! Every tiling at every level against the f64 oracle, on random shapes with all tails.
 
 use super::algorithm::MAX;
-use super::schedule::plain_weights;
+use super::schedule::{Schedule, Share, plain_weights};
 use super::*;
 use crate::buffer::LINE;
 use crate::conv::Window;
@@ -536,6 +536,28 @@ fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
         (Tiling::F4, ConvGeometry { groups: 32, ..ConvGeometry::square(128, 128, 3, 1) }, 3, [23, 22]),
         (Tiling::S3, ConvGeometry { groups: 32, ..ConvGeometry::square(256, 256, 3, 2) }, 3, [23, 22]),
     ]
+}
+
+#[test]
+fn work_is_cut_in_each_way_on_few_threads_and_on_many() {
+    let level = Level::detect();
+    let shares = |threads: usize| {
+        let share = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
+            let conv = FastConv::new(level, tiling, g, input).unwrap();
+            Schedule::new(&conv, batch * conv.rows.len() * conv.columns.len(), threads).share
+        };
+        scheduled().into_iter().map(share).collect::<Vec<Share>>()
+    };
+    assert!(shares(1).iter().all(|&share| share == Share::Block));
+    for (threads, expected) in [
+        (2, &[Share::Block, Share::Panels, Share::PanelsAndInput][..]),
+        (8, &[Share::Block, Share::PanelsAndInput]),
+    ] {
+        let found = shares(threads);
+        for share in [Share::Block, Share::Panels, Share::PanelsAndInput] {
+            assert_eq!(found.contains(&share), expected.contains(&share), "{threads} threads: {found:?}");
+        }
+    }
 }
 
 #[test]
