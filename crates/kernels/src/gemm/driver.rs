@@ -7,6 +7,7 @@ use super::pack::{PackedMatrix, Panel, panels};
 use super::prepared::PreparedScratch;
 use crate::Context;
 use crate::bf16::Operands;
+use crate::buffer::LINE;
 use crate::follow::Follow;
 use crate::parallel::SharedMut;
 use crate::prologue::Source;
@@ -25,6 +26,9 @@ const NEAR: usize = 1 << 15;
 /// Bytes a cycle that the products may read from the L2 cache. Where they would read more, a panel meets all rows before the next
 /// one, from the L1 cache.
 const FROM_L2: usize = 16;
+
+/// Values of B that stay in the L2 cache from one task to the next.
+const KEPT: usize = 1 << 17;
 
 /// Parts into which a product is cut at least, where its size allows.
 pub(super) const TASKS: usize = 16;
@@ -121,6 +125,30 @@ pub(super) struct Rows<'a> {
     pub(super) next: [usize; 2],
     /// Whether these rows are the first that meet the panels.
     pub(super) first: bool,
+    /// What of B is read after the panels, of which these rows bring a part near.
+    pub(super) coming: Coming,
+}
+
+/// Values of B that are read after others, by lines.
+#[derive(Clone, Copy)]
+pub(super) struct Coming {
+    from: *const f32,
+    lines: usize,
+}
+
+impl Coming {
+    /// None.
+    pub(super) const NOTHING: Coming = Coming { from: std::ptr::null(), lines: 0 };
+
+    /// Part `index` of `parts` equal ones.
+    #[inline(always)]
+    fn part(self, index: usize, parts: usize) -> Coming {
+        if self.lines == 0 {
+            return self;
+        }
+        let [start, end] = [index, index + 1].map(|index| self.lines * index / parts);
+        Coming { from: self.from.wrapping_add(start * LINE), lines: end - start }
+    }
 }
 
 /// Where a block of rows goes: pointers to the first column's values.
@@ -171,10 +199,20 @@ impl Product<'_> {
         let out = SharedMut(c.as_mut_ptr());
         cx.pool().run(chunks * groups.count(), |task| {
             let (from, group) = (task / groups.count() * chunk, groups.block(task % groups.count()));
-            let panels = panels.clone().skip(group.start).take(group.len());
+            let of = |group: Range<usize>| panels.clone().skip(group.start).take(group.len());
+            // Threads take tasks in turn.
+            let next = (task + cx.pool().available()) % groups.count();
+            let next = if next == task % groups.count() { 0..0 } else { groups.block(next) };
+            let panels = of(group);
             let rows = from..rows.min(from + chunk);
-            for part in self.parts() {
-                self.part(cx, panels.clone(), rows.clone(), part, &out);
+            let mut parts = self.parts().peekable();
+            while let Some(part) = parts.next() {
+                let coming = match (parts.peek(), self.parts().next()) {
+                    (Some(later), _) => self.coming(panels.clone(), later),
+                    (None, Some(first)) => self.coming(of(next.clone()), &first),
+                    (None, None) => Coming::NOTHING,
+                };
+                self.part(cx, panels.clone(), rows.clone(), part, coming, &out);
             }
             let columns = panels.map(|panel| panel.columns).sum();
             // SAFETY: `check` holds: C's rows are the output's. These columns of them are complete now; no other task has them, and
@@ -245,17 +283,30 @@ impl Product<'_> {
         parts.chain((taps * depth == 0).then_some(nothing))
     }
 
-    /// One part of the depth for some panels and rows.
+    /// What a part needs of some panels: of several ones all values, of one its rows.
+    fn coming(&self, panels: impl Iterator<Item = Panel> + Clone, part: &Part) -> Coming {
+        let Some(first) = panels.clone().next() else { return Coming::NOTHING };
+        if self.b.depth() * self.b.columns() <= KEPT {
+            return Coming::NOTHING;
+        }
+        let vectors: usize = panels.map(|panel| panel.vectors).sum();
+        let values = part.taps * part.depth * vectors * self.b.level().micro_kernels().lanes;
+        Coming { from: self.b.panel_row(&first, part.row), lines: values.div_ceil(LINE) }
+    }
+
+    /// One part of the depth for some panels and rows, while what is read then comes near.
     fn part(
         &self,
         cx: &Context,
         panels: impl Iterator<Item = Panel> + Clone,
         rows: Range<usize>,
         part: Part,
+        coming: Coming,
         out: &SharedMut<f32>,
     ) {
         let Some(widest) = panels.clone().next() else { return };
         let tallest = cx.level().micro_kernels().max_rows(widest.vectors);
+        let blocks = rows.len().div_ceil(tallest);
         let input = self.input.values.as_ptr().wrapping_add(self.offset);
         let mut pointers = [std::ptr::null(); TAP_BLOCK * MAX_ROWS];
         let mut targets = Targets::default();
@@ -263,7 +314,7 @@ impl Product<'_> {
         let even = self.gather.even_step().zip(self.scatter.even_step());
         let next = [self.gather.usual_step(), self.scatter.usual_step()].map(|step| tallest * step);
         let taps = part.row / self.gather.depth();
-        for start in rows.clone().step_by(tallest) {
+        for (index, start) in rows.clone().step_by(tallest).enumerate() {
             let height = tallest.min(rows.end - start);
             match even {
                 Some((from, to)) => {
@@ -280,7 +331,9 @@ impl Product<'_> {
                     }
                 }
             }
-            let rows = Rows { a: &pointers, targets: &targets, height, next, first: start == rows.start };
+            // The first block waits for what it reads itself.
+            let coming = if index > 0 { coming.part(index - 1, blocks - 1) } else { Coming::NOTHING };
+            let rows = Rows { a: &pointers, targets: &targets, height, next, first: index == 0, coming };
             // SAFETY: `check` holds: gathered pointers stay in the input or lead to `depth` zeros (`offset` stays within the
             // pixel), targets stay in C. Tasks own disjoint rows and columns of C, because `scatter` is injective.
             unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
@@ -295,7 +348,7 @@ impl Product<'_> {
     pub(super) unsafe fn multiply(
         &self,
         cx: &Context,
-        panels: impl Iterator<Item = Panel>,
+        panels: impl Iterator<Item = Panel> + Clone,
         part: &Part,
         rows: &Rows,
     ) {
@@ -303,7 +356,12 @@ impl Product<'_> {
         let bias = self.epilogue.bias.filter(|_| part.last);
         let residual = self.epilogue.other().filter(|_| part.last);
         let [next_a, next_c] = rows.next;
-        for panel in panels {
+        let (count, steps) = match rows.coming.lines {
+            0 => (1, 1),
+            _ => (panels.clone().count(), (part.taps * part.depth).div_ceil(LINE)),
+        };
+        for (index, panel) in panels.enumerate() {
+            let coming = rows.coming.part(index, count);
             let arguments = Gathered {
                 a: rows.a.as_ptr(),
                 taps: part.taps,
@@ -313,6 +371,8 @@ impl Product<'_> {
                 ahead: if panel.column == 0 { next_a } else { 0 },
                 b: self.b.panel_row(&panel, part.row),
                 far: rows.first,
+                coming: coming.from,
+                each: coming.lines.div_ceil(steps),
                 c: rows.targets.c.as_ptr(),
                 column: panel.column,
                 columns: panel.columns,

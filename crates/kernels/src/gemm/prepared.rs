@@ -1,7 +1,7 @@
 //! Products whose rows of A are not multiplied as they stand: they go through a prologue, or are rounded into pairs of bf16, or
 //! both, while they are gathered, a chunk at a time for all panels of B that a task multiplies them by.
 
-use super::driver::{DEPTH_BLOCK, Part, Product, Rows, TASKS, Targets};
+use super::driver::{Coming, DEPTH_BLOCK, Part, Product, Rows, TASKS, Targets};
 use super::heights::Heights;
 use super::micro::MAX_ROWS;
 use super::pack::{Panel, panels};
@@ -133,7 +133,8 @@ impl Product<'_> {
                 targets.set(self, out, row, place);
             }
             let height = places.len();
-            let rows = Rows { a: &pointers, targets: &targets, height, next, first: false };
+            let rows =
+                Rows { a: &pointers, targets: &targets, height, next, first: false, coming: Coming::NOTHING };
             // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
             // because `scatter` is injective.
             unsafe { self.multiply(cx, panels.clone(), &part, &rows) };

@@ -40,14 +40,13 @@ fn products_agree_with_the_sums() {
     }
 }
 
-/// Enough rows for as many tasks that a block of them meets several panels, as they stand and through a prologue.
+/// Enough rows for as many tasks that a block of them meets several panels, as they stand and through a prologue; and fewer rows with
+/// a B of which the next part is asked for.
 #[test]
 fn blocks_of_tall_products_meet_their_panels() {
     let mut random = Random::new(54);
-    let [m, n] = [1603, 70];
     for cx in contexts() {
-        for k in [7, 1030] {
-            let m = if k > 1000 { m / 2 } else { m };
+        for [m, k, n] in [[1603, 7, 70], [801, 1030, 70], [61, 1030, 150]] {
             let (raw, b) = (random.values(m * k), random.values(k * n));
             let a: Vec<f32> = raw.iter().map(|x| x.max(0.0)).collect();
             let (bias, residual) = (random.values(n), random.values(m * n));

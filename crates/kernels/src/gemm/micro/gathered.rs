@@ -24,6 +24,9 @@ pub(crate) struct Gathered {
     pub(crate) b: *const f32,
     /// Whether they are read for the first time, so that they are asked for on the way.
     pub(crate) far: bool,
+    /// What of B will be read then, any address, and how many lines of it are asked for with each line of a row of A.
+    pub(crate) coming: *const f32,
+    pub(crate) each: usize,
     /// Pointers to the rows of C; each is valid for reads and writes of `columns` values from `column` on.
     pub(crate) c: *const *mut f32,
     /// First column in a row of C.
@@ -76,6 +79,13 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
                     if block.ahead > 0 {
                         for row in rows {
                             simd.prefetch(row.wrapping_add(k + block.ahead));
+                        }
+                        end = end.min(k + LINE);
+                    }
+                    if block.each > 0 {
+                        let first = (tap * block.depth + k) / LINE * block.each;
+                        for line in first..first + block.each {
+                            simd.prefetch_second(block.coming.wrapping_add(line * LINE));
                         }
                         end = end.min(k + LINE);
                     }
