@@ -4,7 +4,7 @@
 //! threads, so that plans of the same network give the same bits on any of them. A [tuning](crate::plan::Tuning) takes its place
 //! where there is one. Training's estimates leave the kind of core out: a run that goes on elsewhere keeps its algorithms.
 
-use crate::kernels::conv::{ConvGeometry, Tiling, TilingCost};
+use crate::kernels::conv::{ConvGeometry, RowConv, Tiling, TilingCost};
 use crate::kernels::{Cores, Level, Operands};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -14,6 +14,8 @@ use std::fmt;
 pub enum Choice {
     /// The sum over the kernel's taps as one matrix product with gathered rows.
     Direct,
+    /// The same sum within groups, a row of outputs at a time.
+    Rows,
     /// Transformed tiles.
     Fast(Tiling),
 }
@@ -21,7 +23,7 @@ pub enum Choice {
 impl Choice {
     /// All algorithms.
     pub fn all() -> impl Iterator<Item = Choice> {
-        std::iter::once(Choice::Direct).chain(Tiling::ALL.map(Choice::Fast))
+        [Choice::Direct, Choice::Rows].into_iter().chain(Tiling::ALL.map(Choice::Fast))
     }
 }
 
@@ -46,6 +48,7 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Choice::Direct => "direct",
+            Choice::Rows => "direct by rows",
             Choice::Fast(Tiling::F2) => "winograd F(2x2,3x3)",
             Choice::Fast(Tiling::F3) => "winograd F(3x3,3x3)",
             Choice::Fast(Tiling::F4) => "winograd F(4x4,3x3)",
@@ -111,6 +114,9 @@ struct Costs {
     /// The direct sum's step to the next tap for an output pixel and a panel, or a group.
     tap: f64,
     grouped_tap: f64,
+    /// Share of the peak that the sums of rows reach, and what an output's value takes beside, for each step of the stride.
+    row_share: f64,
+    row_value: f64,
 }
 
 impl Costs {
@@ -127,6 +133,8 @@ impl Costs {
         second_level: 1.04,
         tap: 190.0,
         grouped_tap: 0.0,
+        row_share: 0.75,
+        row_value: 50.0,
     };
 
     /// Cores that multiply and add twice as much in the same time, with caches and a memory that are no faster: whatever is not
@@ -143,6 +151,8 @@ impl Costs {
         second_level: 1.04,
         tap: 260.0,
         grouped_tap: 0.0,
+        row_share: 0.75,
+        row_value: 50.0,
     };
 
     /// Cores that multiply and add as much, whose caches keep up: the direct sum is nearly as fast as its products, and pairs of
@@ -159,6 +169,8 @@ impl Costs {
         second_level: 1.0,
         tap: 65.0,
         grouped_tap: 310.0,
+        row_share: 0.75,
+        row_value: 50.0,
     };
 
     fn of(level: Level) -> Costs {
@@ -234,16 +246,15 @@ fn halves_cost(geometry: &ConvGeometry, pixels: usize, pass: Pass) -> f64 {
     pixels as f64 * (geometry.weight_len() as f64 * MACS_PER_HALVES_MAC + taps as f64 * tap)
 }
 
-/// The algorithm for a pass of training over images of `[height, width]`, where the direct sum has such operands: that,
-/// where nothing else is faster.
+/// The tiles for a pass of training over images of `[height, width]`, where the direct sum has such operands and is slower.
 pub(crate) fn for_training(
     level: Level,
     geometry: &ConvGeometry,
     input: [usize; 2],
     pass: Pass,
     operands: Operands,
-) -> Choice {
-    let Ok(output) = geometry.output_size(input) else { return Choice::Direct };
+) -> Option<Tiling> {
+    let output = geometry.output_size(input).ok()?;
     // What the products of pairs save is less than transforming the weights takes, once for each step.
     let tilings = || {
         let all =
@@ -252,7 +263,7 @@ pub(crate) fn for_training(
     };
     let fastest = |direct: f64, costs: &mut dyn Iterator<Item = (Tiling, f64)>| {
         let fast = costs.min_by(|(_, a), (_, b)| a.total_cmp(b));
-        fast.filter(|&(_, cost)| cost < direct).map_or(Choice::Direct, |(tiling, _)| Choice::Fast(tiling))
+        fast.filter(|&(_, cost)| cost < direct).map(|(tiling, _)| tiling)
     };
     let pixels = output[0] * output[1] * TRAINING_BATCH;
     let halves = (operands == Operands::Bf16).then(|| halves_cost(geometry, pixels, pass));
@@ -319,6 +330,11 @@ fn estimates(
     let taps = geometry.kernel[0] * geometry.kernel[1] * pixels * parts;
     let work = blocks * (products as f64 / share + taps as f64 * tap);
     let mut all = vec![estimate(Choice::Direct, products, weights, work)];
+    if RowConv::computes(level, geometry) {
+        let values = (pixels * geometry.out_channels * geometry.stride[1]) as f64;
+        let work = products as f64 / costs.row_share + values * costs.row_value;
+        all.push(estimate(Choice::Rows, products, weights, work));
+    }
     let (tile, share) = match geometry.groups {
         1 => (costs.tile, costs.share),
         _ => (costs.grouped_tile, costs.grouped_tile_share),

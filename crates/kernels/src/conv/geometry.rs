@@ -202,6 +202,15 @@ impl ConvGeometry {
         self.out_channels / self.groups
     }
 
+    /// Whether groups of as many input as output channels fill vectors of `lanes` channels, alone or together.
+    pub(crate) fn groups_fill(&self, lanes: usize) -> bool {
+        let depth = self.group_in().max(lanes);
+        self.group_in() == self.group_out()
+            && depth.is_multiple_of(lanes)
+            && depth.is_multiple_of(self.group_in())
+            && self.in_channels.is_multiple_of(depth)
+    }
+
     /// Number of weights, `kernel_h · kernel_w · in_channels / groups · out_channels`.
     pub const fn weight_len(&self) -> usize {
         self.taps() * self.group_in() * self.out_channels

@@ -2,11 +2,13 @@
 
 mod fast;
 mod geometry;
+mod rows;
 #[cfg(test)]
 mod tests;
 
 pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCost};
 pub use geometry::{AverageWindow, ConvGeometry, Edge, GeometryError, Window};
+pub use rows::{RowConv, RowWeights};
 
 use crate::gemm::gather::{Axis, Gather, Scatter};
 use crate::gemm::{Epilogue, PackedMatrix, PreparedScratch, Product, TransposedProduct, TransposedScratch};

@@ -384,6 +384,75 @@ fn assert_followed(cx: &Context, (pass, shape): Followed, [x, y]: [&[f32]; 2]) -
     all
 }
 
+/// A convolution in groups that share vectors or fill them, whose rows have all tails of blocks.
+fn random_rows(random: &mut Random) -> (ConvGeometry, usize, [usize; 2]) {
+    let group = [1, 2, 4, 8, 16, 32, 48, 64][random.below(8)];
+    let groups = (16 / group).max(1) * (1 + random.below(3));
+    let channels = groups.max(2) * group;
+    let square = ConvGeometry::square(channels, channels, 3, 1 + random.below(2));
+    let g = ConvGeometry { groups: groups.max(2), padding: [random.below(3), random.below(3)], ..square };
+    (g, 1 + random.below(3), [3 + random.below(7), 3 + random.below(40)])
+}
+
+#[test]
+fn rows_agree_with_the_oracle_at_every_level() {
+    let mut random = Random::new(11);
+    for cx in crate::testing::contexts() {
+        for _ in 0..60 {
+            let (g, batch, input) = random_rows(&mut random);
+            assert!(RowConv::computes(cx.level(), &g), "{g:?}");
+            let conv = RowConv::new(cx.level(), g, input).unwrap();
+            let x = random.values(batch * input[0] * input[1] * g.in_channels);
+            let (w, bias) = (random.values(g.weight_len()), random.values(g.out_channels));
+            let weights = conv.pack(&w);
+            let (x64, w64) = (widen(&x), widen(&w));
+            let expected = oracle::forward(&g, batch, input, &x64, &w64);
+            let magnitude = oracle::forward(&g, batch, input, &absolute(&x64), &absolute(&w64));
+            let what = format!("{} {g:?} on {batch} x {input:?}", cx.level().name());
+            let mut plain = vec![f32::NAN; expected.len()];
+            conv.forward(&cx, &x, &weights, Epilogue::default(), &mut plain);
+            assert_close(&plain, &expected, &magnitude, g.taps() * g.group_in(), &what);
+            let residual = random.values(plain.len());
+            let added = Some(Residual::Tensor(&residual));
+            let epilogue = Epilogue { bias: Some(&bias), residual: added, relu: true, follow: None };
+            let mut y = vec![f32::NAN; plain.len()];
+            conv.forward(&cx, &x, &weights, epilogue, &mut y);
+            let mut in_place = residual.clone();
+            let epilogue = Epilogue { residual: Some(Residual::InPlace), ..epilogue };
+            conv.forward(&cx, &x, &weights, epilogue, &mut in_place);
+            for (index, &found) in y.iter().enumerate() {
+                let expected = (plain[index] + bias[index % g.out_channels] + residual[index]).max(0.0);
+                assert_eq!(found, expected, "{what}");
+            }
+            assert_eq!(in_place, y, "in place: {what}");
+        }
+    }
+}
+
+#[test]
+fn rows_have_the_same_bits_on_any_number_of_threads_and_in_any_batch() {
+    assert_same_bits_for_all_threads(|cx| {
+        let mut random = Random::new(12);
+        let run = |_| {
+            let (g, batch, input) = random_rows(&mut random);
+            let conv = RowConv::new(cx.level(), g, input).unwrap();
+            let (x, weights) = (
+                random.values(batch * input[0] * input[1] * g.in_channels),
+                conv.pack(&random.values(g.weight_len())),
+            );
+            let mut y = vec![f32::NAN; oracle::output_len(&g, batch, input)];
+            conv.forward(cx, &x, &weights, Epilogue::default(), &mut y);
+            for (x, y) in x.chunks(x.len() / batch).zip(y.chunks(y.len() / batch)) {
+                let mut alone = vec![f32::NAN; y.len()];
+                conv.forward(cx, x, &weights, Epilogue::default(), &mut alone);
+                assert_eq!(alone, y, "{g:?}");
+            }
+            y
+        };
+        (0..20).map(run).collect()
+    });
+}
+
 #[test]
 fn what_follows_a_pass_works_on_complete_rows() {
     let mut random = Random::new(9);

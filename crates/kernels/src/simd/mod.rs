@@ -119,6 +119,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// Lane `lane` of each `GROUP` lanes, in all of these: a power of two below [`LANES`](Self::LANES).
     fn spread<const GROUP: usize>(self, value: Self::V, lane: usize) -> Self::V;
 
+    /// The first (0) or second (1) half of each group of eight lanes, twice. Where there are such groups in a vector beside others.
+    fn half_of_eights(self, value: Self::V, half: usize) -> Self::V;
+
     /// Reads a vector.
     ///
     /// # Safety

@@ -77,6 +77,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn half_of_eights(self, _: float32x4_t, _: usize) -> float32x4_t {
+        unreachable!("such groups fill vectors")
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> float32x4_t {
         trusted!(vld1q_f32(from))
     }

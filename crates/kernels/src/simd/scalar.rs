@@ -64,6 +64,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn half_of_eights(self, _: Self::V, _: usize) -> Self::V {
+        unreachable!("such groups fill vectors")
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> Self::V {
         // SAFETY: the caller guarantees LANES readable values.
         unsafe { from.cast::<Self::V>().read_unaligned() }

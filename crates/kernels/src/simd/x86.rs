@@ -85,6 +85,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn half_of_eights(self, _: __m256, _: usize) -> __m256 {
+        unreachable!("such groups fill vectors")
+    }
+
+    #[inline(always)]
     unsafe fn load(self, from: *const f32) -> __m256 {
         trusted!(_mm256_loadu_ps(from))
     }
@@ -229,11 +234,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             (4, 1) => _mm512_permute_ps::<0x55>(value),
             (4, 2) => _mm512_permute_ps::<0xaa>(value),
             (4, _) => _mm512_permute_ps::<0xff>(value),
-            // The quarter of the lanes that holds it, twice for each half; then as for four.
-            (8, 0..4) => self.spread::<4>(_mm512_shuffle_f32x4::<0b10_10_00_00>(value, value), lane),
-            (8, _) => self.spread::<4>(_mm512_shuffle_f32x4::<0b11_11_01_01>(value, value), lane - 4),
+            (8, _) => self.spread::<4>(self.half_of_eights(value, lane / 4), lane % 4),
             (1, _) => value,
             _ => unreachable!("such groups fill vectors"),
+        })
+    }
+
+    #[inline(always)]
+    fn half_of_eights(self, value: __m512, half: usize) -> __m512 {
+        trusted!(match half {
+            0 => _mm512_shuffle_f32x4::<0b10_10_00_00>(value, value),
+            _ => _mm512_shuffle_f32x4::<0b11_11_01_01>(value, value),
         })
     }
 

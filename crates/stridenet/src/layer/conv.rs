@@ -2,7 +2,7 @@
 
 use super::{Activation, Parameter, Workspace};
 use crate::Tensor;
-use crate::algorithm::{Choice, Pass, for_training, operands_for_training};
+use crate::algorithm::{Pass, for_training, operands_for_training};
 use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Follow, Level, Operands};
@@ -34,16 +34,13 @@ impl FastPasses {
     /// Those that are faster than the direct sums of `kernel` with such operands.
     fn new(level: Level, kernel: &conv::Conv, operands: Operands) -> Result<Self, GeometryError> {
         let (&geometry, input) = (kernel.geometry(), kernel.input());
-        let fast = |pass| match for_training(level, &geometry, input, pass, operands) {
-            Choice::Direct => Ok(None),
-            Choice::Fast(tiling) => FastConv::new(level, tiling, geometry, input).map(Some),
+        let fast = |pass| {
+            let tiling = for_training(level, &geometry, input, pass, operands);
+            tiling.map(|tiling| FastConv::new(level, tiling, geometry, input)).transpose()
         };
-        let turned = FastConv::turned(&geometry)
-            .map(|turned| for_training(level, &turned, kernel.output(), Pass::Through, operands));
-        let backward = match turned {
-            Some(Choice::Fast(tiling)) => FastConv::grad_input(level, tiling, geometry, input),
-            Some(Choice::Direct) | None => None,
-        };
+        let backward = FastConv::turned(&geometry)
+            .and_then(|turned| for_training(level, &turned, kernel.output(), Pass::Through, operands))
+            .and_then(|tiling| FastConv::grad_input(level, tiling, geometry, input));
         Ok(FastPasses { forward: fast(Pass::Through)?, backward, weights: fast(Pass::Weights)? })
     }
 }

@@ -4,7 +4,7 @@ use super::fold::Folded;
 use crate::algorithm::{Choice, Estimate};
 use crate::kernels::conv::{
     Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights, GeometryError,
-    PooledConv,
+    PooledConv, RowConv, RowWeights,
 };
 use crate::kernels::gemm::Epilogue;
 use crate::kernels::pool::MaxPool;
@@ -14,6 +14,7 @@ use crate::kernels::{Context, Operands};
 #[derive(Debug)]
 pub(super) enum Kernel {
     Direct(Conv, ForwardWeights),
+    Rows(RowConv, RowWeights),
     Fast(FastConv, FastWeights),
     /// A max pool reads the outputs strip by strip.
     Pooled(PooledConv, FastWeights),
@@ -44,6 +45,11 @@ impl Kernel {
                 };
                 Kernel::Direct(conv, weights)
             }
+            Choice::Rows => {
+                let conv = RowConv::new(cx.level(), geometry, input)?;
+                let weights = conv.pack(weight);
+                Kernel::Rows(conv, weights)
+            }
             Choice::Fast(tiling) => {
                 let conv = FastConv::new(cx.level(), tiling, geometry, input)?;
                 let weights = if streams { conv.pack_streamed(cx, weight) } else { conv.pack(cx, weight) };
@@ -66,6 +72,8 @@ impl Kernel {
     pub(super) fn reserve(&self, images: usize, threads: usize, scratch: &mut Scratch) {
         match self {
             Kernel::Direct(conv, _) => conv.reserve(images, &mut scratch.direct),
+            // Rows use none.
+            Kernel::Rows(..) => {}
             Kernel::Fast(conv, _) => conv.reserve(images, threads, &mut scratch.fast),
             Kernel::Pooled(conv, _) => conv.reserve(images, threads, &mut scratch.fast),
         }
@@ -81,6 +89,7 @@ impl Kernel {
     ) {
         match self {
             Kernel::Direct(conv, weights) => conv.forward(cx, x, weights, epilogue, &mut scratch.direct, y),
+            Kernel::Rows(conv, weights) => conv.forward(cx, x, weights, epilogue, y),
             Kernel::Fast(conv, weights) => conv.forward(cx, x, weights, epilogue, &mut scratch.fast, y),
             Kernel::Pooled(conv, weights) => conv.forward(cx, x, weights, epilogue, &mut scratch.fast, y),
         }

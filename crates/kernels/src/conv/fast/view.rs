@@ -35,11 +35,7 @@ impl View {
             1 => geometry.in_channels,
             _ => geometry.group_in().max(lanes),
         };
-        let fills = geometry.group_in() == geometry.group_out()
-            && depth.is_multiple_of(lanes)
-            && depth.is_multiple_of(geometry.group_in())
-            && geometry.in_channels.is_multiple_of(depth);
-        (geometry.groups == 1 || fills).then_some(View {
+        (geometry.groups == 1 || geometry.groups_fill(lanes)).then_some(View {
             size: input,
             channels: geometry.in_channels,
             padding: geometry.padding,

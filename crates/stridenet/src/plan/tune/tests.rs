@@ -184,7 +184,7 @@ fn damaged_files_are_named_and_replaced() {
         (whole[..whole.len() / 2].to_owned(), "EOF"),
         (
             whole.replace("winograd F(2x2,3x3)", "magic"),
-            "algorithm \"magic\", expected one of direct, winograd",
+            "algorithm \"magic\", expected one of direct, direct by rows, winograd",
         ),
         (whole.replace("\"batch\"", "\"bat\\nch\""), "unknown field `bat ch`"),
         (whole.replace("\"tunings\"", "\"songs\""), "unknown field `songs`"),
