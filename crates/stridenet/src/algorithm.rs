@@ -114,7 +114,8 @@ struct Costs {
     /// The direct sum's step to the next tap for an output pixel and a panel, or a group.
     tap: f64,
     grouped_tap: f64,
-    /// Share of the peak that the sums of rows reach, and what an output's value takes beside, for each step of the stride.
+    /// Share of the peak that the sums of rows reach, and what an output's value takes beside, for each step of the stride. Measured on
+    /// Zen 5 alone.
     row_share: f64,
     row_value: f64,
 }

@@ -76,8 +76,7 @@ impl RowConv {
     /// Vectors of a panel of output channels, which see the same inputs.
     fn vectors(&self) -> usize {
         let vectors = self.depth / self.lanes();
-        // More registers are needed for two.
-        if self.lanes() != 8 && vectors.is_multiple_of(2) { 2 } else { 1 }
+        if many_registers(self.lanes()) && vectors.is_multiple_of(2) { 2 } else { 1 }
     }
 
     fn lanes(&self) -> usize {
@@ -210,7 +209,7 @@ impl Rows<'_> {
                 let left = width - first;
                 // SAFETY: the panel exists, and so many pixels of each row from the first on.
                 first += unsafe {
-                    if VECTORS == 1 && S::LANES != 8 && left > FEW {
+                    if VECTORS == 1 && many_registers(S::LANES) && left > FEW {
                         let block = Block { first, count: left.min(MANY), panel };
                         self.block::<S, GROUP, VECTORS, STRIDE, MANY>(simd, &block);
                         block.count
@@ -365,6 +364,11 @@ impl Rows<'_> {
             }
         }
     }
+}
+
+/// Whether a level whose vectors have so many lanes has 32 registers for them: AVX2, whose have 8, has 16.
+const fn many_registers(lanes: usize) -> bool {
+    lanes != 8
 }
 
 /// Vectors of a strip's column.
