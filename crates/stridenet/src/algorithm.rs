@@ -134,8 +134,8 @@ impl Costs {
         second_level: 1.04,
         tap: 190.0,
         grouped_tap: 0.0,
-        row_share: 0.75,
-        row_value: 50.0,
+        row_share: 0.9,
+        row_value: 34.0,
     };
 
     /// Cores that multiply and add twice as much in the same time, with caches and a memory that are no faster: whatever is not
@@ -152,8 +152,8 @@ impl Costs {
         second_level: 1.04,
         tap: 260.0,
         grouped_tap: 0.0,
-        row_share: 0.75,
-        row_value: 50.0,
+        row_share: 0.9,
+        row_value: 34.0,
     };
 
     /// Cores that multiply and add as much, whose caches keep up: the direct sum is nearly as fast as its products, and pairs of
@@ -161,17 +161,17 @@ impl Costs {
     const ZEN_5: Costs = Costs {
         share: 0.95,
         grouped_share: 0.62,
-        grouped_tile_share: 0.27,
+        grouped_tile_share: 0.25,
         byte: 5.1,
         tile: Moved::each(13.5),
         grouped_tile: Moved::each(8.0),
         pairs: Moved { into: 14.0, back: 18.0 },
         fours: Moved { into: 14.0, back: 13.5 },
-        second_level: 1.0,
+        second_level: 1.02,
         tap: 65.0,
         grouped_tap: 310.0,
-        row_share: 0.75,
-        row_value: 50.0,
+        row_share: 0.9,
+        row_value: 34.0,
     };
 
     fn of(level: Level) -> Costs {

@@ -313,6 +313,8 @@ impl Rows<'_> {
                         value = simd.max(simd.zero(), value);
                     }
                     simd.store(self.y.add(at), value);
+                    // The next row's outputs come near meanwhile.
+                    simd.prefetch_to_write(self.y.wrapping_add(at + self.conv.output[1] * channels));
                 }
             }
         }
