@@ -51,7 +51,7 @@ impl RowConv {
     /// Prepares the convolution for inputs of `[height, width]` pixels.
     ///
     /// # Errors
-    /// When the input is too small.
+    /// When the geometry is invalid or the input too small for it.
     ///
     /// # Panics
     /// When the geometry is not [one of these](Self::computes).
@@ -62,8 +62,8 @@ impl RowConv {
         Ok(RowConv { geometry, level, input, output, depth })
     }
 
-    /// Whether the convolution is one of these: in groups of at most 64 channels that fill vectors, each with as many inputs as outputs, 3×3 without
-    /// dilation, with stride 1 or 2.
+    /// Whether the convolution is one of these: in groups of at most 64 channels that fill vectors, each with as many inputs as
+    /// outputs, 3×3 without dilation, with stride 1 or 2.
     pub fn computes(level: Level, geometry: &ConvGeometry) -> bool {
         geometry.groups > 1
             && geometry.group_in() <= ROOM
@@ -368,7 +368,8 @@ impl Rows<'_> {
     }
 }
 
-/// Whether a level whose vectors have so many lanes has 32 registers for them: AVX2, whose have 8, has 16.
+/// Whether a level whose vectors have so many lanes has 32 registers for them: AVX2, whose have 8, has 16. (So has the scalar level
+/// on some CPUs, for which nothing is tuned.)
 const fn many_registers(lanes: usize) -> bool {
     lanes != 8
 }

@@ -283,14 +283,16 @@ impl Product<'_> {
         parts.chain((taps * depth == 0).then_some(nothing))
     }
 
-    /// What a part needs of some panels: of several ones all values, of one its rows.
+    /// What a part needs of some panels, where that stands together: the rows of one panel, or all values of several ones.
     fn coming(&self, panels: impl Iterator<Item = Panel> + Clone, part: &Part) -> Coming {
         let Some(first) = panels.clone().next() else { return Coming::NOTHING };
-        if self.b.depth() * self.b.columns() <= KEPT {
+        let (count, vectors) =
+            panels.fold((0, 0), |(count, vectors), panel| (count + 1, vectors + panel.vectors));
+        let depth = part.taps * part.depth;
+        if self.b.depth() * self.b.columns() <= KEPT || (count > 1 && depth < self.b.depth()) {
             return Coming::NOTHING;
         }
-        let vectors: usize = panels.map(|panel| panel.vectors).sum();
-        let values = part.taps * part.depth * vectors * self.b.level().micro_kernels().lanes;
+        let values = depth * vectors * self.b.level().micro_kernels().lanes;
         Coming { from: self.b.panel_row(&first, part.row), lines: values.div_ceil(LINE) }
     }
 
@@ -358,7 +360,8 @@ impl Product<'_> {
         let [next_a, next_c] = rows.next;
         let (count, steps) = match rows.coming.lines {
             0 => (1, 1),
-            _ => (panels.clone().count(), (part.taps * part.depth).div_ceil(LINE)),
+            // The last line of a row's last tap.
+            _ => (panels.clone().count(), (part.taps - 1) * part.depth / LINE + part.depth.div_ceil(LINE)),
         };
         for (index, panel) in panels.enumerate() {
             let coming = rows.coming.part(index, count);

@@ -61,7 +61,10 @@ impl Memory {
         let [v_len, m_len] = conv.block_lens(most, together(conv));
         let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);
         // Where a block of so many tiles is not transformed apart, one of fewer tiles may be.
-        let apart_len = apart_values(threads) + conv.tiling.points() * LINE;
+        let apart_len = match apart_values(threads) {
+            0 => 0,
+            values => values + conv.tiling.points() * LINE,
+        };
         with_room(&mut self.own, threads, most, [if alone { v_len } else { v_len.min(apart_len) }, m_len, 0]);
         self.block.reserve(most);
         self.shared.grow(if threads > 1 { v_len } else { 0 });

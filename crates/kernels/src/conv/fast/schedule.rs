@@ -145,7 +145,7 @@ impl Schedule {
         let values = conv.tiling.points() * conv.section_len(most.min(tiles));
         let share = match () {
             () if threads == 1 || conv.geometry.groups > 1 || !few => Share::Block,
-            () if values <= apart_values(threads) => Share::Panels,
+            () if values <= apart_values(threads) && conv.panels(0).len() > 1 => Share::Panels,
             () => Share::PanelsAndInput,
         };
         let blocks = if share == Share::Block { blocks.next_multiple_of(threads) } else { blocks };
