@@ -114,10 +114,6 @@ struct Costs {
     /// The direct sum's step to the next tap for an output pixel and a panel, or a group.
     tap: f64,
     grouped_tap: f64,
-    /// Share of the peak that the sums of rows reach, and what an output's value takes beside, for each step of the stride. Measured on
-    /// Zen 5 alone.
-    row_share: f64,
-    row_value: f64,
 }
 
 impl Costs {
@@ -134,8 +130,6 @@ impl Costs {
         second_level: 1.04,
         tap: 190.0,
         grouped_tap: 0.0,
-        row_share: 0.9,
-        row_value: 34.0,
     };
 
     /// Cores that multiply and add twice as much in the same time, with caches and a memory that are no faster: whatever is not
@@ -152,8 +146,6 @@ impl Costs {
         second_level: 1.04,
         tap: 260.0,
         grouped_tap: 0.0,
-        row_share: 0.9,
-        row_value: 34.0,
     };
 
     /// Cores that multiply and add as much, whose caches keep up: the direct sum is nearly as fast as its products, and pairs of
@@ -170,8 +162,6 @@ impl Costs {
         second_level: 1.02,
         tap: 65.0,
         grouped_tap: 310.0,
-        row_share: 0.9,
-        row_value: 34.0,
     };
 
     fn of(level: Level) -> Costs {
@@ -186,6 +176,11 @@ impl Costs {
 /// Where reading the weights from memory takes more than this part of the arithmetic's time, the pages that they stand in
 /// matter.
 const SHORT: f64 = 16.0;
+
+/// Share of the peak that groups' sums by rows reach, and what an output's value takes beside for each step of the stride. Measured on
+/// Zen 5 alone.
+const ROW_SHARE: f64 = 0.9;
+const MACS_PER_ROW_VALUE: f64 = 34.0;
 
 /// Output channels of a panel of the direct sum, and the output pixels that meet one at once.
 const PANEL: usize = 64;
@@ -333,7 +328,7 @@ fn estimates(
     let mut all = vec![estimate(Choice::Direct, products, weights, work)];
     if RowConv::computes(level, geometry) {
         let values = (pixels * geometry.out_channels * geometry.stride[1]) as f64;
-        let work = products as f64 / costs.row_share + values * costs.row_value;
+        let work = products as f64 / ROW_SHARE + values * MACS_PER_ROW_VALUE;
         all.push(estimate(Choice::Rows, products, weights, work));
     }
     let (tile, share) = match geometry.groups {

@@ -6,7 +6,7 @@
 
 use super::{ConvGeometry, GeometryError};
 use crate::buffer::Aligned;
-use crate::gemm::{Epilogue, Residual};
+use crate::gemm::Epilogue;
 use crate::parallel::SharedMut;
 use crate::simd::{Simd, Task, opaque};
 use crate::{Context, Level};
@@ -203,22 +203,19 @@ impl Rows<'_> {
     #[inline(always)]
     fn all<S: Simd, const GROUP: usize, const VECTORS: usize, const STRIDE: usize>(&self, simd: S) {
         let width = self.conv.output[1];
+        let most = if VECTORS == 1 && many_registers(S::LANES) { MANY } else { FEW };
         for panel in 0..self.conv.geometry.out_channels / self.conv.width() {
             let mut first = 0;
             while first < width {
-                let left = width - first;
+                let block = Block { first, count: most.min(width - first), panel };
                 // SAFETY: the panel exists, and so many pixels of each row from the first on.
-                first += unsafe {
-                    if VECTORS == 1 && many_registers(S::LANES) && left > FEW {
-                        let block = Block { first, count: left.min(MANY), panel };
-                        self.block::<S, GROUP, VECTORS, STRIDE, MANY>(simd, &block);
-                        block.count
-                    } else {
-                        let block = Block { first, count: left.min(FEW), panel };
-                        self.block::<S, GROUP, VECTORS, STRIDE, FEW>(simd, &block);
-                        block.count
+                unsafe {
+                    match block.count > FEW {
+                        true => self.block::<S, GROUP, VECTORS, STRIDE, MANY>(simd, &block),
+                        false => self.block::<S, GROUP, VECTORS, STRIDE, FEW>(simd, &block),
                     }
-                };
+                }
+                first += block.count;
             }
         }
     }
@@ -292,6 +289,7 @@ impl Rows<'_> {
         let (epilogue, channels) = (self.epilogue, self.conv.geometry.out_channels);
         let channel = block.panel * VECTORS * S::LANES;
         let first = (row * self.conv.output[1] + block.first) * channels + channel;
+        let added = epilogue.added(self.y);
         for v in 0..VECTORS {
             // SAFETY: these channels of the block's pixels exist, in y, bias and residual.
             unsafe {
@@ -302,12 +300,8 @@ impl Rows<'_> {
                 for (pixel, sums) in sums.iter().enumerate().take(block.count) {
                     let at = first + pixel * channels + v * S::LANES;
                     let mut value = simd.add(sums[v], bias);
-                    match epilogue.residual {
-                        Some(Residual::Tensor(residual)) => {
-                            value = simd.add(value, simd.load(residual.as_ptr().add(at)));
-                        }
-                        Some(Residual::InPlace) => value = simd.add(value, simd.load(self.y.add(at))),
-                        None => {}
+                    if !added.is_null() {
+                        value = simd.add(value, simd.load(added.add(at)));
                     }
                     if epilogue.relu {
                         value = simd.max(simd.zero(), value);

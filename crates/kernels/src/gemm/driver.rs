@@ -61,6 +61,15 @@ impl<'a> Epilogue<'a> {
         self.residual.and_then(Residual::tensor)
     }
 
+    /// The first value that is added, where the output begins at `y`; null for none.
+    pub(crate) fn added(&self, y: *const f32) -> *const f32 {
+        match self.residual {
+            Some(Residual::Tensor(values)) => values.as_ptr(),
+            Some(Residual::InPlace) => y,
+            None => std::ptr::null(),
+        }
+    }
+
     /// Whether the results are added to what stands in the output.
     pub(crate) fn in_place(&self) -> bool {
         matches!(self.residual, Some(Residual::InPlace))
@@ -285,11 +294,14 @@ impl Product<'_> {
 
     /// What a part needs of some panels, where that stands together: the rows of one panel, or all values of several ones.
     fn coming(&self, panels: impl Iterator<Item = Panel> + Clone, part: &Part) -> Coming {
+        if self.b.depth() * self.b.columns() <= KEPT {
+            return Coming::NOTHING;
+        }
         let Some(first) = panels.clone().next() else { return Coming::NOTHING };
         let (count, vectors) =
             panels.fold((0, 0), |(count, vectors), panel| (count + 1, vectors + panel.vectors));
         let depth = part.taps * part.depth;
-        if self.b.depth() * self.b.columns() <= KEPT || (count > 1 && depth < self.b.depth()) {
+        if count > 1 && depth < self.b.depth() {
             return Coming::NOTHING;
         }
         let values = depth * vectors * self.b.level().micro_kernels().lanes;

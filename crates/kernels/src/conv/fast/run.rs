@@ -9,7 +9,7 @@ use super::transform::{self, Later, Steps, Transform};
 use super::{FastConv, PANEL, Panel, narrow};
 use crate::Context;
 use crate::buffer::LINE;
-use crate::gemm::{Epilogue, Residual};
+use crate::gemm::Epilogue;
 use crate::parallel::{SharedMut, with_free};
 use crate::prologue::Prologue;
 use std::marker::PhantomData;
@@ -306,11 +306,7 @@ impl Run<'_> {
             channels: self.conv.geometry.out_channels,
             panel: channels,
             bias: self.epilogue.bias.map_or(std::ptr::null(), <[f32]>::as_ptr),
-            residual: match self.epilogue.residual {
-                Some(Residual::Tensor(values)) => values.as_ptr(),
-                Some(Residual::InPlace) => self.y.get(),
-                None => std::ptr::null(),
-            },
+            residual: self.epilogue.added(self.y.get()),
             relu: self.epilogue.relu,
             transform: PhantomData,
         });

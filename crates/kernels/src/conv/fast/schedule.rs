@@ -30,14 +30,13 @@ const SMALL: usize = 12;
 /// Channels that are transformed together where there are groups: enough to read pixels in long runs.
 const TOGETHER: usize = 128;
 
-/// Values of transformed weights up to which each thread transforms them for itself: they stay in its L2 cache.
+/// Transformed values, of weights or of V, up to which each thread makes them for itself: they stay in its L2 cache.
 const APART: usize = 1 << 18;
 
-/// Threads up to which each transforms the whole input of a block of tiles for itself rather than a part of it for all, where V stays in
-/// the L2 cache: what stands in one core's cache comes slowly to another, to one far away more slowly than it can be computed. With
-/// more threads it would be computed too often.
+/// Threads up to which each transforms the whole input of a block of tiles for itself rather than a part of it for all: what stands in
+/// one core's cache comes slowly to another, to one far away more slowly than it can be computed. With more threads it would be
+/// computed too often.
 const APART_THREADS: usize = 2;
-const APART_VALUES: usize = 1 << 18;
 
 /// Sections that are transformed together.
 pub(super) fn together(conv: &FastConv) -> usize {
@@ -46,7 +45,7 @@ pub(super) fn together(conv: &FastConv) -> usize {
 
 /// Values of V up to which threads that share a block of tiles transform its input each for itself.
 pub(super) fn apart_values(threads: usize) -> usize {
-    if threads <= APART_THREADS { APART_VALUES } else { 0 }
+    if threads <= APART_THREADS { APART } else { 0 }
 }
 
 /// Whether each thread reads all of the streamed weights for its share of `tiles` tiles.
@@ -150,5 +149,99 @@ impl Schedule {
         };
         let blocks = if share == Share::Block { blocks.next_multiple_of(threads) } else { blocks };
         Schedule { blocks: blocks.min(tiles), share, streamed }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::Level;
+    use crate::conv::{ConvGeometry, FastScratch, Tiling};
+    use crate::gemm::Epilogue;
+    use crate::reference::conv as oracle;
+    use crate::testing::{Random, assert_same_bits_for_all_threads, contexts};
+
+    /// Batches large and small enough for each way of cutting the work.
+    pub(in super::super) fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
+        vec![
+            (Tiling::F4, ConvGeometry::square(20, 36, 3, 1), 5, [23, 22]),
+            (Tiling::F4, ConvGeometry::square(300, 70, 3, 1), 9, [14, 14]),
+            (Tiling::F4, ConvGeometry::square(256, 128, 3, 1), 6, [14, 14]),
+            (Tiling::F2, ConvGeometry::square(340, 50, 3, 1), 2, [7, 7]),
+            (Tiling::S3, ConvGeometry::square(40, 72, 3, 2), 3, [28, 27]),
+            (Tiling::S7, ConvGeometry::square(3, 40, 7, 2), 3, [33, 30]),
+            (Tiling::Strassen, ConvGeometry::square(96, 160, 1, 1), 5, [15, 15]),
+            (Tiling::Strassen, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
+            (Tiling::Twice, ConvGeometry::square(64, 192, 1, 1), 5, [13, 15]),
+            (Tiling::Twice, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
+            (Tiling::F4, ConvGeometry { groups: 32, ..ConvGeometry::square(128, 128, 3, 1) }, 3, [23, 22]),
+            (Tiling::S3, ConvGeometry { groups: 32, ..ConvGeometry::square(256, 256, 3, 2) }, 3, [23, 22]),
+        ]
+    }
+
+    #[test]
+    fn work_is_cut_in_each_way_on_few_threads_and_on_many() {
+        let level = Level::detect();
+        let shares = |threads: usize| {
+            let share = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
+                let conv = FastConv::new(level, tiling, g, input).unwrap();
+                Schedule::new(&conv, batch * conv.rows.len() * conv.columns.len(), threads).share
+            };
+            scheduled().into_iter().map(share).collect::<Vec<Share>>()
+        };
+        assert!(shares(1).iter().all(|&share| share == Share::Block));
+        for (threads, expected) in [
+            (2, &[Share::Block, Share::Panels, Share::PanelsAndInput][..]),
+            (8, &[Share::Block, Share::PanelsAndInput]),
+        ] {
+            let found = shares(threads);
+            for share in [Share::Block, Share::Panels, Share::PanelsAndInput] {
+                assert_eq!(found.contains(&share), expected.contains(&share), "{threads} threads: {found:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_bits_do_not_depend_on_the_number_of_threads() {
+        assert_same_bits_for_all_threads(|cx| {
+            let mut random = Random::new(13);
+            let run = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+                let weight = random.values(g.weight_len());
+                let weights = conv.pack(cx, &weight);
+                let x = random.values(batch * input[0] * input[1] * g.in_channels);
+                let [mut y, mut once] = [(); 2].map(|()| vec![0.0; oracle::output_len(&g, batch, input)]);
+                let scratch = &mut FastScratch::default();
+                conv.forward(cx, &x, &weights, Epilogue::default(), scratch, &mut y);
+                conv.pack_and_forward(cx, &x, &weight, Epilogue::default(), scratch, &mut once);
+                let mut dw = vec![0.0; g.weight_len()];
+                if conv.has_grad_weight() {
+                    conv.grad_weight(cx, &x, &y, scratch, &mut dw);
+                }
+                [y, once, dw]
+            };
+            scheduled().into_iter().flat_map(run).collect()
+        });
+    }
+
+    #[test]
+    fn an_image_has_the_same_bits_alone_and_in_a_batch() {
+        let mut random = Random::new(14);
+        for cx in contexts() {
+            for (tiling, g, batch, input) in scheduled() {
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
+                let weights = conv.pack(&cx, &random.values(g.weight_len()));
+                let x = random.values(batch * input[0] * input[1] * g.in_channels);
+                let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
+                let mut scratch = FastScratch::default();
+                conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
+                let (pixels, out) = (x.len() / batch, y.len() / batch);
+                for (x, expected) in x.chunks_exact(pixels).zip(y.chunks_exact(out)) {
+                    let mut alone = vec![f32::NAN; out];
+                    conv.forward(&cx, x, &weights, Epilogue::default(), &mut scratch, &mut alone);
+                    assert_eq!(alone, expected, "{tiling:?}");
+                }
+            }
+        }
     }
 }

@@ -1,7 +1,8 @@
 //! Every tiling at every level against the f64 oracle, on random shapes with all tails.
 
 use super::algorithm::MAX;
-use super::schedule::{Schedule, Share, plain_weights};
+use super::schedule::plain_weights;
+use super::schedule::tests::scheduled;
 use super::*;
 use crate::buffer::LINE;
 use crate::conv::Window;
@@ -11,7 +12,7 @@ use crate::pool::MaxPool;
 use crate::prologue::Prologue;
 use crate::reference::conv as oracle;
 use crate::simd::Scalar;
-use crate::testing::{Random, assert_same_bits_for_all_threads, assert_within, contexts, widen};
+use crate::testing::{Random, assert_within, contexts, widen};
 
 const SHAPES: usize = 200;
 
@@ -515,90 +516,6 @@ fn pooled_outputs_are_those_of_the_convolution_and_the_pool() {
                 let pooled = PooledConv::new(conv, pool);
                 pooled.forward(&cx, &x, &weights, epilogue, &mut scratch, &mut y);
                 assert_eq!(y, expected, "{} {tiling:?} {g:?}", cx.level().name());
-            }
-        }
-    }
-}
-
-/// Batches large and small enough for each way of cutting the work.
-fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
-    vec![
-        (Tiling::F4, ConvGeometry::square(20, 36, 3, 1), 5, [23, 22]),
-        (Tiling::F4, ConvGeometry::square(300, 70, 3, 1), 9, [14, 14]),
-        (Tiling::F4, ConvGeometry::square(256, 128, 3, 1), 6, [14, 14]),
-        (Tiling::F2, ConvGeometry::square(340, 50, 3, 1), 2, [7, 7]),
-        (Tiling::S3, ConvGeometry::square(40, 72, 3, 2), 3, [28, 27]),
-        (Tiling::S7, ConvGeometry::square(3, 40, 7, 2), 3, [33, 30]),
-        (Tiling::Strassen, ConvGeometry::square(96, 160, 1, 1), 5, [15, 15]),
-        (Tiling::Strassen, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
-        (Tiling::Twice, ConvGeometry::square(64, 192, 1, 1), 5, [13, 15]),
-        (Tiling::Twice, ConvGeometry::square(1024, 640, 1, 2), 2, [14, 13]),
-        (Tiling::F4, ConvGeometry { groups: 32, ..ConvGeometry::square(128, 128, 3, 1) }, 3, [23, 22]),
-        (Tiling::S3, ConvGeometry { groups: 32, ..ConvGeometry::square(256, 256, 3, 2) }, 3, [23, 22]),
-    ]
-}
-
-#[test]
-fn work_is_cut_in_each_way_on_few_threads_and_on_many() {
-    let level = Level::detect();
-    let shares = |threads: usize| {
-        let share = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
-            let conv = FastConv::new(level, tiling, g, input).unwrap();
-            Schedule::new(&conv, batch * conv.rows.len() * conv.columns.len(), threads).share
-        };
-        scheduled().into_iter().map(share).collect::<Vec<Share>>()
-    };
-    assert!(shares(1).iter().all(|&share| share == Share::Block));
-    for (threads, expected) in [
-        (2, &[Share::Block, Share::Panels, Share::PanelsAndInput][..]),
-        (8, &[Share::Block, Share::PanelsAndInput]),
-    ] {
-        let found = shares(threads);
-        for share in [Share::Block, Share::Panels, Share::PanelsAndInput] {
-            assert_eq!(found.contains(&share), expected.contains(&share), "{threads} threads: {found:?}");
-        }
-    }
-}
-
-#[test]
-fn the_bits_do_not_depend_on_the_number_of_threads() {
-    assert_same_bits_for_all_threads(|cx| {
-        let mut random = Random::new(13);
-        let run = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
-            let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-            let weight = random.values(g.weight_len());
-            let weights = conv.pack(cx, &weight);
-            let x = random.values(batch * input[0] * input[1] * g.in_channels);
-            let [mut y, mut once] = [(); 2].map(|()| vec![0.0; oracle::output_len(&g, batch, input)]);
-            let scratch = &mut FastScratch::default();
-            conv.forward(cx, &x, &weights, Epilogue::default(), scratch, &mut y);
-            conv.pack_and_forward(cx, &x, &weight, Epilogue::default(), scratch, &mut once);
-            let mut dw = vec![0.0; g.weight_len()];
-            if conv.has_grad_weight() {
-                conv.grad_weight(cx, &x, &y, scratch, &mut dw);
-            }
-            [y, once, dw]
-        };
-        scheduled().into_iter().flat_map(run).collect()
-    });
-}
-
-#[test]
-fn an_image_has_the_same_bits_alone_and_in_a_batch() {
-    let mut random = Random::new(14);
-    for cx in contexts() {
-        for (tiling, g, batch, input) in scheduled() {
-            let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-            let weights = conv.pack(&cx, &random.values(g.weight_len()));
-            let x = random.values(batch * input[0] * input[1] * g.in_channels);
-            let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
-            let mut scratch = FastScratch::default();
-            conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
-            let (pixels, out) = (x.len() / batch, y.len() / batch);
-            for (x, expected) in x.chunks_exact(pixels).zip(y.chunks_exact(out)) {
-                let mut alone = vec![f32::NAN; out];
-                conv.forward(&cx, x, &weights, Epilogue::default(), &mut scratch, &mut alone);
-                assert_eq!(alone, expected, "{tiling:?}");
             }
         }
     }
