@@ -68,8 +68,6 @@ pub(crate) struct Estimate {
     pub(crate) macs: f64,
     /// Bytes of packed weights.
     pub(crate) weight_bytes: f64,
-    /// Whether each run reads the weights from memory for long enough that their pages matter.
-    pub(crate) streams: bool,
     /// Expected time relative to a multiply-accumulate at the peak.
     pub(crate) cost: f64,
 }
@@ -172,10 +170,6 @@ impl Costs {
         }
     }
 }
-
-/// Where reading the weights from memory takes more than this part of the arithmetic's time, the pages that they stand in
-/// matter.
-const SHORT: f64 = 16.0;
 
 /// Share of the peak that groups' sums by rows reach, and what an output's value takes beside for each step of the stride. Measured on
 /// Zen 5 alone.
@@ -312,7 +306,7 @@ fn estimates(
         // The weights stream by while the products are made: a half of the quicker hides behind the slower.
         let (work, reading) = (work * batch as f64, weight_bytes * costs.byte);
         let cost = work.max(reading) + work.min(reading) / 2.0;
-        Estimate { choice, macs, weight_bytes, streams: reading * SHORT > work, cost }
+        Estimate { choice, macs, weight_bytes, cost }
     };
     let weights = geometry.weight_len();
     let pixels = output[0] * output[1];

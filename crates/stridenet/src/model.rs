@@ -26,6 +26,8 @@
 //! # fn main() -> Result<(), stridenet::Error> {
 //! let model = Model::open("runs/first")?;
 //! let plan = Arc::new(model.plan(1)?);
+//! // A server's plan will run for long.
+//! plan.settle();
 //! std::thread::scope(|scope| {
 //!     for _ in 0..4 {
 //!         scope.spawn(|| {

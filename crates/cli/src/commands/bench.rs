@@ -72,6 +72,7 @@ fn infer(cx: &Arc<Context>, console: &Console, flags: &BenchInferFlags) -> Resul
     let arch = network.arch().name.clone();
     let plan = Plan::compile_owned(network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
     let load = read + start.elapsed();
+    plan.settle();
     let [height, width, channels] = plan.input();
     let images = random_images([batch, height, width, channels]);
     let mut logits = Tensor::zeros([batch, 1, 1, plan.classes()]);
@@ -213,6 +214,7 @@ fn layers(cx: &Arc<Context>, console: &Console, flags: &BenchLayersFlags) -> Res
     let network = network(cx, console, &flags.network.network, flags.network.img_size)?;
     let tuning = tuning(cx, console, &network, &flags.network)?;
     let plan = Plan::compile(&network, PlanOptions { batch, context: Arc::clone(cx), tuning })?;
+    plan.settle();
     let [height, width, channels] = plan.input();
     let images = random_images([batch, height, width, channels]);
     check(cx, &network, &plan, &images)?;

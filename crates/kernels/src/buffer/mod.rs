@@ -55,14 +55,20 @@ impl Aligned {
         Aligned { memory: Memory::Heap(values), first, length }
     }
 
-    /// As [`zeros`](Self::zeros), in large pages where the system grants them: for values that are read from memory again
-    /// and again. The system may take longer to make them. Buffers that would not fill a page share some, which it gets back
-    /// when all of them are gone.
-    pub(crate) fn zeros_in_large_pages(length: usize) -> Self {
+    /// As [`zeros`](Self::zeros), where large pages fit, for values that are read again and again: [`settle`](Self::settle)
+    /// asks for such pages. Buffers that would not fill one share some, which the system gets back when all of them are gone.
+    pub(crate) fn zeros_for_large_pages(length: usize) -> Self {
         let length = length.next_multiple_of(LINE);
         match Pages::with_room(length) {
             Some((pages, first)) => Aligned { memory: Memory::Paged(pages), first, length },
             None => Aligned::zeros(length),
+        }
+    }
+
+    /// Moves the values into large pages, where they fit and the system grants them, which it does at once from Linux 6.1 on.
+    pub(crate) fn settle(&self) {
+        if let Memory::Paged(pages) = &self.memory {
+            pages.settle(self.first..self.first + self.length);
         }
     }
 
@@ -166,14 +172,15 @@ mod tests {
     }
 
     #[test]
-    fn buffers_in_large_pages_keep_out_of_one_another() {
+    fn buffers_that_settle_in_large_pages_keep_out_of_one_another() {
         let lengths = [1, 16, 5_000, 300_000, 400_001, 524_288, 600_000, 300_000];
-        let mut buffers = lengths.map(Aligned::zeros_in_large_pages);
+        let mut buffers = lengths.map(Aligned::zeros_for_large_pages);
         for (index, buffer) in buffers.iter_mut().enumerate() {
             assert!(buffer.len() >= lengths[index] && buffer.as_ptr().addr() % 64 == 0);
             assert!(buffer.values().iter().all(|&value| value == 0.0));
             buffer.values_mut().fill(index as f32);
         }
+        buffers.iter().step_by(2).for_each(Aligned::settle);
         let [.., last] = &mut buffers;
         drop(std::mem::take(last));
         for (index, buffer) in buffers.iter().enumerate() {

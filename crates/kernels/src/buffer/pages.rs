@@ -15,8 +15,7 @@ const SMALL: usize = 1 << 12;
 /// Values of pages that smaller buffers share.
 const SHARED: usize = 8 * LARGE;
 
-/// Zeros that the system made, in large pages where it grants them: it is a wish, nothing depends on it. Buffers take
-/// them from the front, each once.
+/// Zeros that the system made where large pages fit. Buffers take them from the front, each once.
 #[derive(Debug)]
 pub(super) struct Pages {
     /// Given back when it is dropped.
@@ -32,7 +31,7 @@ unsafe impl Send for Pages {}
 unsafe impl Sync for Pages {}
 
 impl Pages {
-    /// Pages with `length` values. Those behind the last whole large page are small ones.
+    /// Pages with `length` values from the beginning of a large page on.
     fn new(length: usize) -> Option<Arc<Self>> {
         if cfg!(miri) || !cfg!(target_os = "linux") {
             return None;
@@ -42,8 +41,6 @@ impl Pages {
         // What lies before the first large page is never touched, so that no memory stands behind it.
         let mut map = MmapMut::map_anon(bytes.checked_add(large)?).ok()?;
         let skipped = map.as_ptr().align_offset(large);
-        #[cfg(target_os = "linux")]
-        let _ = map.advise_range(memmap2::Advice::HugePage, skipped, bytes / large * large);
         let first = map.get_mut(skipped..)?.as_mut_ptr().cast();
         Some(Arc::new(Pages { _map: map, first, length, taken: AtomicUsize::new(0) }))
     }
@@ -77,6 +74,17 @@ impl Pages {
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()
     }
 
+    /// Moves the values `range`, and what else stands in the large pages that they fill or share, into such pages, where the
+    /// system grants them. Nobody who reads or changes values meanwhile notices, but for the wait.
+    pub(super) fn settle(&self, range: Range<usize>) {
+        debug_assert!(range.end <= self.taken.load(Ordering::Relaxed));
+        let pages = range.start / LARGE..range.end.div_ceil(LARGE).min(self.length / LARGE);
+        if !pages.is_empty() {
+            // SAFETY: the pages belong to the map.
+            unsafe { advise(self.first.add(pages.start * LARGE), pages.len(), COLLAPSE) };
+        }
+    }
+
     /// The values `range`.
     ///
     /// # Safety
@@ -102,19 +110,32 @@ impl Pages {
 /// Asks the system for large pages under values that nobody has touched yet, where they fill such pages: it is a wish, nothing depends
 /// on it.
 pub fn prefer_large_pages(values: &mut [f32]) {
+    let before = values.as_ptr().align_offset(LARGE * size_of::<f32>()).min(values.len());
+    let inside = (values.len() - before) / LARGE;
+    if inside > 0 {
+        // SAFETY: the pages lie within the values.
+        unsafe { advise(values[before..].as_mut_ptr(), inside, PREFER) };
+    }
+}
+
+/// `MADV_HUGEPAGE`: pages that nobody has touched are made large.
+const PREFER: i32 = 14;
+
+/// `MADV_COLLAPSE`, from Linux 6.1 on: what stands in small pages is moved into large ones.
+const COLLAPSE: i32 = 25;
+
+/// Tells the system about `pages` large pages: it is a wish, nothing depends on it.
+///
+/// # Safety
+/// They begin at `first` and are mapped.
+unsafe fn advise(first: *mut f32, pages: usize, advice: i32) {
     #[cfg(all(target_os = "linux", not(miri)))]
-    {
-        let large = LARGE * size_of::<f32>();
-        let before = values.as_ptr().align_offset(large).min(values.len());
-        let inside = (values.len() - before) / LARGE * LARGE;
-        if inside > 0 {
-            let first = values[before..].as_mut_ptr();
-            // SAFETY: the pages lie within the values, and the advice changes none of them.
-            unsafe { libc::madvise(first.cast(), inside * size_of::<f32>(), libc::MADV_HUGEPAGE) };
-        }
+    // SAFETY: the advice changes no values.
+    unsafe {
+        libc::madvise(first.cast(), pages * LARGE * size_of::<f32>(), advice);
     }
     #[cfg(not(all(target_os = "linux", not(miri))))]
-    let _ = values;
+    let _ = (first, pages, advice);
 }
 
 #[cfg(all(test, target_os = "linux", not(miri)))]

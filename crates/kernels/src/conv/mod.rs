@@ -52,6 +52,13 @@ struct Phase {
 #[derive(Debug, Clone, Default)]
 pub struct ForwardWeights(Vec<PackedMatrix>);
 
+impl ForwardWeights {
+    /// Moves them into large pages, where the system grants them and packing has made room for that.
+    pub fn settle(&self) {
+        self.0.iter().for_each(PackedMatrix::settle);
+    }
+}
+
 /// Weights packed for [`Conv::grad_input`]: for each phase, for each group, and perhaps more, as in [`ForwardWeights`].
 #[derive(Debug, Clone, Default)]
 pub struct BackwardWeights(Vec<Vec<PackedMatrix>>);
@@ -126,17 +133,6 @@ impl Conv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack_forward(&self, cx: &Context, operands: Operands, weight: &[f32]) -> ForwardWeights {
-        let mut packed = ForwardWeights::default();
-        self.repack_forward(cx, operands, weight, &mut packed);
-        packed
-    }
-
-    /// As [`pack_forward`](Self::pack_forward), for weights that each pass reads from memory: in large pages where the system
-    /// grants them.
-    ///
-    /// # Panics
-    /// When the number of weights is not the geometry's.
-    pub fn pack_streamed(&self, cx: &Context, operands: Operands, weight: &[f32]) -> ForwardWeights {
         let (g, mut packed) = (&self.geometry, ForwardWeights::default());
         for matrix in self.matrices(&mut packed.0) {
             matrix.reserve_large_pages(g.taps() * g.group_in(), g.group_out());

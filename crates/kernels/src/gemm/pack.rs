@@ -96,10 +96,15 @@ impl PackedMatrix {
         self.values.reset(length);
     }
 
-    /// Makes room for a matrix in large pages, where the system grants them.
+    /// Makes room for a matrix that [settles](Self::settle) in large pages.
     pub(crate) fn reserve_large_pages(&mut self, depth: usize, columns: usize) {
         let columns = columns.next_multiple_of(self.level.micro_kernels().lanes);
-        self.values = Aligned::zeros_in_large_pages(depth * columns);
+        self.values = Aligned::zeros_for_large_pages(depth * columns);
+    }
+
+    /// As [`Aligned::settle`].
+    pub(crate) fn settle(&self) {
+        self.values.settle();
     }
 
     /// Rows as they are stored, one or two to a row of the matrix.

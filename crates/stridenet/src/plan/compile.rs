@@ -160,7 +160,7 @@ impl<'a> Compiler<'a> {
         let tuned = (self.choose)(name, &candidates);
         let best = candidates.iter().find(|candidate| tuned.is_none_or(|tuned| candidate.choice == tuned));
         let best = *best.or(candidates.first()).expect("the direct sum is always a candidate");
-        let kernel = Kernel::new(self.cx, best, geometry, input, &folded).map_err(at())?;
+        let kernel = Kernel::new(self.cx, best.choice, geometry, input, &folded).map_err(at())?;
         let after = pool.as_ref().map_or(output, MaxPool::output);
         let fuses = pool.is_some();
         let (kernel, pool) = kernel.pooled(pool);

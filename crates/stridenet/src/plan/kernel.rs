@@ -1,7 +1,7 @@
 //! The convolution kernels that a plan chooses from.
 
 use super::fold::Folded;
-use crate::algorithm::{Choice, Estimate};
+use crate::algorithm::Choice;
 use crate::kernels::conv::{
     Conv, ConvGeometry, ConvScratch, FastConv, FastScratch, FastWeights, ForwardWeights, GeometryError,
     PooledConv, RowConv, RowWeights,
@@ -30,7 +30,7 @@ pub(super) struct Scratch {
 impl Kernel {
     pub(super) fn new(
         cx: &Context,
-        Estimate { choice, streams, .. }: Estimate,
+        choice: Choice,
         geometry: ConvGeometry,
         input: [usize; 2],
         folded: &Folded,
@@ -39,10 +39,7 @@ impl Kernel {
         Ok(match choice {
             Choice::Direct => {
                 let conv = Conv::new(cx.level(), geometry, input)?;
-                let weights = match streams {
-                    true => conv.pack_streamed(cx, Operands::F32, weight),
-                    false => conv.pack_forward(cx, Operands::F32, weight),
-                };
+                let weights = conv.pack_forward(cx, Operands::F32, weight);
                 Kernel::Direct(conv, weights)
             }
             Choice::Rows => {
@@ -52,7 +49,7 @@ impl Kernel {
             }
             Choice::Fast(tiling) => {
                 let conv = FastConv::new(cx.level(), tiling, geometry, input)?;
-                let weights = if streams { conv.pack_streamed(cx, weight) } else { conv.pack(cx, weight) };
+                let weights = conv.pack(cx, weight);
                 Kernel::Fast(conv, weights)
             }
         })
@@ -65,6 +62,16 @@ impl Kernel {
                 (Kernel::Pooled(PooledConv::new(conv, pool), weights), None)
             }
             other => other,
+        }
+    }
+
+    /// Moves the weights into large pages, where the system grants them.
+    pub(super) fn settle(&self) {
+        match self {
+            Kernel::Direct(_, weights) => weights.settle(),
+            // There are few to a row.
+            Kernel::Rows(..) => {}
+            Kernel::Fast(_, weights) | Kernel::Pooled(_, weights) => weights.settle(),
         }
     }
 

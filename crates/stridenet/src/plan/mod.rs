@@ -279,6 +279,14 @@ impl Plan {
         })
     }
 
+    /// Moves the weights into large pages, where the system grants them (Linux does so at once from 6.1 on), and waits for it:
+    /// worth it for a plan that will run hundreds of times. Runs then take 1 to 6 % less time, the most for one image. It takes a
+    /// tenth of a second for 300 MB, and several times as long on a virtual machine whose host has to find the memory.
+    /// Other threads may run the plan meanwhile.
+    pub fn settle(&self) {
+        self.segments.iter().for_each(Segment::settle);
+    }
+
     /// The largest batch.
     pub fn batch(&self) -> usize {
         self.batch

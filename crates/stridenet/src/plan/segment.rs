@@ -106,6 +106,15 @@ impl Local {
 }
 
 impl Segment {
+    /// Moves the weights into large pages, where the system grants them.
+    pub(super) fn settle(&self) {
+        for step in &self.steps {
+            if let Operation::Conv { kernel, .. } = &step.operation {
+                kernel.settle();
+            }
+        }
+    }
+
     /// Runs all steps on the images of `input`.
     pub(super) fn run(
         &self,

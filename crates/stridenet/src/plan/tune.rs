@@ -161,7 +161,8 @@ impl Tuning {
     ) -> Result<Self, Error> {
         let conditions = Conditions::new(network, batch, context);
         let compile = |choose: &dyn Fn(&str, &[Estimate]) -> Option<Choice>| {
-            Plan::choosing(network, batch, Arc::clone(context), choose)
+            let plan = Plan::choosing(network, batch, Arc::clone(context), choose);
+            plan.inspect(Plan::settle)
         };
         let layers: RefCell<BTreeMap<String, Vec<Choice>>> = RefCell::default();
         let estimated = compile(&|name, candidates| {

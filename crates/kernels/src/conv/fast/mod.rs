@@ -232,6 +232,13 @@ pub struct FastWeights {
     values: Aligned,
 }
 
+impl FastWeights {
+    /// Moves them into large pages, where the system grants them and packing has made room for that.
+    pub fn settle(&self) {
+        self.values.settle();
+    }
+}
+
 /// Output channels that are computed together.
 #[derive(Debug, Clone)]
 struct Panel {
@@ -354,15 +361,7 @@ impl FastConv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack(&self, cx: &Context, weight: &[f32]) -> FastWeights {
-        self.pack_into(cx, weight, Aligned::zeros(self.packed_len()), true)
-    }
-
-    /// As [`pack`](Self::pack), for weights that each pass reads from memory: in large pages where the system grants them.
-    ///
-    /// # Panics
-    /// When the number of weights is not the geometry's.
-    pub fn pack_streamed(&self, cx: &Context, weight: &[f32]) -> FastWeights {
-        self.pack_into(cx, weight, Aligned::zeros_in_large_pages(self.packed_len()), true)
+        self.pack_into(cx, weight, Aligned::zeros_for_large_pages(self.packed_len()), true)
     }
 
     /// Values of the packed weights, with those that fill the last vector.

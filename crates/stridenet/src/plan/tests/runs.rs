@@ -3,7 +3,7 @@
 use super::networks::{architectures, network};
 use super::{logits, part};
 use crate::Tensor;
-use crate::arch::Arch;
+use crate::arch::{Arch, Stage};
 use crate::bench::random_images;
 use crate::kernels::{Context, Level};
 use crate::plan::{Plan, PlanOptions};
@@ -38,6 +38,24 @@ fn images(arch: &Arch, count: usize) -> Tensor {
 
 fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Small weights that share a large page, and some that fill pages of their own.
+#[test]
+fn plans_settle_while_they_run() {
+    let mut arch = architectures().into_iter().find(|arch| arch.name == "basic").unwrap();
+    arch.stages.push(Stage { blocks: 1, width: 256, stride: 2 });
+    let (plan, x) = (compiled(&arch, Level::detect(), 2), images(&arch, BATCH));
+    assert!(plan.steps().iter().any(|step| step.weight_bytes > 4 << 20), "{:?}", plan.steps());
+    let expected = bits(&logits(&plan, &x));
+    std::thread::scope(|scope| {
+        scope.spawn(|| plan.settle());
+        for _ in 0..5 {
+            assert_eq!(bits(&logits(&plan, &x)), expected);
+        }
+    });
+    plan.settle();
+    assert_eq!(bits(&logits(&plan, &x)), expected);
 }
 
 #[test]
