@@ -6,10 +6,7 @@ use super::tiles::{Block, Tile};
 use super::transform::Transform;
 use crate::buffer::LINE;
 use crate::gemm::heights::Heights;
-use crate::gemm::micro::Blocked;
-use crate::simd::{Simd, Task};
-use crate::vector::ask;
-use std::ops::Range;
+use crate::gemm::micro::{Blocked, Spaced};
 
 /// Cache lines that come while a block's products are made.
 pub(super) enum Ahead {
@@ -41,24 +38,27 @@ impl Ahead {
     }
 }
 
-/// Outputs that will be written, in evenly spaced rows.
+/// Rows of outputs that the products of a panel become, some of which are asked for with each piece.
 struct Outputs {
-    first: *const f32,
-    /// Values between two rows.
-    step: usize,
-    rows: Range<usize>,
-    /// Values of a row.
-    width: usize,
+    next: Spaced,
+    rows: usize,
+    /// Pieces, and for how many of them rows are due, times the number of rows.
+    pieces: usize,
+    due: usize,
 }
 
-impl Task for Outputs {
-    type Output = ();
-
+impl Outputs {
+    /// The rows that go with the next piece.
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        for row in self.rows {
-            ask(simd, self.first.wrapping_add(row * self.step), self.width);
+    fn take(&mut self) -> Spaced {
+        self.next.first = self.next.first.wrapping_add(self.next.count * self.next.step);
+        self.next.count = 0;
+        self.due += self.rows;
+        while self.due >= self.pieces {
+            self.due -= self.pieces;
+            self.next.count += 1;
         }
+        self.next
     }
 }
 
@@ -88,20 +88,20 @@ pub(super) struct Products<'a> {
 }
 
 impl Run<'_> {
-    /// Asks for a share of the outputs that the products of a panel become, one of `shares` equal ones. Only where tiles are
-    /// pixels in a row do they stand in evenly spaced rows.
-    fn expect(&self, block: &Block, panel: &Panel, share: usize, shares: usize) {
+    /// The outputs that the products of a panel become in `pieces` pieces. Only where tiles are pixels in a row do they stand in
+    /// evenly spaced rows.
+    fn outputs(&self, block: &Block, panel: &Panel, pieces: usize) -> Option<Outputs> {
         let (conv, parts) = (self.conv, self.conv.tiling.parts());
-        let [Some(first), Some(last)] = [block.tiles().first(), block.tiles().last()] else { return };
+        if parts == 1 {
+            return None;
+        }
         let pixel = |tile: &Tile| tile.image * conv.output[0] * conv.output[1] + tile.columns.start;
-        let rows = parts * (pixel(last) + last.columns.outputs - pixel(first));
+        let (first, last) = (block.tiles().first()?, block.tiles().last()?);
+        let (first, end) = (pixel(first), pixel(last) + last.columns.outputs);
         let channels = conv.geometry.out_channels;
-        conv.level.run(Outputs {
-            first: self.y.get().wrapping_add(pixel(first) * channels + panel.channels.start),
-            step: channels / parts,
-            rows: rows * share / shares..rows * (share + 1) / shares,
-            width: panel.channels.len(),
-        });
+        let from = self.y.get().wrapping_add(first * channels + panel.channels.start);
+        let next = Spaced { first: from, step: channels / parts, count: 0 };
+        Some(Outputs { next, rows: parts * (end - first), pieces, due: 0 })
     }
 
     /// Products at all points.
@@ -122,11 +122,12 @@ impl Run<'_> {
                 Pieces { start: slots.start, heights, lines }
             })
         });
-        let expects = self.conv.tiling.parts() > 1;
+        let mut outputs = self.outputs(block, panel, T::POINTS * pieces[0][0].heights.count());
         // What is asked for in advance goes from point to point; products alone go through all points at once, if those have the
         // same slots.
         let alike = pieces.as_flattened().iter().all(|other| *other == pieces[0][0]);
-        let points = if alike && !expects && matches!(ahead, Ahead::Nothing) { T::POINTS } else { 1 };
+        let points =
+            if alike && outputs.is_none() && matches!(ahead, Ahead::Nothing) { T::POINTS } else { 1 };
         let a_step = slots * kernels.lanes;
         let point_steps = [v_step, b_step, width];
         let mut arguments = Blocked {
@@ -141,6 +142,7 @@ impl Run<'_> {
             add,
             next: b,
             lines: 0,
+            later: Spaced { first: b, step: 0, count: 0 },
         };
         for point in (0..T::POINTS).step_by(points) {
             let [row, column] = T::last(point);
@@ -149,8 +151,8 @@ impl Run<'_> {
             arguments.b = b.wrapping_add(point * b_step);
             for index in 0..count {
                 let piece = heights.block(index);
-                if expects {
-                    self.expect(block, panel, point * count + index, T::POINTS * count);
+                if let Some(outputs) = &mut outputs {
+                    arguments.later = outputs.take();
                 }
                 // The next point's weights, shared out over this point's pieces.
                 let weights = arguments.b.wrapping_add(b_step + lines * LINE * index * deep);

@@ -2,6 +2,7 @@
 
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
+use crate::vector::ask;
 
 /// `C = A·B` for a block whose A stands in vectors of its columns, `[depth / lanes][rows][lanes]`, or for some of them, one for each
 /// point of a transform.
@@ -28,6 +29,16 @@ pub(crate) struct Blocked {
     pub(crate) next: *const f32,
     /// Cache lines of them to ask for with each vector of A's columns, from the same place at each point.
     pub(crate) lines: usize,
+    /// Rows as long as C's, at any address, that will be needed after all products.
+    pub(crate) later: Spaced,
+}
+
+/// Evenly spaced rows: the first, the values between two, and how many.
+#[derive(Clone, Copy)]
+pub(crate) struct Spaced {
+    pub(crate) first: *const f32,
+    pub(crate) step: usize,
+    pub(crate) count: usize,
 }
 
 struct BlockedTask<'a, const ROWS: usize, const VECTORS: usize>(&'a Blocked);
@@ -113,6 +124,10 @@ impl<const ROWS: usize, const VECTORS: usize> Task for BlockedTask<'_, ROWS, VEC
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        let Spaced { first, step, count } = self.0.later;
+        for row in 0..count {
+            ask(simd, first.wrapping_add(row * step), VECTORS * S::LANES);
+        }
         for point in 0..self.0.points {
             self.point(simd, point);
         }

@@ -10,7 +10,7 @@ mod blocked;
 mod gathered;
 mod transposed;
 
-pub(crate) use blocked::Blocked;
+pub(crate) use blocked::{Blocked, Spaced};
 pub(crate) use gathered::Gathered;
 pub(crate) use transposed::Transposed;
 
