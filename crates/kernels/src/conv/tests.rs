@@ -366,7 +366,7 @@ fn assert_followed(cx: &Context, (pass, shape): Followed, [x, y]: [&[f32]; 2]) -
             statistics.finish(&mut mean, &mut var);
             assert_eq!(result, plain);
             let (mut dx, relu) = (x.to_vec(), norm::Relu::Output(y));
-            let mut sums = norm::Sums::new(cx, &mut scratch, (x, shape), &mean, relu);
+            let mut sums = norm::Sums::new(cx, &mut scratch, (Some(x), shape), &mean, relu);
             run(&mut result, sums.follow());
             let summed = Some(sums.finish());
             let input = norm::Backward { relu, mean: &mean, inv_std: &var, gamma: &var, line: shape[2] };

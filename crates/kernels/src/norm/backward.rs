@@ -77,9 +77,16 @@ pub struct Gradients<'a> {
 /// The two sums that the gradients follow from: of what passes the ReLU, and of its products with the distances from the mean.
 #[derive(Debug)]
 pub struct Summed {
-    totals: Totals,
+    pub(super) totals: Totals,
     /// Whether the gradient became the part of it that passes the ReLU.
     passed: bool,
+}
+
+impl Summed {
+    /// Both sums of each channel, `[C]`: where they were taken [without the input](Sums::new), the second ones mean nothing yet.
+    pub fn totals_mut(&mut self) -> &mut [[f64; 2]] {
+        &mut self.totals
+    }
 }
 
 /// The sums of a gradient that is being written: a convolution works on its rows as they are there, through
@@ -90,7 +97,7 @@ pub struct Sums<'a> {
     chunks: Chunks,
     relu: Relu<'a>,
     mean: &'a [f32],
-    x: &'a [f32],
+    x: Option<&'a [f32]>,
     /// Whether the gradient becomes the part of it that passes the ReLU.
     pass: bool,
     scratch: &'a mut Scratch,
@@ -98,36 +105,51 @@ pub struct Sums<'a> {
 }
 
 impl<'a> Sums<'a> {
-    /// For the gradient of the output of a normalisation whose input was `x`, of shape `[N, H, W, C]`, with such means, `[C]`.
+    /// For the gradient of the output of a normalisation whose input was `x`, of shape `[N, H, W, C]`, with such means, `[C]`. Without
+    /// the input, the sum of what passes the ReLU is taken alone.
     ///
     /// # Panics
-    /// When the lengths do not fit each other.
+    /// When the lengths do not fit each other, or the ReLU's output is to be computed again from an input that is not there.
     pub fn new(
         context: &Context,
         scratch: &'a mut Scratch,
-        (x, [n, h, w, channels]): (&'a [f32], [usize; 4]),
+        (x, [n, h, w, channels]): (Option<&'a [f32]>, [usize; 4]),
         mean: &'a [f32],
         relu: Relu<'a>,
     ) -> Self {
-        assert_eq!((x.len(), mean.len()), (n * h * w * channels, channels), "values and channels of x");
-        Sums::of_rows(context, scratch, (x, w), mean, relu)
+        assert_eq!(mean.len(), channels, "a mean for each channel");
+        Sums::of_rows(context, scratch, (x, n * h * w, w), mean, relu)
     }
 
-    /// For rows of which `line` make a line of the chunks.
+    /// For so many rows, of which `line` make a line of the chunks.
     fn of_rows(
         context: &Context,
         scratch: &'a mut Scratch,
-        (x, line): (&'a [f32], usize),
+        (x, rows, line): (Option<&'a [f32]>, usize, usize),
         mean: &'a [f32],
         relu: Relu<'a>,
     ) -> Self {
         let channels = mean.len();
-        assert_eq!(relu.output().map_or(x.len(), <[f32]>::len), x.len(), "y and x differ in length");
-        let chunks = partials::chunks(super::rows("x", x, channels), channels, line);
+        assert!(rows > 0 && channels > 0, "sums of nothing");
+        for values in [x, relu.output()].into_iter().flatten() {
+            assert_eq!(values.len(), rows * channels, "values of x and of y");
+        }
+        assert!(x.is_some() || !matches!(relu, Relu::Recomputed { .. }), "an output of no input");
+        let chunks = partials::chunks(rows, channels, line);
         let totals = scratch.take(chunks);
         // Cheaper than reading the output again.
         let pass = matches!(relu, Relu::Output(_));
         Sums { level: context.level(), chunks, relu, mean, x, pass, scratch, totals }
+    }
+
+    /// The sums of a gradient that has been written.
+    ///
+    /// # Panics
+    /// When the gradient's length is not the input's.
+    pub fn of(self, context: &Context, dy: &mut [f32]) -> Summed {
+        assert_eq!(dy.len(), self.chunks.rows * self.chunks.channels, "values of dy");
+        context.pool().pieces(dy, self.chunks.each * self.chunks.channels, |chunk, dy| self.run(chunk, dy));
+        self.finish()
     }
 
     /// What works on the gradient's rows as they are written.
@@ -154,7 +176,7 @@ impl<'a> Sums<'a> {
 impl Work for Sums<'_> {
     fn run(&self, chunk: usize, values: &mut [f32]) {
         let of = self.chunks.values(chunk);
-        let (x, y) = (&self.x[of.clone()], self.relu.output().map(|y| &y[of]));
+        let (x, y) = (self.x.map(|x| &x[of.clone()]), self.relu.output().map(|y| &y[of.clone()]));
         self.scratch.partials.add(self.chunks, chunk, |channels, gradient, product| {
             let (sums, dy) = (self, &mut *values);
             self.level.run(SumChunk { sums, x, y, dy, channels, gradient, product });
@@ -197,11 +219,10 @@ pub fn backward(
     }
     assert_eq!(dy.len(), x.values().len(), "dy and x differ in length");
     let summed = summed.unwrap_or_else(|| {
-        let mut sums = Sums::of_rows(context, scratch, (x.values(), input.line), input.mean, input.relu);
+        let of = (Some(x.values()), rows, input.line);
+        let mut sums = Sums::of_rows(context, scratch, of, input.mean, input.relu);
         sums.pass |= matches!(x, Input::Replaced(_));
-        let length = sums.chunks.each * channels;
-        context.pool().pieces(dy, length, |chunk, dy| sums.run(chunk, dy));
-        sums.finish()
+        sums.of(context, dy)
     });
     assert_eq!(summed.totals.len(), channels, "sums for each channel");
     let relu = if summed.passed { Relu::None } else { input.relu };
@@ -209,9 +230,7 @@ pub fn backward(
         matches!(relu, Relu::None) || matches!(x, Input::Kept(_)),
         "the residual's gradient is what passes the ReLU"
     );
-    scratch.coefficients.set(&input, &summed.totals, rows, [dgamma, dbeta]);
-    scratch.give(summed.totals);
-    let coefficients = &scratch.coefficients;
+    let coefficients = coefficients(&input, scratch, summed, rows, [dgamma, dbeta]);
     let passed = Backward { relu, ..input };
     match x {
         Input::Kept(x) => second_pass::<false>(context, passed, coefficients, dy, x),
@@ -219,12 +238,32 @@ pub fn backward(
     }
 }
 
-/// `dx = gradient · g + distance · (x − mean) + constant`, each `[C]`.
+/// What [`backward`] makes the gradient of the input of, with the gradients of gamma and beta, `[C]`: from both sums over so many rows
+/// alone.
+///
+/// # Panics
+/// When the lengths do not fit each other.
+pub fn coefficients<'a>(
+    input: &Backward,
+    scratch: &'a mut Scratch,
+    summed: Summed,
+    rows: usize,
+    [dgamma, dbeta]: [&mut [f32]; 2],
+) -> &'a Coefficients {
+    scratch.coefficients.set(input, &summed.totals, rows, [dgamma, dbeta]);
+    scratch.give(summed.totals);
+    &scratch.coefficients
+}
+
+/// `dx = gradient · g + distance · (x − mean) + constant`, each `[C]`, where `g` is what passes the ReLU.
 #[derive(Debug, Default)]
-pub(super) struct Coefficients {
-    gradient: Vec<f32>,
-    distance: Vec<f32>,
-    constant: Vec<f32>,
+pub struct Coefficients {
+    /// Factor of the gradient of the output.
+    pub gradient: Vec<f32>,
+    /// Factor of the distance from the mean.
+    pub distance: Vec<f32>,
+    /// Summand.
+    pub constant: Vec<f32>,
 }
 
 impl Coefficients {
@@ -247,7 +286,7 @@ impl Coefficients {
 /// `Σg` and `Σ g·(x − mean)` of some channels over the rows of a chunk.
 struct SumChunk<'a> {
     sums: &'a Sums<'a>,
-    x: &'a [f32],
+    x: Option<&'a [f32]>,
     /// The output, where it tells what passes the ReLU.
     y: Option<&'a [f32]>,
     dy: &'a mut [f32],
@@ -262,7 +301,7 @@ impl Task for SumChunk<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let SumChunk { sums: all, x, y, dy, .. } = self;
-        let rows = x.len() / all.mean.len();
+        let rows = dy.len() / all.mean.len();
         let (first, width) = (self.channels.start, self.channels.len());
         let mut sums = [[0.0; WIDTH]; 2];
         for start in (0..rows).step_by(TILE) {
@@ -282,7 +321,7 @@ impl Task for SumChunk<'_> {
 /// A few rows, added to the sums.
 struct SumTile<'a> {
     all: &'a Sums<'a>,
-    x: &'a [f32],
+    x: Option<&'a [f32]>,
     y: Option<&'a [f32]>,
     dy: &'a mut [f32],
     rows: Range<usize>,
@@ -301,17 +340,19 @@ impl Columns for SumTile<'_> {
         let mut products = parameters::<S, V>(simd, &self.sums[1], from, count);
         for row in self.rows.clone() {
             let start = row * mean.len() + self.first + from;
-            let (x, dy) = (&self.x[start..][..width], &mut self.dy[start..][..width]);
-            let y = self.y.map_or(x, |y| &y[start..][..width]);
-            look_ahead(simd, x.as_ptr(), width);
+            let [x, y] = [self.x, self.y].map(|values| values.map(|values| &values[start..][..width]));
+            let dy = &mut self.dy[start..][..width];
             look_ahead(simd, dy.as_ptr(), width);
-            if self.y.is_some() {
-                look_ahead(simd, y.as_ptr(), width);
+            for values in [x, y].into_iter().flatten() {
+                look_ahead(simd, values.as_ptr(), width);
             }
             for v in 0..V {
                 let at = v * S::LANES;
-                let (gradient, x) = (read(simd, dy, at, count), read(simd, x, at, count));
-                let gradient = passes.of(simd, v, gradient, x, read(simd, y, at, count));
+                let gradient = read(simd, dy, at, count);
+                // In the place of what is not there, any value will do.
+                let [x, y] =
+                    [x, y].map(|values| values.map_or(gradient, |values| read(simd, values, at, count)));
+                let gradient = passes.of(simd, v, gradient, x, y);
                 if pass {
                     write(simd, dy, at, count, gradient);
                 }

@@ -11,7 +11,7 @@ mod statistics;
 mod tests;
 
 pub use apply::{Apply, apply};
-pub use backward::{Backward, Gradients, Input, Relu, Summed, Sums, backward};
+pub use backward::{Backward, Coefficients, Gradients, Input, Relu, Summed, Sums, backward, coefficients};
 pub use statistics::{Statistics, statistics};
 
 use crate::follow::Chunks;
@@ -28,7 +28,7 @@ pub struct Scratch {
     /// Places for two sums of all chunks for each channel, by the number of channels: those of a gradient are held until its batch
     /// norm needs them.
     totals: HashMap<usize, Vec<Totals>>,
-    coefficients: backward::Coefficients,
+    coefficients: Coefficients,
 }
 
 impl Scratch {

@@ -230,6 +230,30 @@ fn a_relu_computed_again_passes_what_its_output_passes() {
 }
 
 #[test]
+fn the_sum_of_the_gradient_needs_no_input() {
+    let mut random = Random::new(8);
+    let mut scratch = Scratch::default();
+    for case in 0..60 {
+        let (rows, channels) = shape(&mut random, case);
+        let [x, y, dy] = [(); 3].map(|()| random.values(rows * channels));
+        let mean = random.values(channels);
+        for context in &contexts() {
+            for relu in [Relu::None, Relu::Output(&y)] {
+                let mut sums = |x: Option<&[f32]>| {
+                    let mut passed = dy.clone();
+                    let sums = Sums::new(context, &mut scratch, (x, [1, rows, 1, channels]), &mean, relu);
+                    let mut summed = sums.of(context, &mut passed);
+                    let sums: Vec<f64> = summed.totals_mut().iter().map(|total| total[0]).collect();
+                    scratch.give(summed.totals);
+                    (sums, passed)
+                };
+                assert!(sums(Some(&x)) == sums(None), "{rows} rows of {channels}");
+            }
+        }
+    }
+}
+
+#[test]
 fn the_oracles_gradients_are_its_differences() {
     let mut random = Random::new(5);
     for _ in 0..60 {

@@ -2,7 +2,7 @@
 
 use super::{Activation, Conv, Parameter, Workspace};
 use crate::Tensor;
-use crate::kernels::norm::{Input, Relu, Statistics, Summed};
+use crate::kernels::norm::{Coefficients, Input, Relu, Statistics, Summed};
 use crate::kernels::{Context, Prologue, norm};
 
 /// Added to the variance, as in PyTorch.
@@ -256,6 +256,21 @@ impl BatchNorm {
         let input = norm::Backward { relu, mean, inv_std, gamma, line };
         let out = norm::Gradients { x, dy: dy.data_mut(), dgamma, dbeta: self.beta.grad_mut() };
         norm::backward(cx, input, &mut workspace.norm, summed, out);
+    }
+
+    /// Gradients of γ and β from the sums over so many rows alone, and what the gradient of the input is made of.
+    pub(super) fn coefficients<'a>(
+        &mut self,
+        scratch: &'a mut norm::Scratch,
+        saved: &NormSaved,
+        summed: Summed,
+        rows: usize,
+    ) -> &'a Coefficients {
+        let (gamma, dgamma) = self.gamma.value_and_grad();
+        let Vectors { mean, inv_std, .. } = saved.vectors();
+        // Lines matter to those who take sums.
+        let input = norm::Backward { relu: Relu::None, mean, inv_std, gamma, line: 1 };
+        norm::coefficients(&input, scratch, summed, rows, [dgamma, self.beta.grad_mut()])
     }
 
     /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.

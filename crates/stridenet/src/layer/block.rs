@@ -306,7 +306,7 @@ impl Block {
             _ => None,
         };
         for (unit, saved) in last.into_iter().chain(projection) {
-            if unit.conv.is_cheap() {
+            if unit.is_cheap(saved) {
                 saved.forget(workspace);
             }
         }
@@ -369,7 +369,7 @@ impl Block {
             None => (dy, None),
         };
         let input = units.last().map_or(from.into(), UnitSaved::activation);
-        last.recompute(cx, workspace, input, &mut saved);
+        last.recompute_for_backward(cx, workspace, input, &mut saved);
         let inside = first.last().zip(units.last()).and_then(|(unit, saved)| unit.wanted(saved));
         let (mut dy, dresidual) =
             last.backward(cx, workspace, input, saved, dy, Onward { also: None, wanted: inside });
@@ -476,7 +476,7 @@ impl Shortcut {
                 let from = pooled.as_ref().map_or(x, |pooled| &pooled.output);
                 // Without a batch norm, nobody reads the convolution's output.
                 if unit.norm.is_some() {
-                    unit.recompute(cx, workspace, from.into(), &mut saved);
+                    unit.recompute_for_backward(cx, workspace, from.into(), &mut saved);
                 }
                 let dx = unit.backward(cx, workspace, from, saved, dy, Onward::default()).0.tensor;
                 let (Some(pool), Some(pooled)) = (pool, pooled) else { return dx };

@@ -7,7 +7,7 @@ use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Follow, Level, Operands};
 
-/// Multiply-adds for a value of the output up to which it is computed again rather than kept from the forward to the backward pass:
+/// Multiply-adds for a value of the output up to which one that the backward pass reads is computed again rather than kept:
 /// bottlenecks' last convolutions and the projection in the first stage, where feature maps are largest.
 const CHEAP: usize = 64;
 
@@ -119,6 +119,11 @@ impl Conv {
         geometry.taps() * geometry.group_in() <= CHEAP
     }
 
+    /// Operands of the direct sums of training.
+    pub(super) fn operands(&self) -> Operands {
+        self.operands
+    }
+
     /// Shape of the output for so many images.
     pub fn output_shape(&self, images: usize) -> [usize; 4] {
         let [height, width] = self.kernel.output();
@@ -156,15 +161,28 @@ impl Conv {
         let residual = also.as_ref().map(|_| Residual::InPlace);
         let epilogue = Epilogue { residual, follow, ..Epilogue::default() };
         let mut dx = also.unwrap_or_else(|| workspace.tensor(x.tensor.shape()));
-        let (weight, dy, out) = (&self.weight.value, dy.data(), dx.data_mut());
+        self.grad_input(cx, workspace, &self.weight.value, dy, epilogue, &mut dx);
+        dx
+    }
+
+    /// The input's gradient alone, as if these were the weights.
+    pub(super) fn grad_input(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        weight: &[f32],
+        dy: &Tensor,
+        epilogue: Epilogue,
+        dx: &mut Tensor,
+    ) {
+        let (dy, out) = (dy.data(), dx.data_mut());
         match &self.fast.backward {
             Some(conv) => conv.pack_and_forward(cx, dy, weight, epilogue, &mut workspace.fast, out),
             None => {
-                let (weight, direct) = ((self.operands, &weight[..]), &mut workspace.direct);
+                let (weight, direct) = ((self.operands, weight), &mut workspace.direct);
                 self.kernel.pack_and_grad_input(cx, dy, weight, epilogue, direct, out);
             }
         }
-        dx
     }
 
     /// The weights' gradient alone, for the first convolution of a network.

@@ -23,8 +23,10 @@ impl From<Tensor> for Gradient {
 /// A batch norm that takes sums of the gradient of its output, which nothing but a ReLU and a residual's addition changes.
 #[derive(Debug, Clone, Copy)]
 pub struct Wanted<'a> {
-    /// The batch norm's input.
-    pub(super) x: &'a Tensor,
+    /// The batch norm's input, unless the backward pass does without it.
+    pub(super) x: Option<&'a Tensor>,
+    /// Its shape.
+    pub(super) shape: [usize; 4],
     pub(super) norm: &'a NormSaved,
     pub(super) relu: Relu<'a>,
 }
@@ -46,9 +48,9 @@ impl Gradient {
         wanted: Option<Wanted>,
         write: impl FnOnce(&mut Workspace, Option<Follow>) -> Tensor,
     ) -> Self {
-        let Some(Wanted { x, norm, relu }) = wanted else { return write(workspace, None).into() };
+        let Some(Wanted { x, shape, norm, relu }) = wanted else { return write(workspace, None).into() };
         let mut scratch = std::mem::take(&mut workspace.norm);
-        let mut sums = Sums::new(cx, &mut scratch, (x.data(), x.shape()), norm.mean(), relu);
+        let mut sums = Sums::new(cx, &mut scratch, (x.map(Tensor::data), shape), norm.mean(), relu);
         let tensor = write(workspace, Some(sums.follow()));
         let summed = Some(sums.finish());
         workspace.norm = scratch;

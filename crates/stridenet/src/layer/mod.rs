@@ -5,6 +5,7 @@ mod activation;
 mod batch_norm;
 mod block;
 mod conv;
+mod expansion;
 mod gate;
 mod gradient;
 mod linear;

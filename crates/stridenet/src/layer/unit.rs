@@ -1,11 +1,13 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
+use super::expansion::Expansion;
 use super::pool::{Pooled, Pools};
 use super::{Activation, BatchNorm, Conv, Gradient, NormSaved, Onward, Parameter, Wanted, Workspace};
 use crate::Tensor;
 use crate::arch;
 use crate::kernels::conv::GeometryError;
-use crate::kernels::{Context, Level, pointwise};
+use crate::kernels::norm::Sums;
+use crate::kernels::{Context, Level, Operands, pointwise};
 
 /// A convolution, its batch norm, and what follows them.
 #[derive(Debug)]
@@ -16,6 +18,8 @@ pub struct Unit {
     pub norm: Option<BatchNorm>,
     relu: bool,
     pool: Option<Pools>,
+    /// What the backward pass takes where it does without the convolution's output.
+    expansion: Option<Expansion>,
 }
 
 /// What the backward pass needs of a unit besides its input.
@@ -102,7 +106,9 @@ impl Unit {
         let channels = description.geometry.out_channels;
         let pool = Pools::new(&description.pools, conv.output(), channels)?;
         let norm = description.norm.as_ref().map(|name| BatchNorm::new(name, channels, gain));
-        Ok(Unit { conv, norm, relu: description.relu, pool })
+        let expands = norm.is_some() && pool.is_none() && Expansion::is(&description.geometry);
+        let expansion = expands.then(|| Expansion::new(level, &description.geometry, input)).transpose()?;
+        Ok(Unit { conv, norm, relu: description.relu, pool, expansion })
     }
 
     /// The unit's parameters, in torch's order.
@@ -211,16 +217,39 @@ impl Unit {
         }
     }
 
+    /// As [`recompute`](Self::recompute), where the backward pass reads the convolution's output.
+    pub(super) fn recompute_for_backward(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: Activation,
+        saved: &mut UnitSaved,
+    ) {
+        if self.expansion(saved).is_none() {
+            self.recompute(cx, workspace, x, saved);
+        }
+    }
+
+    /// Whether the backward pass does without the convolution's output, or it costs less to compute it again than to keep it.
+    pub(super) fn is_cheap(&self, saved: &UnitSaved) -> bool {
+        self.conv.is_cheap() || self.expansion(saved).is_some()
+    }
+
+    /// What the backward pass takes where it does without the convolution's output: where nobody needs it to know what has passed
+    /// the ReLU.
+    fn expansion(&self, saved: &UnitSaved) -> Option<&Expansion> {
+        let plain = (saved.residual || !self.relu) && saved.factors.is_none();
+        self.expansion.as_ref().filter(|_| plain && self.conv.operands() == Operands::F32)
+    }
+
     /// The batch norm, where it can take its sums of the gradient of the unit's output.
     pub fn wanted<'a>(&self, saved: &'a UnitSaved) -> Option<Wanted<'a>> {
         let between = self.pool.is_some() || saved.factors.is_some();
         let output = saved.activated.as_ref().filter(|_| saved.residual);
-        match (&saved.raw, &saved.norm) {
-            (Some(x), Some(norm)) if !between && output.is_some() == saved.residual => {
-                Some(Wanted { x, norm, relu: norm.relu(output, self.relu) })
-            }
-            _ => None,
-        }
+        let norm = saved.norm.as_ref().filter(|_| !between && output.is_some() == saved.residual)?;
+        let x = saved.raw.as_ref().filter(|_| self.expansion(saved).is_none());
+        let shape = x.or(output).filter(|_| x.is_some() || self.expansion(saved).is_some())?.shape();
+        Some(Wanted { x, shape, norm, relu: norm.relu(output, self.relu) })
     }
 
     /// The parameters' gradients; returns the gradient of the convolution's output, and the residual's where there was
@@ -275,8 +304,12 @@ impl Unit {
         dy: impl Into<Gradient>,
         Onward { also, wanted }: Onward,
     ) -> (Gradient, Option<Tensor>) {
+        let (x, dy) = (x.into(), dy.into());
+        if self.expansion(&saved).is_some() {
+            return self.backward_expansion(cx, workspace, x, saved, dy, Onward { also, wanted });
+        }
         let added = saved.residual && self.norm.is_none();
-        let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy.into());
+        let (draw, dresidual) = self.backward_to_conv(cx, workspace, saved, dy);
         let dx = Gradient::written(cx, workspace, wanted, |workspace, follow| {
             self.conv.backward(cx, workspace, x, &draw, also, follow)
         });
@@ -285,6 +318,38 @@ impl Unit {
         }
         workspace.give(draw);
         (dx, dresidual)
+    }
+
+    /// As [`backward`](Self::backward), without the convolution's output.
+    fn backward_expansion(
+        &mut self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        x: Activation,
+        saved: UnitSaved,
+        Gradient { tensor: mut dy, summed }: Gradient,
+        onward: Onward,
+    ) -> (Gradient, Option<Tensor>) {
+        let Unit { conv, norm: Some(layer), expansion: Some(expansion), relu, .. } = self else {
+            unreachable!("asked for before");
+        };
+        let UnitSaved { raw, norm: Some(norm), activated, residual, .. } = saved else {
+            unreachable!("a batch norm keeps its statistics");
+        };
+        raw.into_iter().for_each(|raw| workspace.give(raw));
+        let relu = norm.relu(activated.as_ref().filter(|_| residual), *relu);
+        let summed = summed.unwrap_or_else(|| {
+            let shape = dy.shape();
+            Sums::new(cx, &mut workspace.norm, (None, shape), norm.mean(), relu).of(cx, dy.data_mut())
+        });
+        let dx = expansion.backward(cx, workspace, (conv, layer), (x, &norm), (&dy, summed), onward);
+        norm.discard(workspace);
+        activated.into_iter().for_each(|activated| workspace.give(activated));
+        if residual {
+            return (dx, Some(dy));
+        }
+        workspace.give(dy);
+        (dx, None)
     }
 
     /// The parameters' gradients alone, for the first unit of a network.
@@ -332,5 +397,92 @@ impl Unit {
         let pooled = pool.forward(cx, workspace, &y);
         workspace.give(y);
         pooled.discard(workspace)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::conv::ConvGeometry;
+
+    fn tensor(shape: [usize; 4], factor: usize) -> Tensor {
+        let value = |at: usize| (at * factor % 1013) as f32 / 500.0 - 1.0;
+        Tensor::new(shape, (0..shape.iter().product()).map(value).collect()).unwrap()
+    }
+
+    /// A unit of 24 channels to 80, or 128 to 260, whose weights and batch norm are nothing special.
+    fn unit(level: Level, channels: [usize; 2], size: [usize; 2]) -> Unit {
+        let geometry = ConvGeometry::square(channels[0], channels[1], 1, 1);
+        let (conv, norm) = ("conv".to_owned(), Some("bn".to_owned()));
+        let description = arch::Unit { conv, norm, geometry, relu: false, pools: Vec::new() };
+        let weight = tensor([1, 1, channels[0], channels[1]], 389).into_data();
+        let mut unit = Unit::new(level, &description, size, weight, 1.5).unwrap();
+        let norm = unit.norm.as_mut().unwrap();
+        norm.gamma.value.copy_from_slice(tensor([1, 1, 1, channels[1]], 71).data());
+        norm.beta.value.copy_from_slice(tensor([1, 1, 1, channels[1]], 97).data());
+        unit
+    }
+
+    /// All gradients: the parameters', the input's, the residual's and the sums that the batch norm before has taken.
+    fn gradients(unit: &mut Unit, cx: &Context, residual: bool, keeps: bool) -> Vec<Vec<f32>> {
+        let mut workspace = Workspace::default();
+        let [height, width] = unit.conv.output();
+        let shape = |channels: usize| [3, height, width, channels];
+        let (inputs, outputs) = (unit.conv.weight.shape[1], unit.conv.weight.shape[0]);
+        let (raw, beside, dy) =
+            (tensor(shape(inputs), 29), tensor(shape(outputs), 31), tensor(shape(outputs), 37));
+        let mut before = BatchNorm::new("before", inputs, 1.0);
+        before.beta.value.copy_from_slice(tensor([1, 1, 1, inputs], 41).data());
+        let (_, norm) = before.forward(cx, &mut workspace, &raw, None, true);
+        let x = Activation { tensor: &raw, prologue: Some(norm.prologue()) };
+        let mut saved = unit.forward(cx, &mut workspace, x, residual.then_some(&beside));
+        if !keeps {
+            saved.forget(&mut workspace);
+            unit.recompute_for_backward(cx, &mut workspace, x, &mut saved);
+            assert_eq!(saved.raw.is_some(), unit.expansion.is_none());
+        }
+        // The sums may be taken before, and a gradient be there already.
+        let mut dy = dy;
+        let summed = keeps.then(|| {
+            let Wanted { x, shape, norm, relu } = unit.wanted(&saved).unwrap();
+            let of = (x.map(Tensor::data), shape);
+            Sums::new(cx, &mut workspace.norm, of, norm.mean(), relu).of(cx, dy.data_mut())
+        });
+        let dy = Gradient { tensor: dy, summed };
+        let also = keeps.then(|| tensor(raw.shape(), 43));
+        let relu = norm.relu(None, true);
+        let wanted = Some(Wanted { x: Some(&raw), shape: raw.shape(), norm: &norm, relu });
+        let (dx, dresidual) = unit.backward(cx, &mut workspace, x, saved, dy, Onward { also, wanted });
+        let mut all: Vec<Vec<f32>> = unit.parameters().map(|parameter| parameter.grad.clone()).collect();
+        assert_eq!(dresidual.is_some(), residual);
+        all.extend(dresidual.map(Tensor::into_data));
+        let (mut tensor, summed) = (dx.tensor, dx.summed);
+        all.push(tensor.data().to_vec());
+        before.backward(cx, &mut workspace, &raw, norm, (&mut tensor, summed), true);
+        all.extend(before.parameters().map(|parameter| parameter.grad.clone()));
+        all
+    }
+
+    #[test]
+    fn the_backward_pass_does_without_the_output_of_a_convolution_that_expands() {
+        for level in Level::available() {
+            let cx = Context::new(level, 2);
+            for (channels, size) in [([24, 80], [9, 7]), ([128, 260], [5, 4]), ([3, 6], [1, 2])] {
+                for (residual, keeps) in [(false, false), (true, false), (true, true)] {
+                    let mut without = unit(level, channels, size);
+                    let mut with = Unit { expansion: None, ..unit(level, channels, size) };
+                    assert!(without.expansion.is_some());
+                    let found = gradients(&mut without, &cx, residual, keeps);
+                    let expected = gradients(&mut with, &cx, residual, keeps);
+                    assert_eq!(found.len(), expected.len());
+                    for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                        let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
+                        let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                        let what = format!("{} {channels:?} {residual} {keeps}: {index}", level.name());
+                        assert!(largest > 0.0 && off <= 2e-5 * largest, "{what}: {off} of {largest}");
+                    }
+                }
+            }
+        }
     }
 }
