@@ -106,7 +106,7 @@ impl NormSaved {
         }
     }
 
-    /// What [`apply`](Self::apply) does without a residual and with a ReLU, for a layer that does it on its way in.
+    /// What [`apply`](Self::apply) multiplies by and adds: without a residual and with a ReLU, for a layer that does it on its way in.
     pub(super) fn prologue(&self) -> Prologue<'_> {
         let Vectors { scale, shift, .. } = self.vectors();
         Prologue { scale, shift }
@@ -189,7 +189,7 @@ impl BatchNorm {
     }
 
     /// The batch's statistics over so many rows, which `take` writes, mean and variance; they also move the running ones.
-    fn batch_statistics(
+    pub(super) fn batch_statistics(
         &mut self,
         workspace: &mut Workspace,
         rows: usize,

@@ -306,7 +306,7 @@ impl Block {
             _ => None,
         };
         for (unit, saved) in last.into_iter().chain(projection) {
-            if unit.is_cheap(saved) {
+            if unit.conv.is_cheap() {
                 saved.forget(workspace);
             }
         }

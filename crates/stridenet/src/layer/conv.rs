@@ -91,14 +91,25 @@ impl Conv {
         residual: Option<&Tensor>,
         follow: Option<Follow>,
     ) -> Tensor {
-        let x = x.into();
-        let mut y = workspace.tensor(self.output_shape(x.tensor.batch()));
         let epilogue = Epilogue { follow, ..adding(residual) };
-        let (weight, out) = (&self.weight.value, y.data_mut());
+        self.forward_by(cx, workspace, &self.weight.value, x.into(), epilogue)
+    }
+
+    /// The same, as if these were the weights, and with an epilogue.
+    pub(super) fn forward_by(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        weight: &[f32],
+        x: Activation,
+        epilogue: Epilogue,
+    ) -> Tensor {
+        let mut y = workspace.tensor(self.output_shape(x.tensor.batch()));
+        let out = y.data_mut();
         match &self.fast.forward {
             Some(conv) => conv.pack_and_forward(cx, x.source(), weight, epilogue, &mut workspace.fast, out),
             None => {
-                let (weight, direct) = ((self.operands, &weight[..]), &mut workspace.direct);
+                let (weight, direct) = ((self.operands, weight), &mut workspace.direct);
                 self.kernel.pack_and_forward(cx, x.source(), weight, epilogue, direct, out);
             }
         }

@@ -1,24 +1,31 @@
-//! The backward pass of a 1×1 convolution of few channels to many and of its batch norm, without the convolution's output.
+//! A 1×1 convolution of few channels to many and its batch norm, without the convolution's output.
 //!
-//! The output `x = a·W` is large where the input `a`, `[rows, K]`, is small, and nothing but a linear map of it. With `α`, `β` and `c`,
-//! which batch norm's sums give, the gradient of x is `dx = α g + β (x − x̄) + c` for each channel
-//! ([`norm::Coefficients`](crate::kernels::norm::Coefficients)). Put in, that leaves products of g and of a:
+//! The output `x = a·W` is large where the input `a`, `[m, K]`, is small, and nothing but a linear map of it. So its moments follow
+//! from those of a: `x̄ = āW`, and the variances are the diagonal of `WᵀCW / m` with `C = aᵀa − m āāᵀ`. Batch norm, the residual's
+//! addition and the ReLU then happen while the products are made. With `α`, `β` and `c`, which batch norm's sums give, the gradient
+//! of x is `dx = α g + β (x − x̄) + c` for each channel ([`norm::Coefficients`](crate::kernels::norm::Coefficients)). Put in, that
+//! leaves products of g and of a:
 //!
 //! - `Σ g·(x − x̄) = diag(Wᵀ aᵀg) − x̄ Σg`, which the coefficients come from;
-//! - `dW = aᵀdx = α aᵀg + β (aᵀa − m āāᵀ) W + m ā c`, over m rows;
+//! - `dW = aᵀdx = α aᵀg + β CW + m ā c`;
 //! - `da = dx·Wᵀ = g·(α W)ᵀ + (a − ā)·(W β Wᵀ) + W c`.
 //!
 //! Neither x nor dx are written or read: memory would take longer than the products of a with itself and with a matrix of its width.
+//! A variance has the roundings of C's sums, magnified where the channels that an output sums cancel each other: by `|w|²` times
+//! their variance over the output's.
 
 use super::{Activation, BatchNorm, Conv, Gradient, NormSaved, Onward, Workspace};
 use crate::Tensor;
 use crate::kernels::conv::{self, ConvGeometry, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::norm::{Coefficients, Summed};
-use crate::kernels::{Context, Level, Operands, norm};
+use crate::kernels::{Context, Level, Operands, Prologue, norm};
 
 /// Channels of the input at most. For more, feature maps are smaller and the input's own products larger.
 const MOST: usize = 128;
+
+/// Channels whose moments are summed side by side.
+const SIDE: usize = 16;
 
 /// The passes that take the place of the convolution's own.
 #[derive(Debug)]
@@ -27,6 +34,27 @@ pub(super) struct Expansion {
     square: conv::Conv,
     /// The same convolution of an image of K pixels, for products of such matrices with the weights.
     matrix: conv::Conv,
+}
+
+/// What the backward pass needs besides the input.
+#[derive(Debug)]
+pub(super) struct Moments {
+    /// ā and the variances of a, `[1, 1, 2, K]`.
+    means: Tensor,
+    /// CW, `[1, 1, K, N]`.
+    through: Tensor,
+}
+
+impl Moments {
+    /// ā.
+    fn mean(&self) -> &[f32] {
+        &self.means.data()[..self.means.channels()]
+    }
+
+    /// Gives everything back.
+    fn discard(self, workspace: &mut Workspace) {
+        [self.means, self.through].into_iter().for_each(|tensor| workspace.give(tensor));
+    }
 }
 
 impl Expansion {
@@ -51,47 +79,89 @@ impl Expansion {
         Ok(Expansion { square, matrix: conv::Conv::new(level, *geometry, [1, channels])? })
     }
 
+    /// Training: `relu?(norm(conv(x)) + residual)` with the batch's statistics, which also move the running ones.
+    pub(super) fn forward(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        (conv, layer): (&Conv, &mut BatchNorm),
+        x: Activation,
+        residual: Option<&Tensor>,
+    ) -> (Tensor, NormSaved, Moments) {
+        let applied = x.applied(cx, workspace);
+        let a = applied.as_ref().unwrap_or(x.tensor);
+        let rows = a.data().len() / a.channels();
+        let moments = self.moments(cx, workspace, a, &conv.weight.value);
+        let saved = layer.batch_statistics(workspace, rows, |_, mean, var| {
+            let through = moments.through.data();
+            output_moments(&conv.weight.value, moments.mean(), through, rows, [mean, var]);
+        });
+        let y = self.output(cx, workspace, conv, a.into(), &saved, residual);
+        applied.into_iter().for_each(|applied| workspace.give(applied));
+        (y, saved, moments)
+    }
+
+    /// `relu?(norm(conv(x)) + residual)` with statistics that are known; once more, it has the same bits as in the forward pass.
+    pub(super) fn output(
+        &self,
+        cx: &Context,
+        workspace: &mut Workspace,
+        conv: &Conv,
+        x: Activation,
+        saved: &NormSaved,
+        residual: Option<&Tensor>,
+    ) -> Tensor {
+        let applied = x.applied(cx, workspace);
+        let a = applied.as_ref().unwrap_or(x.tensor);
+        let Prologue { scale, shift } = saved.prologue();
+        let mut scaled = workspace.tensor([1, 1, a.channels(), scale.len()]);
+        scale_columns(&conv.weight.value, scale, scaled.data_mut());
+        let (relu, residual) =
+            (residual.is_some(), residual.map(|residual| Residual::Tensor(residual.data())));
+        let epilogue = Epilogue { bias: Some(shift), residual, relu, follow: None };
+        let y = conv.forward_by(cx, workspace, scaled.data(), a.into(), epilogue);
+        std::iter::once(scaled).chain(applied).for_each(|tensor| workspace.give(tensor));
+        y
+    }
+
     /// The parameters' gradients and the input's, from what passes the ReLU and its sums, of which the second ones are not there yet.
     pub(super) fn backward(
         &self,
         cx: &Context,
         workspace: &mut Workspace,
         (conv, layer): (&mut Conv, &mut BatchNorm),
-        (x, saved): (Activation, &NormSaved),
+        (x, saved, moments): (Activation, &NormSaved, Moments),
         (dy, mut summed): (&Tensor, Summed),
         Onward { also, wanted }: Onward,
     ) -> Gradient {
         let applied = x.applied(cx, workspace);
         let a = applied.as_ref().unwrap_or(x.tensor);
         let (inputs, outputs) = (a.channels(), dy.channels());
-        let rows = a.data().len() / inputs;
+        let (rows, mean) = (a.data().len() / inputs, moments.mean());
         conv.grad_weight(cx, workspace, a, dy);
-        let [means, covariances] = self.moments(cx, workspace, a);
-        let mean = &means.data()[..inputs];
         let (weight, grad) = conv.weight.value_and_grad();
         add_products(weight, grad, mean, summed.totals_mut());
         let mut scratch = std::mem::take(&mut workspace.norm);
         let Coefficients { gradient, distance, constant } =
             layer.coefficients(&mut scratch, saved, summed, rows);
 
-        let [mut scaled, mut through] = [(); 2].map(|()| workspace.tensor([1, 1, inputs, outputs]));
-        let (mut square, mut bias) =
-            (workspace.tensor(covariances.shape()), workspace.tensor([1, 1, 1, inputs]));
-        let (weights, direct) = ((Operands::F32, &*weight), &mut workspace.direct);
-        let (plain, out) = (Epilogue::default, through.data_mut());
-        self.matrix.pack_and_forward(cx, covariances.data(), weights, plain(), direct, out);
-        let terms = grad.chunks_mut(outputs).zip(through.data().chunks(outputs));
+        let terms = grad.chunks_mut(outputs).zip(moments.through.data().chunks(outputs));
         for ((grad, through), mean) in terms.zip(mean) {
             let mean = rows as f32 * mean;
             for (index, (grad, through)) in grad.iter_mut().zip(through).enumerate() {
                 *grad = gradient[index] * *grad + (distance[index] * through + mean * constant[index]);
             }
         }
-        scale(weight, distance, scaled.data_mut());
-        self.matrix.pack_and_grad_input(cx, scaled.data(), weights, plain(), direct, square.data_mut());
-        scale(weight, gradient, scaled.data_mut());
-        let rows = weight.chunks(outputs).zip(square.data().chunks(inputs));
-        for (bias, (weight, square)) in bias.data_mut().iter_mut().zip(rows) {
+        let mut scaled = workspace.tensor([1, 1, inputs, outputs]);
+        let mut square = workspace.tensor([1, 1, inputs, inputs]);
+        let mut bias = workspace.tensor([1, 1, 1, inputs]);
+        scale_columns(weight, distance, scaled.data_mut());
+        let (weights, direct) = ((Operands::F32, &*weight), &mut workspace.direct);
+        let (plain, out) = (Epilogue::default(), square.data_mut());
+        self.matrix.pack_and_grad_input(cx, scaled.data(), weights, plain, direct, out);
+        scale_columns(weight, gradient, scaled.data_mut());
+        let matrices = weight.chunks(outputs).zip(square.data().chunks(inputs));
+        for (bias, (weight, square)) in bias.data_mut().iter_mut().zip(matrices) {
             *bias = (dot(weight, constant) - dot(square, mean)) as f32;
         }
         workspace.norm = scratch;
@@ -106,14 +176,14 @@ impl Expansion {
             conv.grad_input(cx, workspace, scaled.data(), dy, epilogue, &mut dx);
             dx
         });
-        let used = [means, covariances, scaled, through, square, bias].into_iter().chain(applied);
-        used.for_each(|tensor| workspace.give(tensor));
+        moments.discard(workspace);
+        [scaled, square, bias].into_iter().chain(applied).for_each(|tensor| workspace.give(tensor));
         dx
     }
 
-    /// ā, with the variances behind it, and `aᵀa − m āāᵀ`.
-    fn moments(&self, cx: &Context, workspace: &mut Workspace, a: &Tensor) -> [Tensor; 2] {
-        let (channels, rows) = (a.channels(), a.data().len() / a.channels());
+    /// The input's moments, and C's product with the weights.
+    fn moments(&self, cx: &Context, workspace: &mut Workspace, a: &Tensor, weight: &[f32]) -> Moments {
+        let (channels, rows) = (a.channels(), (a.data().len() / a.channels()) as f64);
         let mut means = workspace.tensor([1, 1, 2, channels]);
         let (mean, var) = means.data_mut().split_at_mut(channels);
         norm::statistics(cx, (a.data(), a.shape()), &mut workspace.norm, mean, var);
@@ -122,11 +192,40 @@ impl Expansion {
         self.square.grad_weight(cx, Operands::F32, values, values, direct, covariances.data_mut());
         for (covariances, &row) in covariances.data_mut().chunks_mut(channels).zip(&*mean) {
             for (covariance, &column) in covariances.iter_mut().zip(&*mean) {
-                *covariance =
-                    (f64::from(*covariance) - rows as f64 * f64::from(row) * f64::from(column)) as f32;
+                *covariance = (f64::from(*covariance) - rows * f64::from(row) * f64::from(column)) as f32;
             }
         }
-        [means, covariances]
+        let mut through = workspace.tensor([1, 1, channels, weight.len() / channels]);
+        let (weights, direct) = ((Operands::F32, weight), &mut workspace.direct);
+        let (plain, out) = (Epilogue::default(), through.data_mut());
+        self.matrix.pack_and_forward(cx, covariances.data(), weights, plain, direct, out);
+        workspace.give(covariances);
+        Moments { means, through }
+    }
+}
+
+/// The mean and the variance of each output over so many rows, from W, ā and CW.
+fn output_moments(
+    weight: &[f32],
+    inputs: &[f32],
+    through: &[f32],
+    rows: usize,
+    [mean, var]: [&mut [f32]; 2],
+) {
+    let outputs = mean.len();
+    for (start, (mean, var)) in (0..).step_by(SIDE).zip(mean.chunks_mut(SIDE).zip(var.chunks_mut(SIDE))) {
+        let [mut means, mut squares] = [[0.0; SIDE]; 2];
+        for (input, &a) in inputs.iter().enumerate() {
+            let [weight, through] =
+                [weight, through].map(|matrix| &matrix[input * outputs + start..][..mean.len()]);
+            for (side, (&weight, &through)) in weight.iter().zip(through).enumerate() {
+                means[side] += f64::from(a) * f64::from(weight);
+                squares[side] += f64::from(weight) * f64::from(through);
+            }
+        }
+        mean.iter_mut().zip(means).for_each(|(to, mean)| *to = mean as f32);
+        // Roundings may leave less than nothing.
+        var.iter_mut().zip(squares).for_each(|(to, sum)| *to = (sum / rows as f64).max(0.0) as f32);
     }
 }
 
@@ -142,7 +241,7 @@ fn add_products(weight: &[f32], grad: &[f32], mean: &[f32], totals: &mut [[f64; 
 }
 
 /// Multiplies each column of W by its factor.
-fn scale(weight: &[f32], factors: &[f32], scaled: &mut [f32]) {
+fn scale_columns(weight: &[f32], factors: &[f32], scaled: &mut [f32]) {
     let outputs = factors.len();
     for (scaled, weight) in scaled.chunks_mut(outputs).zip(weight.chunks(outputs)) {
         let products = weight.iter().zip(factors).map(|(weight, factor)| weight * factor);

@@ -1,6 +1,6 @@
 //! Convolution, batch norm, ReLU and, where a pool down-samples, the pool.
 
-use super::expansion::Expansion;
+use super::expansion::{Expansion, Moments};
 use super::pool::{Pooled, Pools};
 use super::{Activation, BatchNorm, Conv, Gradient, NormSaved, Onward, Parameter, Wanted, Workspace};
 use crate::Tensor;
@@ -18,17 +18,19 @@ pub struct Unit {
     pub norm: Option<BatchNorm>,
     relu: bool,
     pool: Option<Pools>,
-    /// What the backward pass takes where it does without the convolution's output.
+    /// What training takes where it does without the convolution's output.
     expansion: Option<Expansion>,
 }
 
 /// What the backward pass needs of a unit besides its input.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct UnitSaved {
     /// The convolution's output, `[N, H/s, W/s, C]`, while somebody reads it; without a batch norm, with the residual.
     raw: Option<Tensor>,
     /// The batch's statistics, where there is a batch norm.
     norm: Option<NormSaved>,
+    /// What stands in the place of the convolution's output.
+    moments: Option<Moments>,
     /// After batch norm, residual and ReLU, `[N, H/s, W/s, C]`, while somebody reads it.
     activated: Option<Tensor>,
     /// Whether batch norm and ReLU are left to the next layer.
@@ -129,7 +131,18 @@ impl Unit {
         x: impl Into<Activation<'a>>,
         residual: Option<&Tensor>,
     ) -> UnitSaved {
-        let mut saved = self.convolve(cx, workspace, x.into(), residual);
+        let x = x.into();
+        if let Unit { conv, norm: Some(norm), expansion: Some(expansion), relu, .. } = self
+            && (residual.is_some() || !*relu)
+            && conv.operands() == Operands::F32
+        {
+            let layers = (&*conv, norm);
+            let (activated, norm, moments) = expansion.forward(cx, workspace, layers, x, residual);
+            let (norm, moments, activated) = (Some(norm), Some(moments), Some(activated));
+            let residual = residual.is_some();
+            return UnitSaved { norm, moments, activated, residual, ..UnitSaved::default() };
+        }
+        let mut saved = self.convolve(cx, workspace, x, residual);
         saved.residual = residual.is_some();
         self.follow(cx, workspace, &mut saved, residual);
         saved
@@ -168,15 +181,7 @@ impl Unit {
                 (raw, Some(norm))
             }
         };
-        UnitSaved {
-            raw: Some(raw),
-            norm,
-            activated: None,
-            left_to_next: false,
-            pooled: None,
-            residual: false,
-            factors: None,
-        }
+        UnitSaved { raw: Some(raw), norm, ..UnitSaved::default() }
     }
 
     /// Computes what follows the convolution, unless the next layer does.
@@ -212,7 +217,10 @@ impl Unit {
         x: Activation,
         saved: &mut UnitSaved,
     ) {
-        if saved.raw.is_none() {
+        if let UnitSaved { moments: Some(_), norm: Some(norm), activated, .. } = saved {
+            let (conv, expansion) = (&self.conv, self.expansion.as_ref().expect("its moments were taken"));
+            activated.get_or_insert_with(|| expansion.output(cx, workspace, conv, x, norm, None));
+        } else if saved.raw.is_none() {
             saved.raw = Some(self.conv.forward(cx, workspace, x, None, None));
         }
     }
@@ -225,21 +233,9 @@ impl Unit {
         x: Activation,
         saved: &mut UnitSaved,
     ) {
-        if self.expansion(saved).is_none() {
+        if saved.moments.is_none() {
             self.recompute(cx, workspace, x, saved);
         }
-    }
-
-    /// Whether the backward pass does without the convolution's output, or it costs less to compute it again than to keep it.
-    pub(super) fn is_cheap(&self, saved: &UnitSaved) -> bool {
-        self.conv.is_cheap() || self.expansion(saved).is_some()
-    }
-
-    /// What the backward pass takes where it does without the convolution's output: where nobody needs it to know what has passed
-    /// the ReLU.
-    fn expansion(&self, saved: &UnitSaved) -> Option<&Expansion> {
-        let plain = (saved.residual || !self.relu) && saved.factors.is_none();
-        self.expansion.as_ref().filter(|_| plain && self.conv.operands() == Operands::F32)
     }
 
     /// The batch norm, where it can take its sums of the gradient of the unit's output.
@@ -247,8 +243,8 @@ impl Unit {
         let between = self.pool.is_some() || saved.factors.is_some();
         let output = saved.activated.as_ref().filter(|_| saved.residual);
         let norm = saved.norm.as_ref().filter(|_| !between && output.is_some() == saved.residual)?;
-        let x = saved.raw.as_ref().filter(|_| self.expansion(saved).is_none());
-        let shape = x.or(output).filter(|_| x.is_some() || self.expansion(saved).is_some())?.shape();
+        let x = saved.raw.as_ref();
+        let shape = x.or(output.filter(|_| saved.moments.is_some()))?.shape();
         Some(Wanted { x, shape, norm, relu: norm.relu(output, self.relu) })
     }
 
@@ -305,7 +301,7 @@ impl Unit {
         Onward { also, wanted }: Onward,
     ) -> (Gradient, Option<Tensor>) {
         let (x, dy) = (x.into(), dy.into());
-        if self.expansion(&saved).is_some() {
+        if saved.moments.is_some() {
             return self.backward_expansion(cx, workspace, x, saved, dy, Onward { also, wanted });
         }
         let added = saved.residual && self.norm.is_none();
@@ -333,16 +329,15 @@ impl Unit {
         let Unit { conv, norm: Some(layer), expansion: Some(expansion), relu, .. } = self else {
             unreachable!("asked for before");
         };
-        let UnitSaved { raw, norm: Some(norm), activated, residual, .. } = saved else {
+        let UnitSaved { norm: Some(norm), moments: Some(moments), activated, residual, .. } = saved else {
             unreachable!("a batch norm keeps its statistics");
         };
-        raw.into_iter().for_each(|raw| workspace.give(raw));
         let relu = norm.relu(activated.as_ref().filter(|_| residual), *relu);
         let summed = summed.unwrap_or_else(|| {
             let shape = dy.shape();
             Sums::new(cx, &mut workspace.norm, (None, shape), norm.mean(), relu).of(cx, dy.data_mut())
         });
-        let dx = expansion.backward(cx, workspace, (conv, layer), (x, &norm), (&dy, summed), onward);
+        let dx = expansion.backward(cx, workspace, (conv, layer), (x, &norm, moments), (&dy, summed), onward);
         norm.discard(workspace);
         activated.into_iter().for_each(|activated| workspace.give(activated));
         if residual {
@@ -423,8 +418,9 @@ mod tests {
         unit
     }
 
-    /// All gradients: the parameters', the input's, the residual's and the sums that the batch norm before has taken.
-    fn gradients(unit: &mut Unit, cx: &Context, residual: bool, keeps: bool) -> Vec<Vec<f32>> {
+    /// The running statistics, the output and all gradients: the parameters', the residual's, the input's, and those of the batch norm
+    /// before.
+    fn results(unit: &mut Unit, cx: &Context, residual: bool, keeps: bool) -> Vec<Vec<f32>> {
         let mut workspace = Workspace::default();
         let [height, width] = unit.conv.output();
         let shape = |channels: usize| [3, height, width, channels];
@@ -436,10 +432,13 @@ mod tests {
         let (_, norm) = before.forward(cx, &mut workspace, &raw, None, true);
         let x = Activation { tensor: &raw, prologue: Some(norm.prologue()) };
         let mut saved = unit.forward(cx, &mut workspace, x, residual.then_some(&beside));
+        let running = unit.norm.as_ref().map(|norm| [norm.running_mean.clone(), norm.running_var.clone()]);
+        let mut all: Vec<Vec<f32>> = running.into_iter().flatten().collect();
+        all.push(saved.output().data().to_vec());
         if !keeps {
             saved.forget(&mut workspace);
             unit.recompute_for_backward(cx, &mut workspace, x, &mut saved);
-            assert_eq!(saved.raw.is_some(), unit.expansion.is_none());
+            assert_eq!([saved.raw.is_none(), saved.moments.is_some()], [unit.expansion.is_some(); 2]);
         }
         // The sums may be taken before, and a gradient be there already.
         let mut dy = dy;
@@ -453,7 +452,7 @@ mod tests {
         let relu = norm.relu(None, true);
         let wanted = Some(Wanted { x: Some(&raw), shape: raw.shape(), norm: &norm, relu });
         let (dx, dresidual) = unit.backward(cx, &mut workspace, x, saved, dy, Onward { also, wanted });
-        let mut all: Vec<Vec<f32>> = unit.parameters().map(|parameter| parameter.grad.clone()).collect();
+        all.extend(unit.parameters().map(|parameter| parameter.grad.clone()));
         assert_eq!(dresidual.is_some(), residual);
         all.extend(dresidual.map(Tensor::into_data));
         let (mut tensor, summed) = (dx.tensor, dx.summed);
@@ -464,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backward_pass_does_without_the_output_of_a_convolution_that_expands() {
+    fn training_does_without_the_output_of_a_convolution_that_expands() {
         for level in Level::available() {
             let cx = Context::new(level, 2);
             for (channels, size) in [([24, 80], [9, 7]), ([128, 260], [5, 4]), ([3, 6], [1, 2])] {
@@ -472,14 +471,14 @@ mod tests {
                     let mut without = unit(level, channels, size);
                     let mut with = Unit { expansion: None, ..unit(level, channels, size) };
                     assert!(without.expansion.is_some());
-                    let found = gradients(&mut without, &cx, residual, keeps);
-                    let expected = gradients(&mut with, &cx, residual, keeps);
+                    let found = results(&mut without, &cx, residual, keeps);
+                    let expected = results(&mut with, &cx, residual, keeps);
                     assert_eq!(found.len(), expected.len());
                     for (index, (found, expected)) in found.iter().zip(&expected).enumerate() {
                         let largest = expected.iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
                         let off = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
                         let what = format!("{} {channels:?} {residual} {keeps}: {index}", level.name());
-                        assert!(largest > 0.0 && off <= 2e-5 * largest, "{what}: {off} of {largest}");
+                        assert!(largest > 0.0 && off <= 1e-4 * largest, "{what}: {off} of {largest}");
                     }
                 }
             }
