@@ -65,7 +65,7 @@ impl Aligned {
         }
     }
 
-    /// Moves the values into large pages, where they fit and the system grants them, which it does at once from Linux 6.1 on.
+    /// Moves the values into large pages, where they fit and the system grants them: at once from Linux 6.1 on, else later.
     pub(crate) fn settle(&self) {
         if let Memory::Paged(pages) = &self.memory {
             pages.settle(self.first..self.first + self.length);

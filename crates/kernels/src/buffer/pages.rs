@@ -81,7 +81,13 @@ impl Pages {
         let pages = range.start / LARGE..range.end.div_ceil(LARGE).min(self.length / LARGE);
         if !pages.is_empty() {
             // SAFETY: the pages belong to the map.
-            unsafe { advise(self.first.add(pages.start * LARGE), pages.len(), COLLAPSE) };
+            unsafe {
+                let first = self.first.add(pages.start * LARGE);
+                if !advise(first, pages.len(), Advice::Collapse) {
+                    // Then the system moves them when it finds the time.
+                    advise(first, pages.len(), Advice::Prefer);
+                }
+            }
         }
     }
 
@@ -114,28 +120,34 @@ pub fn prefer_large_pages(values: &mut [f32]) {
     let inside = (values.len() - before) / LARGE;
     if inside > 0 {
         // SAFETY: the pages lie within the values.
-        unsafe { advise(values[before..].as_mut_ptr(), inside, PREFER) };
+        unsafe { advise(values[before..].as_mut_ptr(), inside, Advice::Prefer) };
     }
 }
 
-/// `MADV_HUGEPAGE`: pages that nobody has touched are made large.
-const PREFER: i32 = 14;
+/// What the system is asked for.
+#[derive(Debug, Clone, Copy)]
+enum Advice {
+    /// `MADV_HUGEPAGE`: pages that nobody has touched are made large, others later.
+    Prefer = 14,
+    /// `MADV_COLLAPSE`, from Linux 6.1 on: what stands in small pages is moved into large ones.
+    Collapse = 25,
+}
 
-/// `MADV_COLLAPSE`, from Linux 6.1 on: what stands in small pages is moved into large ones.
-const COLLAPSE: i32 = 25;
-
-/// Tells the system about `pages` large pages: it is a wish, nothing depends on it.
+/// Tells the system about `pages` large pages, and whether it will do so: it is a wish, nothing depends on it.
 ///
 /// # Safety
 /// They begin at `first` and are mapped.
-unsafe fn advise(first: *mut f32, pages: usize, advice: i32) {
+unsafe fn advise(first: *mut f32, pages: usize, advice: Advice) -> bool {
     #[cfg(all(target_os = "linux", not(miri)))]
-    // SAFETY: the advice changes no values.
+    // SAFETY: neither advice changes values.
     unsafe {
-        libc::madvise(first.cast(), pages * LARGE * size_of::<f32>(), advice);
+        libc::madvise(first.cast(), pages * LARGE * size_of::<f32>(), advice as i32) == 0
     }
     #[cfg(not(all(target_os = "linux", not(miri))))]
-    let _ = (first, pages, advice);
+    {
+        let _ = (first, pages, advice);
+        false
+    }
 }
 
 #[cfg(all(test, target_os = "linux", not(miri)))]

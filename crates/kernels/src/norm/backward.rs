@@ -80,12 +80,17 @@ pub struct Summed {
     pub(super) totals: Totals,
     /// Whether the gradient became the part of it that passes the ReLU.
     passed: bool,
+    /// Whether the second sums are there.
+    pub(super) complete: bool,
 }
 
 impl Summed {
-    /// Both sums of each channel, `[C]`: where they were taken [without the input](Sums::new), the second ones mean nothing yet.
-    pub fn totals_mut(&mut self) -> &mut [[f64; 2]] {
-        &mut self.totals
+    /// With second sums from elsewhere, where they were taken [without the input](Sums::new): `add` finds both sums of each channel,
+    /// `[C]`, and adds the second ones to zeros.
+    pub fn with_products(mut self, add: impl FnOnce(&mut [[f64; 2]])) -> Self {
+        self.totals.iter_mut().for_each(|[_, product]| *product = 0.0);
+        add(&mut self.totals);
+        Summed { complete: true, ..self }
     }
 }
 
@@ -109,7 +114,8 @@ impl<'a> Sums<'a> {
     /// the input, the sum of what passes the ReLU is taken alone.
     ///
     /// # Panics
-    /// When the lengths do not fit each other, or the ReLU's output is to be computed again from an input that is not there.
+    /// When there are no rows, the lengths do not fit each other, or the ReLU's output is to be computed again from an input that is
+    /// not there.
     pub fn new(
         context: &Context,
         scratch: &'a mut Scratch,
@@ -162,14 +168,14 @@ impl<'a> Sums<'a> {
     /// # Panics
     /// When rows are missing.
     pub fn finish(self) -> Summed {
-        let Sums { chunks, scratch, mut totals, pass, .. } = self;
+        let Sums { chunks, scratch, mut totals, pass, x, .. } = self;
         scratch.partials.merge(chunks, |_, gradients, products| {
             for ((total, gradient), product) in totals.iter_mut().zip(gradients).zip(products) {
                 total[0] += gradient;
                 total[1] += product;
             }
         });
-        Summed { totals, passed: pass }
+        Summed { totals, passed: pass, complete: x.is_some() }
     }
 }
 
@@ -230,7 +236,7 @@ pub fn backward(
         matches!(relu, Relu::None) || matches!(x, Input::Kept(_)),
         "the residual's gradient is what passes the ReLU"
     );
-    let coefficients = coefficients(&input, scratch, summed, rows, [dgamma, dbeta]);
+    let coefficients = coefficients(scratch, summed, rows, [input.inv_std, input.gamma], [dgamma, dbeta]);
     let passed = Backward { relu, ..input };
     match x {
         Input::Kept(x) => second_pass::<false>(context, passed, coefficients, dy, x),
@@ -238,19 +244,22 @@ pub fn backward(
     }
 }
 
-/// What [`backward`] makes the gradient of the input of, with the gradients of gamma and beta, `[C]`: from both sums over so many rows
-/// alone.
+/// What [`backward`] makes the gradient of the input of, with the gradients of gamma and beta: from both sums over so many rows alone.
+/// All are `[C]`.
 ///
 /// # Panics
-/// When the lengths do not fit each other.
+/// When the lengths do not fit each other, or the second sums are not there.
 pub fn coefficients<'a>(
-    input: &Backward,
     scratch: &'a mut Scratch,
     summed: Summed,
     rows: usize,
+    [inv_std, gamma]: [&[f32]; 2],
     [dgamma, dbeta]: [&mut [f32]; 2],
 ) -> &'a Coefficients {
-    scratch.coefficients.set(input, &summed.totals, rows, [dgamma, dbeta]);
+    let lengths = [inv_std.len(), gamma.len(), dgamma.len(), dbeta.len()];
+    assert_eq!(lengths, [summed.totals.len(); 4], "values for each channel");
+    assert!(summed.complete, "sums without those of the products");
+    scratch.coefficients.set([inv_std, gamma], &summed.totals, rows, [dgamma, dbeta]);
     scratch.give(summed.totals);
     &scratch.coefficients
 }
@@ -268,12 +277,18 @@ pub struct Coefficients {
 
 impl Coefficients {
     /// Those that follow from the sums over so many rows, which `dgamma` and `dbeta` follow from, too.
-    fn set(&mut self, input: &Backward, totals: &[[f64; 2]], rows: usize, [dgamma, dbeta]: [&mut [f32]; 2]) {
+    fn set(
+        &mut self,
+        [inv_std, gamma]: [&[f32]; 2],
+        totals: &[[f64; 2]],
+        rows: usize,
+        [dgamma, dbeta]: [&mut [f32]; 2],
+    ) {
         let Coefficients { gradient, distance, constant } = self;
         [&mut *gradient, &mut *distance, &mut *constant].into_iter().for_each(Vec::clear);
         for (channel, &[sum, product]) in totals.iter().enumerate() {
-            let inv_std = f64::from(input.inv_std[channel]);
-            let factor = f64::from(input.gamma[channel]) * inv_std;
+            let inv_std = f64::from(inv_std[channel]);
+            let factor = f64::from(gamma[channel]) * inv_std;
             dbeta[channel] = sum as f32;
             dgamma[channel] = (product * inv_std) as f32;
             gradient.push(factor as f32);

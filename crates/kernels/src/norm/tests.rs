@@ -242,8 +242,9 @@ fn the_sum_of_the_gradient_needs_no_input() {
                 let mut sums = |x: Option<&[f32]>| {
                     let mut passed = dy.clone();
                     let sums = Sums::new(context, &mut scratch, (x, [1, rows, 1, channels]), &mean, relu);
-                    let mut summed = sums.of(context, &mut passed);
-                    let sums: Vec<f64> = summed.totals_mut().iter().map(|total| total[0]).collect();
+                    let summed = sums.of(context, &mut passed);
+                    assert_eq!(summed.complete, x.is_some());
+                    let sums: Vec<f64> = summed.totals.iter().map(|total| total[0]).collect();
                     scratch.give(summed.totals);
                     (sums, passed)
                 };

@@ -267,10 +267,8 @@ impl BatchNorm {
         rows: usize,
     ) -> &'a Coefficients {
         let (gamma, dgamma) = self.gamma.value_and_grad();
-        let Vectors { mean, inv_std, .. } = saved.vectors();
-        // Lines matter to those who take sums.
-        let input = norm::Backward { relu: Relu::None, mean, inv_std, gamma, line: 1 };
-        norm::coefficients(&input, scratch, summed, rows, [dgamma, self.beta.grad_mut()])
+        let Vectors { inv_std, .. } = saved.vectors();
+        norm::coefficients(scratch, summed, rows, [inv_std, gamma], [dgamma, self.beta.grad_mut()])
     }
 
     /// Inference: `y = relu?(γ·x̂ + β + residual)` with the running statistics.

@@ -106,8 +106,8 @@ impl BlockSaved {
             .map_or_else(|| self.units[self.units.len() - 1].output(), |weighed| &weighed.output)
     }
 
-    /// Gives up what [`Block::backward`] can compute again from the block's input: all but the output, the batch's statistics,
-    /// what was drawn, and what follows from means of channels.
+    /// Gives up what [`Block::backward`] can compute again from the block's input: all but the output, the batch's statistics and
+    /// moments, what was drawn, and what follows from means of channels.
     pub fn forget(&mut self, workspace: &mut Workspace) {
         let activated = self.activated.as_mut().and_then(|activated| activated.output.take());
         let pooled = self.projection.as_mut().and_then(|projection| projection.pooled.take());

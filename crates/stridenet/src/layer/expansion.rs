@@ -11,8 +11,8 @@
 //! - `da = dx·Wᵀ = g·(α W)ᵀ + (a − ā)·(W β Wᵀ) + W c`.
 //!
 //! Neither x nor dx are written or read: memory would take longer than the products of a with itself and with a matrix of its width.
-//! A variance has the roundings of C's sums, magnified where the channels that an output sums cancel each other: by `|w|²` times
-//! their variance over the output's.
+//! A variance has the roundings of the sums of products that make C, relative to `|w|² E[a²]`: it is less exact than one of values that
+//! are there where what an output sums cancels itself, or has a mean far above its deviation. What batch norm and a ReLU leave has not.
 
 use super::{Activation, BatchNorm, Conv, Gradient, NormSaved, Onward, Workspace};
 use crate::Tensor;
@@ -39,21 +39,16 @@ pub(super) struct Expansion {
 /// What the backward pass needs besides the input.
 #[derive(Debug)]
 pub(super) struct Moments {
-    /// ā and the variances of a, `[1, 1, 2, K]`.
-    means: Tensor,
+    /// ā, `[1, 1, 1, K]`.
+    mean: Tensor,
     /// CW, `[1, 1, K, N]`.
     through: Tensor,
 }
 
 impl Moments {
-    /// ā.
-    fn mean(&self) -> &[f32] {
-        &self.means.data()[..self.means.channels()]
-    }
-
     /// Gives everything back.
     fn discard(self, workspace: &mut Workspace) {
-        [self.means, self.through].into_iter().for_each(|tensor| workspace.give(tensor));
+        [self.mean, self.through].into_iter().for_each(|tensor| workspace.give(tensor));
     }
 }
 
@@ -94,7 +89,7 @@ impl Expansion {
         let moments = self.moments(cx, workspace, a, &conv.weight.value);
         let saved = layer.batch_statistics(workspace, rows, |_, mean, var| {
             let through = moments.through.data();
-            output_moments(&conv.weight.value, moments.mean(), through, rows, [mean, var]);
+            output_moments(&conv.weight.value, moments.mean.data(), through, rows, [mean, var]);
         });
         let y = self.output(cx, workspace, conv, a.into(), &saved, residual);
         applied.into_iter().for_each(|applied| workspace.give(applied));
@@ -131,16 +126,16 @@ impl Expansion {
         workspace: &mut Workspace,
         (conv, layer): (&mut Conv, &mut BatchNorm),
         (x, saved, moments): (Activation, &NormSaved, Moments),
-        (dy, mut summed): (&Tensor, Summed),
+        (dy, summed): (&Tensor, Summed),
         Onward { also, wanted }: Onward,
     ) -> Gradient {
         let applied = x.applied(cx, workspace);
         let a = applied.as_ref().unwrap_or(x.tensor);
         let (inputs, outputs) = (a.channels(), dy.channels());
-        let (rows, mean) = (a.data().len() / inputs, moments.mean());
+        let (rows, mean) = (a.data().len() / inputs, moments.mean.data());
         conv.grad_weight(cx, workspace, a, dy);
         let (weight, grad) = conv.weight.value_and_grad();
-        add_products(weight, grad, mean, summed.totals_mut());
+        let summed = summed.with_products(|totals| add_products(weight, grad, mean, totals));
         let mut scratch = std::mem::take(&mut workspace.norm);
         let Coefficients { gradient, distance, constant } =
             layer.coefficients(&mut scratch, saved, summed, rows);
@@ -184,23 +179,33 @@ impl Expansion {
     /// The input's moments, and C's product with the weights.
     fn moments(&self, cx: &Context, workspace: &mut Workspace, a: &Tensor, weight: &[f32]) -> Moments {
         let (channels, rows) = (a.channels(), (a.data().len() / a.channels()) as f64);
-        let mut means = workspace.tensor([1, 1, 2, channels]);
-        let (mean, var) = means.data_mut().split_at_mut(channels);
-        norm::statistics(cx, (a.data(), a.shape()), &mut workspace.norm, mean, var);
+        let [mut mean, mut var] = [(); 2].map(|()| workspace.tensor([1, 1, 1, channels]));
+        let (of, scratch) = ((a.data(), a.shape()), &mut workspace.norm);
+        norm::statistics(cx, of, scratch, mean.data_mut(), var.data_mut());
         let mut covariances = workspace.tensor([1, 1, channels, channels]);
         let (values, direct) = (a.data(), &mut workspace.direct);
         self.square.grad_weight(cx, Operands::F32, values, values, direct, covariances.data_mut());
-        for (covariances, &row) in covariances.data_mut().chunks_mut(channels).zip(&*mean) {
-            for (covariance, &column) in covariances.iter_mut().zip(&*mean) {
-                *covariance = (f64::from(*covariance) - rows * f64::from(row) * f64::from(column)) as f32;
-            }
-        }
+        centre(covariances.data_mut(), mean.data(), var.data(), rows);
         let mut through = workspace.tensor([1, 1, channels, weight.len() / channels]);
         let (weights, direct) = ((Operands::F32, weight), &mut workspace.direct);
         let (plain, out) = (Epilogue::default(), through.data_mut());
         self.matrix.pack_and_forward(cx, covariances.data(), weights, plain, direct, out);
-        workspace.give(covariances);
-        Moments { means, through }
+        [var, covariances].into_iter().for_each(|tensor| workspace.give(tensor));
+        Moments { mean, through }
+    }
+}
+
+/// Makes C of `aᵀa`. The diagonal is known better; a channel that is constant goes with no other.
+fn centre(products: &mut [f32], mean: &[f32], var: &[f32], rows: f64) {
+    for (row, products) in products.chunks_mut(mean.len()).enumerate() {
+        for (column, product) in products.iter_mut().enumerate() {
+            let centred = f64::from(*product) - rows * f64::from(mean[row]) * f64::from(mean[column]);
+            *product = match () {
+                () if row == column => rows as f32 * var[row],
+                () if var[row] == 0.0 || var[column] == 0.0 => 0.0,
+                () => centred as f32,
+            };
+        }
     }
 }
 
@@ -224,14 +229,15 @@ fn output_moments(
             }
         }
         mean.iter_mut().zip(means).for_each(|(to, mean)| *to = mean as f32);
-        // Roundings may leave less than nothing.
-        var.iter_mut().zip(squares).for_each(|(to, sum)| *to = (sum / rows as f64).max(0.0) as f32);
+        for (to, sum) in var.iter_mut().zip(squares) {
+            // Roundings may leave less than nothing; a NaN stays a NaN.
+            *to = if sum < 0.0 { 0.0 } else { (sum / rows as f64) as f32 };
+        }
     }
 }
 
-/// Leaves `Σ g·(x − x̄)` behind each channel's `Σg`, from W and `aᵀg`.
+/// Adds `Σ g·(x − x̄)` behind each channel's `Σg`, from W and `aᵀg`.
 fn add_products(weight: &[f32], grad: &[f32], mean: &[f32], totals: &mut [[f64; 2]]) {
-    totals.iter_mut().for_each(|[_, product]| *product = 0.0);
     let outputs = totals.len();
     for ((weight, grad), &mean) in weight.chunks(outputs).zip(grad.chunks(outputs)).zip(mean) {
         for (([sum, product], &weight), &grad) in totals.iter_mut().zip(weight).zip(grad) {

@@ -81,7 +81,7 @@ impl UnitSaved {
         raw.into_iter().for_each(|raw| workspace.give(raw));
     }
 
-    /// Gives up what can be computed again from the input: all but the batch's statistics and, with a residual,
+    /// Gives up what can be computed again from the input: all but the batch's statistics and moments and, with a residual,
     /// the output.
     pub fn forget(&mut self, workspace: &mut Workspace) {
         self.release(workspace);
@@ -133,7 +133,9 @@ impl Unit {
     ) -> UnitSaved {
         let x = x.into();
         if let Unit { conv, norm: Some(norm), expansion: Some(expansion), relu, .. } = self
+            // Otherwise the output before the ReLU tells what has passed it.
             && (residual.is_some() || !*relu)
+            // Rounded operands would make another map than the one whose moments are taken.
             && conv.operands() == Operands::F32
         {
             let layers = (&*conv, norm);
@@ -209,7 +211,8 @@ impl Unit {
         }
     }
 
-    /// Computes the convolution's output again where [`UnitSaved::forget`] has given it up, to the same bits.
+    /// Computes again, to the same bits, what [`UnitSaved::forget`] has given up: the convolution's output or, where moments stand in
+    /// its place, the unit's, to which no residual was added.
     pub(super) fn recompute(
         &self,
         cx: &Context,
@@ -405,7 +408,7 @@ mod tests {
         Tensor::new(shape, (0..shape.iter().product()).map(value).collect()).unwrap()
     }
 
-    /// A unit of 24 channels to 80, or 128 to 260, whose weights and batch norm are nothing special.
+    /// A unit from so many channels to so many, whose weights and batch norm are nothing special.
     fn unit(level: Level, channels: [usize; 2], size: [usize; 2]) -> Unit {
         let geometry = ConvGeometry::square(channels[0], channels[1], 1, 1);
         let (conv, norm) = ("conv".to_owned(), Some("bn".to_owned()));
@@ -432,8 +435,10 @@ mod tests {
         let (_, norm) = before.forward(cx, &mut workspace, &raw, None, true);
         let x = Activation { tensor: &raw, prologue: Some(norm.prologue()) };
         let mut saved = unit.forward(cx, &mut workspace, x, residual.then_some(&beside));
-        let running = unit.norm.as_ref().map(|norm| [norm.running_mean.clone(), norm.running_var.clone()]);
-        let mut all: Vec<Vec<f32>> = running.into_iter().flatten().collect();
+        let norm_after = unit.norm.as_ref().unwrap();
+        // Without the share of what they were before.
+        let batch = norm_after.running_var.iter().map(|var| var - 0.9).collect();
+        let mut all: Vec<Vec<f32>> = vec![norm_after.running_mean.clone(), batch];
         all.push(saved.output().data().to_vec());
         if !keeps {
             saved.forget(&mut workspace);
@@ -442,11 +447,11 @@ mod tests {
         }
         // The sums may be taken before, and a gradient be there already.
         let mut dy = dy;
-        let summed = keeps.then(|| {
-            let Wanted { x, shape, norm, relu } = unit.wanted(&saved).unwrap();
+        let summed = unit.wanted(&saved).filter(|_| keeps).map(|Wanted { x, shape, norm, relu }| {
             let of = (x.map(Tensor::data), shape);
             Sums::new(cx, &mut workspace.norm, of, norm.mean(), relu).of(cx, dy.data_mut())
         });
+        assert!(summed.is_some() == keeps || !residual);
         let dy = Gradient { tensor: dy, summed };
         let also = keeps.then(|| tensor(raw.shape(), 43));
         let relu = norm.relu(None, true);
@@ -467,7 +472,7 @@ mod tests {
         for level in Level::available() {
             let cx = Context::new(level, 2);
             for (channels, size) in [([24, 80], [9, 7]), ([128, 260], [5, 4]), ([3, 6], [1, 2])] {
-                for (residual, keeps) in [(false, false), (true, false), (true, true)] {
+                for (residual, keeps) in [(false, false), (false, true), (true, false), (true, true)] {
                     let mut without = unit(level, channels, size);
                     let mut with = Unit { expansion: None, ..unit(level, channels, size) };
                     assert!(without.expansion.is_some());
@@ -483,5 +488,35 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_constant_has_no_variance_and_what_is_not_a_number_has_none_either() {
+        let (cx, mut workspace) = (Context::new(Level::detect(), 2), Workspace::default());
+        let mut variances = |x: &Tensor| {
+            let mut unit = unit(cx.level(), [24, 80], x.size());
+            let saved = unit.forward(&cx, &mut workspace, x, None);
+            assert!(saved.moments.is_some());
+            unit.norm.unwrap().running_var
+        };
+        let mut constant = Tensor::zeros([2, 9, 7, 24]);
+        for row in constant.data_mut().chunks_mut(24) {
+            row.copy_from_slice(tensor([1, 1, 1, 24], 53).data());
+        }
+        for x in [&constant, &tensor([1, 1, 1, 24], 53)] {
+            assert_eq!(variances(x), [0.9; 80]);
+        }
+        constant.data_mut()[77] = f32::NAN;
+        assert!(variances(&constant).iter().all(|var| var.is_nan()));
+    }
+
+    #[test]
+    fn with_rounded_operands_the_output_is_written() {
+        let (cx, mut workspace) = (Context::new(Level::detect(), 2), Workspace::default());
+        let mut unit = unit(cx.level(), [24, 80], [9, 7]);
+        unit.conv.set_operands(cx.level(), Operands::Bf16);
+        let saved = unit.forward(&cx, &mut workspace, &tensor([2, 9, 7, 24], 29), None);
+        assert_eq!(saved.raw.is_some(), unit.conv.operands() == Operands::Bf16);
+        assert_eq!(saved.moments.is_some(), unit.conv.operands() == Operands::F32);
     }
 }

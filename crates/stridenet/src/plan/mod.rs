@@ -279,7 +279,7 @@ impl Plan {
         })
     }
 
-    /// Moves the weights into large pages, where the system grants them (Linux does so at once from 6.1 on), and waits for it:
+    /// Moves the weights into large pages, where the system grants them, and waits for it (Linux before 6.1 does it later):
     /// worth it for a plan that will run hundreds of times. Runs then take 1 to 6 % less time, the most for one image. It takes a
     /// tenth of a second for 300 MB, and several times as long on a virtual machine whose host has to find the memory.
     /// Other threads may run the plan meanwhile.
