@@ -315,7 +315,32 @@ impl Task for SumChunk<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
+        match (self.sums.relu, self.x.is_some()) {
+            (Relu::None, false) => self.tiles::<S, EVERYWHERE, false>(simd),
+            (Relu::None, true) => self.tiles::<S, EVERYWHERE, true>(simd),
+            (Relu::Output(_), false) => self.tiles::<S, WHERE_OUTPUT, false>(simd),
+            (Relu::Output(_), true) => self.tiles::<S, WHERE_OUTPUT, true>(simd),
+            (Relu::Recomputed { .. }, _) => self.tiles::<S, WHERE_RECOMPUTED, true>(simd),
+        }
+    }
+}
+
+impl SumChunk<'_> {
+    /// A few rows after the other, with `X` where the input is there.
+    #[inline(always)]
+    fn tiles<S: Simd, const PASSES: usize, const X: bool>(self, simd: S) {
+        if self.sums.pass {
+            self.sum::<S, PASSES, X, true>(simd)
+        } else {
+            self.sum::<S, PASSES, X, false>(simd)
+        }
+    }
+
+    /// The same; with `WRITE` the gradient becomes the part of it that passes.
+    #[inline(always)]
+    fn sum<S: Simd, const PASSES: usize, const X: bool, const WRITE: bool>(self, simd: S) {
         let SumChunk { sums: all, x, y, dy, .. } = self;
+        let (x, y) = (x.unwrap_or(&[]), y.unwrap_or(&[]));
         let rows = dy.len() / all.mean.len();
         let (first, width) = (self.channels.start, self.channels.len());
         let mut sums = [[0.0; WIDTH]; 2];
@@ -324,7 +349,9 @@ impl Task for SumChunk<'_> {
             sums.iter_mut().for_each(|sums| sums[..width].fill(0.0));
             for start in (start..end).step_by(tile_rows(width)) {
                 let rows = start..(start + tile_rows(width)).min(end);
-                columns(simd, width, &mut SumTile { all, x, y, dy: &mut *dy, rows, first, sums: &mut sums });
+                let sums = &mut sums;
+                let mut tile = SumTile::<PASSES, X, WRITE> { all, x, y, dy: &mut *dy, rows, first, sums };
+                columns(simd, width, &mut tile);
             }
             for (sums, totals) in sums.iter().zip([&mut *self.gradient, &mut *self.product]) {
                 totals.iter_mut().zip(sums).for_each(|(total, &sum)| *total += f64::from(sum));
@@ -334,46 +361,46 @@ impl Task for SumChunk<'_> {
 }
 
 /// A few rows, added to the sums.
-struct SumTile<'a> {
+struct SumTile<'a, const PASSES: usize, const X: bool, const WRITE: bool> {
     all: &'a Sums<'a>,
-    x: Option<&'a [f32]>,
-    y: Option<&'a [f32]>,
+    x: &'a [f32],
+    y: &'a [f32],
     dy: &'a mut [f32],
     rows: Range<usize>,
     first: usize,
     sums: &'a mut [[f32; WIDTH]; 2],
 }
 
-impl Columns for SumTile<'_> {
+impl<const PASSES: usize, const X: bool, const WRITE: bool> Columns for SumTile<'_, PASSES, X, WRITE> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Sums { relu, mean, pass, .. } = *self.all;
+        let Sums { relu, mean, .. } = *self.all;
         let width = (V - 1) * S::LANES + count;
         let means = parameters::<S, V>(simd, mean, self.first + from, count);
-        let passes = Passes::<S, V>::new(simd, relu, self.first + from, count);
+        let passes = Passes::<S, PASSES, V>::new(simd, relu, self.first + from, count);
         let mut gradients = parameters::<S, V>(simd, &self.sums[0], from, count);
         let mut products = parameters::<S, V>(simd, &self.sums[1], from, count);
         for row in self.rows.clone() {
             let start = row * mean.len() + self.first + from;
-            let [x, y] = [self.x, self.y].map(|values| values.map(|values| &values[start..][..width]));
             let dy = &mut self.dy[start..][..width];
-            look_ahead(simd, dy.as_ptr(), width);
-            for values in [x, y].into_iter().flatten() {
-                look_ahead(simd, values.as_ptr(), width);
+            let x = if X { &self.x[start..][..width] } else { &[] };
+            let y = if PASSES == WHERE_OUTPUT { &self.y[start..][..width] } else { &[] };
+            for values in [dy, x, y] {
+                look_ahead(simd, values.as_ptr(), values.len());
             }
             for v in 0..V {
                 let at = v * S::LANES;
-                let gradient = read(simd, dy, at, count);
-                // In the place of what is not there, any value will do.
-                let [x, y] =
-                    [x, y].map(|values| values.map_or(gradient, |values| read(simd, values, at, count)));
-                let gradient = passes.of(simd, v, gradient, x, y);
-                if pass {
+                let of = |values: &[f32]| read(simd, values, at, count);
+                let x = if X { of(x) } else { simd.zero() };
+                let y = if PASSES == WHERE_OUTPUT { of(y) } else { simd.zero() };
+                let gradient = passes.of(simd, v, of(dy), x, y);
+                if WRITE {
                     write(simd, dy, at, count, gradient);
                 }
-                let distance = simd.sub(x, means[v]);
                 gradients[v] = simd.add(gradients[v], gradient);
-                products[v] = simd.mul_add(gradient, distance, products[v]);
+                if X {
+                    products[v] = simd.mul_add(gradient, simd.sub(x, means[v]), products[v]);
+                }
             }
         }
         for v in 0..V {
@@ -403,36 +430,37 @@ impl<'a> Relu<'a> {
     }
 }
 
-/// Where a ReLU passes the gradients of a block of channels.
+/// Where a ReLU passes gradients: known when code is made, so that sums stay in registers.
+const EVERYWHERE: usize = 0;
+const WHERE_OUTPUT: usize = 1;
+const WHERE_RECOMPUTED: usize = 2;
+
+/// The same for a block of channels.
 #[derive(Clone, Copy)]
-enum Passes<S: Simd, const V: usize> {
-    Everywhere,
-    WhereOutput,
-    WhereRecomputed { scale: [S::V; V], shift: [S::V; V] },
+struct Passes<S: Simd, const PASSES: usize, const V: usize> {
+    scale: [S::V; V],
+    shift: [S::V; V],
 }
 
-impl<S: Simd, const V: usize> Passes<S, V> {
+impl<S: Simd, const PASSES: usize, const V: usize> Passes<S, PASSES, V> {
     #[inline(always)]
     fn new(simd: S, relu: Relu, from: usize, count: usize) -> Self {
-        match relu {
-            Relu::None => Passes::Everywhere,
-            Relu::Output(_) => Passes::WhereOutput,
-            Relu::Recomputed { scale, shift } => Passes::WhereRecomputed {
-                scale: parameters(simd, scale, from, count),
-                shift: parameters(simd, shift, from, count),
-            },
-        }
+        let [scale, shift] = match relu {
+            Relu::Recomputed { scale, shift } if PASSES == WHERE_RECOMPUTED => {
+                [scale, shift].map(|values| parameters(simd, values, from, count))
+            }
+            _ => [[simd.zero(); V]; 2],
+        };
+        Passes { scale, shift }
     }
 
     /// The part of a gradient that passes, of vector `v`; `y` is the output, where it is there to be read.
     #[inline(always)]
     fn of(&self, simd: S, v: usize, gradient: S::V, x: S::V, y: S::V) -> S::V {
-        match self {
-            Passes::Everywhere => gradient,
-            Passes::WhereOutput => simd.keep_where_positive(y, gradient),
-            Passes::WhereRecomputed { scale, shift } => {
-                simd.keep_where_positive(simd.mul_add(x, scale[v], shift[v]), gradient)
-            }
+        match PASSES {
+            EVERYWHERE => gradient,
+            WHERE_OUTPUT => simd.keep_where_positive(y, gradient),
+            _ => simd.keep_where_positive(simd.mul_add(x, self.scale[v], self.shift[v]), gradient),
         }
     }
 }
@@ -448,44 +476,53 @@ fn second_pass<const IN_X: bool>(
     let length = task_rows(input.mean.len()) * input.mean.len();
     context.pool().pieces(place, length, |index, place| {
         let beside = &beside[index * length..][..place.len()];
-        context.level().run(InputPiece::<IN_X> { input, coefficients, place, beside });
+        let piece = InputPiece { input, coefficients, place, beside };
+        match input.relu {
+            Relu::None => context.level().run(Second::<IN_X, EVERYWHERE>(piece)),
+            Relu::Recomputed { .. } => context.level().run(Second::<IN_X, WHERE_RECOMPUTED>(piece)),
+            Relu::Output(_) => unreachable!("what passes such a ReLU is there since the sums were taken"),
+        }
     });
 }
 
 /// Some rows of the second pass.
-struct InputPiece<'a, const IN_X: bool> {
+struct InputPiece<'a> {
     input: Backward<'a>,
     coefficients: &'a Coefficients,
     place: &'a mut [f32],
     beside: &'a [f32],
 }
 
-impl<const IN_X: bool> Task for InputPiece<'_, IN_X> {
+/// The same, for where the ReLU passes gradients.
+struct Second<'a, const IN_X: bool, const PASSES: usize>(InputPiece<'a>);
+
+impl<const IN_X: bool, const PASSES: usize> Task for Second<'_, IN_X, PASSES> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
-        let InputPiece { input, coefficients, place, beside } = self;
+        let InputPiece { input, coefficients, place, beside } = self.0;
         let channels = input.mean.len();
         let length = tile_rows(channels) * channels;
         for (place, beside) in place.chunks_mut(length).zip(beside.chunks(length)) {
-            columns(simd, channels, &mut InputPiece::<IN_X> { input, coefficients, place, beside });
+            let piece = InputPiece { input, coefficients, place, beside };
+            columns(simd, channels, &mut Second::<IN_X, PASSES>(piece));
         }
     }
 }
 
-impl<const IN_X: bool> Columns for InputPiece<'_, IN_X> {
+impl<const IN_X: bool, const PASSES: usize> Columns for Second<'_, IN_X, PASSES> {
     #[inline(always)]
     fn block<S: Simd, const V: usize>(&mut self, simd: S, from: usize, count: usize) {
-        let Backward { relu, mean, .. } = self.input;
+        let InputPiece { input: Backward { relu, mean, .. }, coefficients, .. } = self.0;
         let width = (V - 1) * S::LANES + count;
         let means = parameters::<S, V>(simd, mean, from, count);
-        let gradients = parameters::<S, V>(simd, &self.coefficients.gradient, from, count);
-        let distances = parameters::<S, V>(simd, &self.coefficients.distance, from, count);
-        let constants = parameters::<S, V>(simd, &self.coefficients.constant, from, count);
-        let passes = Passes::<S, V>::new(simd, relu, from, count);
-        for start in (from..self.place.len()).step_by(mean.len()) {
-            let (place, beside) = (&mut self.place[start..][..width], &self.beside[start..][..width]);
+        let gradients = parameters::<S, V>(simd, &coefficients.gradient, from, count);
+        let distances = parameters::<S, V>(simd, &coefficients.distance, from, count);
+        let constants = parameters::<S, V>(simd, &coefficients.constant, from, count);
+        let passes = Passes::<S, PASSES, V>::new(simd, relu, from, count);
+        for start in (from..self.0.place.len()).step_by(mean.len()) {
+            let (place, beside) = (&mut self.0.place[start..][..width], &self.0.beside[start..][..width]);
             look_ahead(simd, place.as_ptr(), width);
             look_ahead(simd, beside.as_ptr(), width);
             for v in 0..V {
