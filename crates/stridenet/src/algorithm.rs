@@ -53,7 +53,7 @@ impl fmt::Display for Choice {
             Choice::Fast(Tiling::F3) => "winograd F(3x3,3x3)",
             Choice::Fast(Tiling::F4) => "winograd F(4x4,3x3)",
             Choice::Fast(Tiling::S3) => "polyphase F(3x3,3x3) stride 2",
-            Choice::Fast(Tiling::S7) => "polyphase F(3x3,4x4) stride 2",
+            Choice::Fast(Tiling::S7) => "polyphase F(4x4,4x4) stride 2",
             Choice::Fast(Tiling::Strassen) => "Strassen",
             Choice::Fast(Tiling::Twice) => "Strassen twice",
         })

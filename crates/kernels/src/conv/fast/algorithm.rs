@@ -286,60 +286,104 @@ impl Algorithm for F4 {
     }
 }
 
-/// F(3, 4) with the points of [`F4`], whose input transform it shares.
-pub(super) struct F3Of4;
+/// F(4, 4) with the points ±5/16, ±13/16, ±7/4, ∞, whose squares are exact.
+///
+/// Of six finite points these have nearly the least error, about four times that of the direct sum where neighbouring inputs are
+/// unrelated and as much as that where they are alike, as those of pictures are.
+pub(super) struct F4Of4;
 
-impl Algorithm for F3Of4 {
+impl F4Of4 {
+    const X: [f64; 3] = [5.0 / 16.0, 13.0 / 16.0, 7.0 / 4.0];
+
+    /// The square of a pair of points, and the sum and the product of the other two pairs' squares.
+    const fn squares(pair: usize) -> [f64; 3] {
+        let [x, y, z] = [Self::X[pair], Self::X[(pair + 1) % 3], Self::X[(pair + 2) % 3]];
+        [x * x, y * y + z * z, y * y * z * z]
+    }
+
+    /// The Lagrange polynomial's denominator at the positive point of a pair; at the negative one it is minus that.
+    const fn denominator(pair: usize) -> f64 {
+        let [x2, sum, product] = Self::squares(pair);
+        2.0 * Self::X[pair] * (x2 * x2 - sum * x2 + product)
+    }
+}
+
+impl Algorithm for F4Of4 {
     const TAPS: usize = 4;
-    const OUTPUTS: usize = 3;
+    const OUTPUTS: usize = 4;
     const STRIDE: usize = 1;
-    const POINTS: usize = F4::POINTS;
-    const LAST: &'static [usize] = F4::LAST;
+    const POINTS: usize = 7;
+    const LAST: &'static [usize] = &[6];
 
     fn weights(point: usize) -> Vec<f64> {
-        match point {
-            3 => vec![0.0, 0.0, 0.0, 1.0],
-            _ => {
-                let factors = F4::weights(point);
-                let x = if factors[0] == 0.0 { 0.0 } else { factors[1] / factors[0] };
-                vec![factors[0], factors[1], factors[2], factors[2] * x]
-            }
+        if point == 6 {
+            return vec![0.0, 0.0, 0.0, 1.0];
         }
+        let sign = if point.is_multiple_of(2) { 1.0 } else { -1.0 };
+        let (x, denominator) = (sign * Self::X[point / 2], sign * Self::denominator(point / 2));
+        (0..4).map(|power| x.powi(power) / denominator).collect()
     }
 
     #[inline(always)]
     fn filter<P: Precision>(p: P, w: [P::V; MAX]) -> [P::V; MAX] {
-        // A fourth tap at ±x is x² times the second one.
-        let (half, two) = (p.splat(0.5), p.splat(2.0));
-        let at_a = F4::filter(p, [w[0], p.mul_add(half, w[3], w[1]), w[2], w[3], w[0], w[0], w[0], w[0]]);
-        let at_b = F4::filter(p, [w[0], p.mul_add(two, w[3], w[1]), w[2], w[3], w[0], w[0], w[0], w[0]]);
-        let mut t = at_b;
-        (t[0], t[1], t[3]) = (at_a[0], at_a[1], w[3]);
+        let mut t = [p.splat(0.0); MAX];
+        for pair in 0..3 {
+            let ([x2, ..], factor) = (Self::squares(pair), 1.0 / Self::denominator(pair));
+            let odd_factor = Self::X[pair] * factor;
+            let even = p.mul_add(p.splat(factor), w[0], p.mul(p.splat(factor * x2), w[2]));
+            let odd = p.mul_add(p.splat(odd_factor), w[1], p.mul(p.splat(odd_factor * x2), w[3]));
+            (t[2 * pair], t[2 * pair + 1]) = (p.add(odd, even), p.sub(odd, even));
+        }
+        t[6] = w[3];
         t
     }
 
     #[inline(always)]
     fn input<S: Simd>(simd: S, d: [S::V; MAX]) -> [S::V; MAX] {
-        F4::input(simd, d)
+        let mut t = [simd.zero(); MAX];
+        for pair in 0..3 {
+            let [_, sum, product] = Self::squares(pair);
+            let (sum, product) = (simd.splat(-sum as f32), simd.splat(product as f32));
+            let even = simd.mul_add(product, d[0], simd.mul_add(sum, d[2], d[4]));
+            let odd = simd.mul_add(product, d[1], simd.mul_add(sum, d[3], d[5]));
+            t[2 * pair] = simd.mul_add(simd.splat(Self::X[pair] as f32), even, odd);
+            t[2 * pair + 1] = simd.mul_add(simd.splat(-Self::X[pair] as f32), even, odd);
+        }
+        let [x2, sum, product] = Self::squares(0);
+        let [first, second, third] =
+            [-(x2 * product), x2 * sum + product, -(x2 + sum)].map(|factor| simd.splat(factor as f32));
+        t[6] = simd.mul_add(first, d[0], simd.mul_add(second, d[2], simd.mul_add(third, d[4], d[6])));
+        t
     }
 
     #[inline(always)]
     fn output<S: Simd>(simd: S, m: [S::V; MAX]) -> [S::V; MAX] {
-        let (a, b) = (simd.splat(F4::A as f32), simd.splat(F4::B as f32));
-        let (sum_a, difference_a) = (simd.add(m[0], m[1]), simd.sub(m[0], m[1]));
-        let (sum_b, difference_b) = (simd.add(m[4], m[5]), simd.sub(m[4], m[5]));
+        let sums: [S::V; 3] = std::array::from_fn(|pair| simd.add(m[2 * pair], m[2 * pair + 1]));
+        let differences: [S::V; 3] = std::array::from_fn(|pair| simd.sub(m[2 * pair], m[2 * pair + 1]));
+        // The values of a pair of points times a power of their positive one, added up.
+        let at = |values: [S::V; 3], power: i32, last: S::V| {
+            let factors = Self::X.map(|x| simd.splat(x.powi(power) as f32));
+            let add = |sum: S::V, (&factor, &value): (&S::V, &S::V)| simd.mul_add(factor, value, sum);
+            factors.iter().zip(&values).fold(last, add)
+        };
         let mut y = [simd.zero(); MAX];
-        y[0] = simd.add(m[2], simd.add(sum_a, sum_b));
-        y[1] = simd.mul_add(a, difference_a, simd.mul(b, difference_b));
-        y[2] = simd.mul_add(simd.splat(0.5), sum_a, simd.mul_add(simd.splat(2.0), sum_b, m[3]));
+        y[0] = simd.add(sums[2], simd.add(sums[0], sums[1]));
+        y[1] = at(differences, 1, simd.zero());
+        y[2] = at(sums, 2, simd.zero());
+        y[3] = at(differences, 3, m[6]);
         y
     }
 
     #[inline(always)]
     fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
-        let [y0, y1, y2] = [y[0], y[1], y[2]];
-        let mut m = F4::gradient(simd, [y0, y1, y2, simd.zero(), y0, y0, y0, y0]);
-        m[3] = y2;
+        let mut m = [simd.zero(); MAX];
+        for pair in 0..3 {
+            let [x2, ..] = Self::squares(pair).map(|value| simd.splat(value as f32));
+            let (even, odd) = (simd.mul_add(x2, y[2], y[0]), simd.mul_add(x2, y[3], y[1]));
+            m[2 * pair] = simd.mul_add(simd.splat(Self::X[pair] as f32), odd, even);
+            m[2 * pair + 1] = simd.mul_add(simd.splat(-Self::X[pair] as f32), odd, even);
+        }
+        m[6] = y[3];
         m
     }
 }
@@ -471,7 +515,7 @@ mod tests {
         filters_as_its_matrix::<F2>();
         filters_as_its_matrix::<F3>();
         filters_as_its_matrix::<F4>();
-        filters_as_its_matrix::<F3Of4>();
+        filters_as_its_matrix::<F4Of4>();
         filters_as_its_matrix::<S3>();
     }
 
@@ -480,7 +524,7 @@ mod tests {
         is_the_transpose::<F2>();
         is_the_transpose::<F3>();
         is_the_transpose::<F4>();
-        is_the_transpose::<F3Of4>();
+        is_the_transpose::<F4Of4>();
         is_the_transpose::<S3>();
     }
 
@@ -489,7 +533,7 @@ mod tests {
         is_a_filter::<F2>();
         is_a_filter::<F3>();
         is_a_filter::<F4>();
-        is_a_filter::<F3Of4>();
+        is_a_filter::<F4Of4>();
         is_a_filter::<S3>();
     }
 }

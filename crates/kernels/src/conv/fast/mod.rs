@@ -24,7 +24,7 @@ mod view;
 pub use memory::FastScratch;
 pub use pooled::PooledConv;
 
-use self::algorithm::{Algorithm, F2, F3, F3Of4, F4, S3};
+use self::algorithm::{Algorithm, F2, F3, F4, F4Of4, S3};
 use self::pack::{Pack, PackTask, TAPS};
 use self::run::{Run, Weights};
 use self::square::Square;
@@ -53,7 +53,7 @@ pub enum Tiling {
     /// 3×3 with stride 2 by phases: 49 products for 9 outputs, 1.65 times fewer.
     S3,
     /// 7×7 with stride 2, the stem, by phases: squares of 2×2 pixels become pixels of four times the channels, and the
-    /// kernel becomes one of 4×4 with stride 1 and F(3×3, 4×4): 144 products for 9 outputs, 3.06 times fewer.
+    /// kernel becomes one of 4×4 with stride 1 and F(4×4, 4×4): 196 products for 16 outputs, 4 times fewer.
     S7,
     /// 1×1 with any stride: pairs of pixels by Strassen's algorithm, 7 products of halves of the channels for 8.
     Strassen,
@@ -128,7 +128,7 @@ impl Tiling {
             Tiling::F3 => Square::<F3>::POINTS,
             Tiling::F4 => Square::<F4>::POINTS,
             Tiling::S3 => Square::<S3>::POINTS,
-            Tiling::S7 => Square::<F3Of4>::POINTS,
+            Tiling::S7 => Square::<F4Of4>::POINTS,
             Tiling::Strassen => Strassen::POINTS,
             Tiling::Twice => Twice::POINTS,
         }
@@ -141,7 +141,7 @@ impl Tiling {
             Tiling::F3 => Square::<F3>::last(point),
             Tiling::F4 => Square::<F4>::last(point),
             Tiling::S3 => Square::<S3>::last(point),
-            Tiling::S7 => Square::<F3Of4>::last(point),
+            Tiling::S7 => Square::<F4Of4>::last(point),
             Tiling::Strassen => Strassen::last(point),
             Tiling::Twice => Twice::last(point),
         }
@@ -163,7 +163,7 @@ impl Tiling {
             Tiling::F3 => F3::OUTPUTS,
             Tiling::F4 => F4::OUTPUTS,
             Tiling::S3 => S3::OUTPUTS,
-            Tiling::S7 => F3Of4::OUTPUTS,
+            Tiling::S7 => F4Of4::OUTPUTS,
             // All pixels stand in one row.
             Tiling::Strassen | Tiling::Twice => {
                 return (tiles::cut(1, 1), tiles::cut(self.parts(), height * width));
@@ -186,7 +186,7 @@ impl Tiling {
             Tiling::F3 => rows::<F3>(),
             Tiling::F4 => rows::<F4>(),
             Tiling::S3 => rows::<S3>(),
-            Tiling::S7 => rows::<F3Of4>(),
+            Tiling::S7 => rows::<F4Of4>(),
             Tiling::Strassen | Tiling::Twice => Vec::new(),
         }
     }
@@ -377,7 +377,7 @@ impl FastConv {
             Tiling::F3 => self.pack_panels::<Square<F3>>(cx, weight, to, exact),
             Tiling::F4 => self.pack_panels::<Square<F4>>(cx, weight, to, exact),
             Tiling::S3 => self.pack_panels::<Square<S3>>(cx, weight, to, exact),
-            Tiling::S7 => self.pack_panels::<Square<F3Of4>>(cx, weight, to, exact),
+            Tiling::S7 => self.pack_panels::<Square<F4Of4>>(cx, weight, to, exact),
             Tiling::Strassen => self.pack_panels::<Strassen>(cx, weight, to, exact),
             Tiling::Twice => self.pack_panels::<Twice>(cx, weight, to, exact),
         }
@@ -461,7 +461,7 @@ impl FastConv {
             Tiling::F3 => run.batch::<Square<F3>>(images, memory),
             Tiling::F4 => run.batch::<Square<F4>>(images, memory),
             Tiling::S3 => run.batch::<Square<S3>>(images, memory),
-            Tiling::S7 => run.batch::<Square<F3Of4>>(images, memory),
+            Tiling::S7 => run.batch::<Square<F4Of4>>(images, memory),
             Tiling::Strassen => run.batch::<Strassen>(images, memory),
             Tiling::Twice => run.batch::<Twice>(images, memory),
         }

@@ -1,6 +1,6 @@
 //! A convolution and the max pool after it, strip by strip: what the pool reads never leaves the cache.
 
-use super::algorithm::{F2, F3, F3Of4, F4, S3};
+use super::algorithm::{F2, F3, F4, F4Of4, S3};
 use super::memory::Own;
 use super::products::Ahead;
 use super::run::Run;
@@ -99,7 +99,7 @@ impl PooledConv {
             Tiling::F3 => self.images::<Square<F3>>(&run, images, own, y),
             Tiling::F4 => self.images::<Square<F4>>(&run, images, own, y),
             Tiling::S3 => self.images::<Square<S3>>(&run, images, own, y),
-            Tiling::S7 => self.images::<Square<F3Of4>>(&run, images, own, y),
+            Tiling::S7 => self.images::<Square<F4Of4>>(&run, images, own, y),
             Tiling::Strassen | Tiling::Twice => unreachable!("refused when it was made"),
         }
     }

@@ -258,7 +258,7 @@ fn matrices(tiling: Tiling) -> Option<Matrices> {
         Tiling::F3 => Matrices::of::<F3>(),
         Tiling::F4 => Matrices::of::<F4>(),
         Tiling::S3 => Matrices::of::<S3>(),
-        Tiling::S7 => Matrices::of::<F3Of4>(),
+        Tiling::S7 => Matrices::of::<F4Of4>(),
         Tiling::Strassen | Tiling::Twice => return None,
     })
 }
