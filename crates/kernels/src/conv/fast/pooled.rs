@@ -146,10 +146,11 @@ impl PooledConv {
                 let origin = image * conv.output[0] * line + kept.start * line;
                 let run = Run { y: SharedMut(strip.as_mut_ptr().wrapping_sub(origin)), ..*run };
                 let (tiles, start) = ((last - next) * columns, (image * conv.rows.len() + next) * columns);
-                let blocks = tiles.div_ceil(Cut::new(conv).most);
-                let at = |index: usize| start + tiles * index / blocks;
+                let cut = Cut::new(conv);
+                let blocks = tiles.div_ceil(cut.most);
                 for index in 0..blocks {
-                    run.alone::<T>(at(index)..at(index + 1), 0..1, &mut Ahead::Nothing, own);
+                    let block = cut.block(tiles, blocks, index);
+                    run.alone::<T>(start + block.start..start + block.end, 0..1, &mut Ahead::Nothing, own);
                 }
                 own.strip = strip;
                 let span = conv.rows[last - 1];

@@ -18,8 +18,8 @@ use std::ops::Range;
 /// Input channels whose weights are transformed together in passing: those of a panel stay in the L2 cache, beside M.
 const IN_PASSING: usize = 64;
 
-/// Values of an input that no core's cache holds.
-pub(super) const FAR: usize = 1 << 18;
+/// Values of an input that no core's cache holds beside what else is needed.
+pub(super) const FAR: usize = 3 << 16;
 
 /// How many tiles further on the one is whose input is asked for, where it comes from memory.
 const AHEAD: usize = 8;
@@ -72,14 +72,14 @@ impl Run<'_> {
         let (blocks, sections) = (schedule.blocks, conv.sections().len());
         let together = together(conv);
         let chunks = sections.div_ceil(together);
-        let most = tiles.div_ceil(blocks);
+        let range = |index: usize| schedule.cut.block(tiles, blocks, index);
+        let most = schedule.cut.longest(tiles, blocks);
         let Memory { block, shared, own } = memory;
         let chunk = if schedule.share == Share::Block { together } else { 1 };
         let [v_len, m_len] = self.block_lens(most, chunk);
         let together_len = if schedule.share == Share::PanelsAndInput { v_len } else { 0 };
         let weights_len = if let Weights::Apart(_) = self.weights { conv.packed_len() } else { 0 };
         let own = with_room(own, threads, most, [v_len - together_len, m_len, weights_len]);
-        let range = |index: usize| tiles * index / blocks..tiles * (index + 1) / blocks;
         if schedule.share == Share::Block {
             self.cx.pool().run(blocks * chunks, |task| {
                 let first = task % chunks * together;
@@ -89,7 +89,7 @@ impl Run<'_> {
                 }
                 // Threads take blocks in turn.
                 let next = task / chunks + threads;
-                let mut ahead = match schedule.streamed {
+                let mut ahead = match schedule.cut.streamed {
                     true => Ahead::Weights,
                     false if next < blocks => self.ahead(range(next)),
                     false => Ahead::Nothing,
@@ -126,7 +126,7 @@ impl Run<'_> {
                     if schedule.share == Share::Panels && own.transformed.replace(index) != Some(index) {
                         self.transform::<T>(block, vectors.clone(), steps, v);
                     }
-                    let mut ahead = if schedule.streamed { Ahead::Weights } else { Ahead::Nothing };
+                    let mut ahead = if schedule.cut.streamed { Ahead::Weights } else { Ahead::Nothing };
                     self.panel::<T>(&mut ahead, block, panel, (v, step), own.m.as_mut_ptr());
                 });
             });

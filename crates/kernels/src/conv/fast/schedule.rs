@@ -3,6 +3,7 @@
 use super::run::Weights;
 use super::tiles::MAX_TILES;
 use super::{FastConv, PANEL, narrow};
+use std::ops::Range;
 
 /// Values of packed weights beyond which threads share out the panels, so that each reads only a part of them: twice what an L2 cache
 /// of 1 MiB holds.
@@ -88,6 +89,8 @@ pub(super) struct Cut {
     pub(super) most: usize,
     /// Whether the weights come from memory.
     pub(super) streamed: bool,
+    /// Tiles of a call of the micro-kernels, where a block takes several and all but the last should be full.
+    call: usize,
 }
 
 impl Cut {
@@ -107,7 +110,25 @@ impl Cut {
             (false, Some(_)) => narrow::MOST,
             (false, None) => tallest * SMALL.div_ceil(tallest),
         };
-        Cut { most, streamed }
+        let call = if streamed || conv.view.narrow.is_some() || tallest >= SMALL { 1 } else { tallest };
+        Cut { most, streamed, call }
+    }
+
+    /// The tiles of block `index` of `blocks` blocks that are as equal as can be, but for what makes calls full.
+    pub(super) fn block(&self, tiles: usize, blocks: usize, index: usize) -> Range<usize> {
+        let call = self.whole_call(tiles, blocks);
+        let start = |index: usize| (tiles * index / blocks).next_multiple_of(call).min(tiles);
+        start(index)..start(index + 1)
+    }
+
+    /// Tiles that none of so many blocks exceeds.
+    pub(super) fn longest(&self, tiles: usize, blocks: usize) -> usize {
+        tiles.div_ceil(blocks).next_multiple_of(self.whole_call(tiles, blocks)).min(tiles)
+    }
+
+    /// Tiles of a call that blocks are not cut within, where each has enough of them.
+    fn whole_call(&self, tiles: usize, blocks: usize) -> usize {
+        if tiles >= blocks * self.call { self.call } else { 1 }
     }
 }
 
@@ -129,13 +150,13 @@ pub(super) struct Schedule {
     pub(super) blocks: usize,
     /// What threads take of it.
     pub(super) share: Share,
-    /// Whether the weights come from memory.
-    pub(super) streamed: bool,
+    pub(super) cut: Cut,
 }
 
 impl Schedule {
     pub(super) fn new(conv: &FastConv, tiles: usize, threads: usize) -> Self {
-        let Cut { most, streamed } = Cut::new(conv);
+        let cut = Cut::new(conv);
+        let Cut { most, streamed, .. } = cut;
         let blocks = tiles.div_ceil(most);
         let few = match streamed {
             true => !reads_all(conv, tiles, threads),
@@ -148,7 +169,7 @@ impl Schedule {
             () => Share::PanelsAndInput,
         };
         let blocks = if share == Share::Block { blocks.next_multiple_of(threads) } else { blocks };
-        Schedule { blocks: blocks.min(tiles), share, streamed }
+        Schedule { blocks: blocks.min(tiles), share, cut }
     }
 }
 
@@ -177,6 +198,22 @@ pub(super) mod tests {
             (Tiling::F4, ConvGeometry { groups: 32, ..ConvGeometry::square(128, 128, 3, 1) }, 3, [23, 22]),
             (Tiling::S3, ConvGeometry { groups: 32, ..ConvGeometry::square(256, 256, 3, 2) }, 3, [23, 22]),
         ]
+    }
+
+    #[test]
+    fn blocks_follow_each_other_and_make_full_calls() {
+        for (tiles, blocks, call) in (1..70_usize)
+            .flat_map(|tiles| (1..=tiles).flat_map(move |blocks| [1, 4, 6].map(|call| (tiles, blocks, call))))
+        {
+            let cut = Cut { most: usize::MAX, streamed: false, call };
+            let all: Vec<_> = (0..blocks).map(|index| cut.block(tiles, blocks, index)).collect();
+            assert_eq!(all.iter().flat_map(Clone::clone).collect::<Vec<_>>(), (0..tiles).collect::<Vec<_>>());
+            let lengths = 1..=cut.longest(tiles, blocks);
+            assert!(all.iter().all(|block| lengths.contains(&block.len())), "{tiles} {cut:?}: {all:?}");
+            if tiles >= blocks * call {
+                assert!(all[..blocks - 1].iter().all(|block| block.len().is_multiple_of(call)), "{all:?}");
+            }
+        }
     }
 
     #[test]
