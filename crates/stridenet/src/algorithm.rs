@@ -52,6 +52,7 @@ impl fmt::Display for Choice {
             Choice::Fast(Tiling::F2) => "winograd F(2x2,3x3)",
             Choice::Fast(Tiling::F3) => "winograd F(3x3,3x3)",
             Choice::Fast(Tiling::F4) => "winograd F(4x4,3x3)",
+            Choice::Fast(Tiling::F5) => "winograd F(5x5,3x3)",
             Choice::Fast(Tiling::S3) => "polyphase F(3x3,3x3) stride 2",
             Choice::Fast(Tiling::S7) => "polyphase F(4x4,4x4) stride 2",
             Choice::Fast(Tiling::Strassen) => "Strassen",
@@ -176,6 +177,9 @@ impl Costs {
 const ROW_SHARE: f64 = 0.9;
 const MACS_PER_ROW_VALUE: f64 = 34.0;
 
+/// How many times longer F(4×4, 3×3) must be expected to take for F(5×5, 3×3), whose error is twice as large, to be a candidate.
+const WORTH_ITS_ERROR: f64 = 1.12;
+
 /// Output channels of a panel of the direct sum, and the output pixels that meet one at once.
 const PANEL: usize = 64;
 const ROWS: usize = 6;
@@ -245,10 +249,11 @@ pub(crate) fn for_training(
     operands: Operands,
 ) -> Option<Tiling> {
     let output = geometry.output_size(input).ok()?;
-    // What the products of pairs save is less than transforming the weights takes, once for each step.
+    // What the products of pairs save is less than transforming the weights takes, once for each step. F(5×5, 3×3) is left to
+    // inference, where errors do not add up from step to step.
+    let left_out = |tiling: &Tiling| matches!(tiling, Tiling::F5 | Tiling::Strassen | Tiling::Twice);
     let tilings = || {
-        let all =
-            Tiling::ALL.into_iter().filter(|&tiling| !matches!(tiling, Tiling::Strassen | Tiling::Twice));
+        let all = Tiling::ALL.into_iter().filter(move |tiling| !left_out(tiling));
         all.filter_map(|tiling| Some((tiling, tiling.cost(level, geometry, input)?)))
     };
     let fastest = |direct: f64, costs: &mut dyn Iterator<Item = (Tiling, f64)>| {
@@ -334,7 +339,7 @@ fn estimates(
             let Moved { into, back } = match tiling {
                 Tiling::Strassen => costs.pairs,
                 Tiling::Twice => costs.fours,
-                Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 | Tiling::S7 => tile,
+                Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::F5 | Tiling::S3 | Tiling::S7 => tile,
             };
             let moved = cost.inputs as f64 * into + cost.outputs as f64 * back;
             let work = cost.products as f64 / share + moved;
@@ -343,6 +348,9 @@ fn estimates(
             all.push(Estimate { cost: estimate.cost * worth, ..estimate });
         }
     }
+    let smaller = all.iter().find(|estimate| estimate.choice == Choice::Fast(Tiling::F4));
+    let least = smaller.map_or(f64::INFINITY, |smaller| smaller.cost / WORTH_ITS_ERROR);
+    all.retain(|estimate| estimate.choice != Choice::Fast(Tiling::F5) || estimate.cost <= least);
     all.sort_by(|a, b| a.cost.total_cmp(&b.cost));
     all
 }

@@ -286,14 +286,21 @@ impl Algorithm for F4 {
     }
 }
 
-/// F(4, 4) with the points ±5/16, ±13/16, ±7/4, ∞, whose squares are exact.
+/// F(8 − r, r) with the points ±5/16, ±13/16, ±15/8, ∞, whose squares are exact.
 ///
-/// Of six finite points these have nearly the least error, about four times that of the direct sum where neighbouring inputs are
-/// unrelated and as much as that where they are alike, as those of pictures are.
-pub(super) struct F4Of4;
+/// Of six finite points these have nearly the least error: about four times that of the direct sum where neighbouring inputs are
+/// unrelated, which is twice [`F4`]'s.
+pub(super) struct SevenPoints<const R: usize>;
 
-impl F4Of4 {
-    const X: [f64; 3] = [5.0 / 16.0, 13.0 / 16.0, 7.0 / 4.0];
+/// F(5, 3): along both axes 25 outputs with 49 products.
+pub(super) type F5 = SevenPoints<3>;
+
+/// F(4, 4). The inputs of a stem, whose kernel becomes one of 4×4, are alike where they are neighbours: then its error is that of the
+/// direct sum.
+pub(super) type F4Of4 = SevenPoints<4>;
+
+impl<const R: usize> SevenPoints<R> {
+    const X: [f64; 3] = [5.0 / 16.0, 13.0 / 16.0, 15.0 / 8.0];
 
     /// The square of a pair of points, and the sum and the product of the other two pairs' squares.
     const fn squares(pair: usize) -> [f64; 3] {
@@ -308,20 +315,20 @@ impl F4Of4 {
     }
 }
 
-impl Algorithm for F4Of4 {
-    const TAPS: usize = 4;
-    const OUTPUTS: usize = 4;
+impl<const R: usize> Algorithm for SevenPoints<R> {
+    const TAPS: usize = R;
+    const OUTPUTS: usize = 8 - R;
     const STRIDE: usize = 1;
     const POINTS: usize = 7;
     const LAST: &'static [usize] = &[6];
 
     fn weights(point: usize) -> Vec<f64> {
-        if point == 6 {
-            return vec![0.0, 0.0, 0.0, 1.0];
-        }
         let sign = if point.is_multiple_of(2) { 1.0 } else { -1.0 };
-        let (x, denominator) = (sign * Self::X[point / 2], sign * Self::denominator(point / 2));
-        (0..4).map(|power| x.powi(power) / denominator).collect()
+        let at = |tap: usize| match Self::X.get(point / 2) {
+            Some(x) => (sign * x).powi(tap as i32) / (sign * Self::denominator(point / 2)),
+            None => f64::from(tap + 1 == R),
+        };
+        (0..R).map(at).collect()
     }
 
     #[inline(always)]
@@ -331,10 +338,13 @@ impl Algorithm for F4Of4 {
             let ([x2, ..], factor) = (Self::squares(pair), 1.0 / Self::denominator(pair));
             let odd_factor = Self::X[pair] * factor;
             let even = p.mul_add(p.splat(factor), w[0], p.mul(p.splat(factor * x2), w[2]));
-            let odd = p.mul_add(p.splat(odd_factor), w[1], p.mul(p.splat(odd_factor * x2), w[3]));
+            let mut odd = p.mul(p.splat(odd_factor), w[1]);
+            if R > 3 {
+                odd = p.mul_add(p.splat(odd_factor * x2), w[3], odd);
+            }
             (t[2 * pair], t[2 * pair + 1]) = (p.add(odd, even), p.sub(odd, even));
         }
-        t[6] = w[3];
+        t[6] = w[R - 1];
         t
     }
 
@@ -360,17 +370,17 @@ impl Algorithm for F4Of4 {
     fn output<S: Simd>(simd: S, m: [S::V; MAX]) -> [S::V; MAX] {
         let sums: [S::V; 3] = std::array::from_fn(|pair| simd.add(m[2 * pair], m[2 * pair + 1]));
         let differences: [S::V; 3] = std::array::from_fn(|pair| simd.sub(m[2 * pair], m[2 * pair + 1]));
-        // The values of a pair of points times a power of their positive one, added up.
-        let at = |values: [S::V; 3], power: i32, last: S::V| {
-            let factors = Self::X.map(|x| simd.splat(x.powi(power) as f32));
-            let add = |sum: S::V, (&factor, &value): (&S::V, &S::V)| simd.mul_add(factor, value, sum);
-            factors.iter().zip(&values).fold(last, add)
-        };
         let mut y = [simd.zero(); MAX];
         y[0] = simd.add(sums[2], simd.add(sums[0], sums[1]));
-        y[1] = at(differences, 1, simd.zero());
-        y[2] = at(sums, 2, simd.zero());
-        y[3] = at(differences, 3, m[6]);
+        // The values of each pair of points times a power of the positive one, added up.
+        for (power, y) in y.iter_mut().enumerate().take(Self::OUTPUTS).skip(1) {
+            let values = if power.is_multiple_of(2) { sums } else { differences };
+            let mut sum = if power + 1 == Self::OUTPUTS { m[6] } else { simd.zero() };
+            for (x, value) in Self::X.into_iter().zip(values) {
+                sum = simd.mul_add(simd.splat(x.powi(power as i32) as f32), value, sum);
+            }
+            *y = sum;
+        }
         y
     }
 
@@ -378,12 +388,13 @@ impl Algorithm for F4Of4 {
     fn gradient<S: Simd>(simd: S, y: [S::V; MAX]) -> [S::V; MAX] {
         let mut m = [simd.zero(); MAX];
         for pair in 0..3 {
-            let [x2, ..] = Self::squares(pair).map(|value| simd.splat(value as f32));
-            let (even, odd) = (simd.mul_add(x2, y[2], y[0]), simd.mul_add(x2, y[3], y[1]));
+            let x2 = simd.splat(Self::squares(pair)[0] as f32);
+            let fourth = if R > 3 { y[2] } else { simd.mul_add(x2, y[4], y[2]) };
+            let (even, odd) = (simd.mul_add(x2, fourth, y[0]), simd.mul_add(x2, y[3], y[1]));
             m[2 * pair] = simd.mul_add(simd.splat(Self::X[pair] as f32), odd, even);
             m[2 * pair + 1] = simd.mul_add(simd.splat(-Self::X[pair] as f32), odd, even);
         }
-        m[6] = y[3];
+        m[6] = y[Self::OUTPUTS - 1];
         m
     }
 }
@@ -515,6 +526,7 @@ mod tests {
         filters_as_its_matrix::<F2>();
         filters_as_its_matrix::<F3>();
         filters_as_its_matrix::<F4>();
+        filters_as_its_matrix::<F5>();
         filters_as_its_matrix::<F4Of4>();
         filters_as_its_matrix::<S3>();
     }
@@ -524,6 +536,7 @@ mod tests {
         is_the_transpose::<F2>();
         is_the_transpose::<F3>();
         is_the_transpose::<F4>();
+        is_the_transpose::<F5>();
         is_the_transpose::<F4Of4>();
         is_the_transpose::<S3>();
     }
@@ -533,6 +546,7 @@ mod tests {
         is_a_filter::<F2>();
         is_a_filter::<F3>();
         is_a_filter::<F4>();
+        is_a_filter::<F5>();
         is_a_filter::<F4Of4>();
         is_a_filter::<S3>();
     }

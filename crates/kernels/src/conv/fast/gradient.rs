@@ -2,7 +2,7 @@
 //! `Gᵀ[Σ (Bᵀ d) ⊙ (A dy)]`: for each point one matrix product of the transformed input and the transformed gradient,
 //! summed over all tiles of the batch.
 
-use super::algorithm::{F2, F3, F4, F4Of4, S3};
+use super::algorithm::{F2, F3, F4, F4Of4, F5, S3};
 use super::memory::{FastScratch, Memory, Own};
 use super::run::FAR;
 use super::square::Square;
@@ -106,6 +106,7 @@ impl FastConv {
             Tiling::F2 => Pass::<Square<F2>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::F3 => Pass::<Square<F3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::F4 => Pass::<Square<F4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
+            Tiling::F5 => Pass::<Square<F5>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S3 => Pass::<Square<S3>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::S7 => Pass::<Square<F4Of4>>::new(self, cx, x, dy, images).run(memory, sums, dw),
             Tiling::Strassen | Tiling::Twice => unreachable!("there is no such gradient"),

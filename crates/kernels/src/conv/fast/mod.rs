@@ -24,7 +24,7 @@ mod view;
 pub use memory::FastScratch;
 pub use pooled::PooledConv;
 
-use self::algorithm::{Algorithm, F2, F3, F4, F4Of4, S3};
+use self::algorithm::{Algorithm, F2, F3, F4, F4Of4, F5, S3};
 use self::pack::{Pack, PackTask, TAPS};
 use self::run::{Run, Weights};
 use self::square::Square;
@@ -50,6 +50,8 @@ pub enum Tiling {
     F3,
     /// F(4×4, 3×3): 36 products for 16 outputs, 4 times fewer.
     F4,
+    /// F(5×5, 3×3): 49 products for 25 outputs, 4.59 times fewer, with twice [`F4`](Self::F4)'s error.
+    F5,
     /// 3×3 with stride 2 by phases: 49 products for 9 outputs, 1.65 times fewer.
     S3,
     /// 7×7 with stride 2, the stem, by phases: squares of 2×2 pixels become pixels of four times the channels, and the
@@ -63,8 +65,16 @@ pub enum Tiling {
 
 impl Tiling {
     /// All algorithms.
-    pub const ALL: [Tiling; 7] =
-        [Tiling::F2, Tiling::F3, Tiling::F4, Tiling::S3, Tiling::S7, Tiling::Strassen, Tiling::Twice];
+    pub const ALL: [Tiling; 8] = [
+        Tiling::F2,
+        Tiling::F3,
+        Tiling::F4,
+        Tiling::F5,
+        Tiling::S3,
+        Tiling::S7,
+        Tiling::Strassen,
+        Tiling::Twice,
+    ];
 
     /// What the algorithm costs at `level` for an image of `[height, width]`, or `None` where it does not compute the
     /// convolution: another kernel, stride or dilation, or groups that do not fill vectors.
@@ -97,7 +107,7 @@ impl Tiling {
     fn view(self, level: Level, geometry: &ConvGeometry, input: [usize; 2]) -> Option<View> {
         let lanes = level.micro_kernels().lanes;
         let (kernel, stride) = match self {
-            Tiling::F2 | Tiling::F3 | Tiling::F4 => ([3, 3], [1, 1]),
+            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::F5 => ([3, 3], [1, 1]),
             Tiling::S3 => ([3, 3], [2, 2]),
             Tiling::S7 => ([7, 7], [2, 2]),
             Tiling::Strassen | Tiling::Twice => ([1, 1], [geometry.stride[0]; 2]),
@@ -106,7 +116,9 @@ impl Tiling {
             return None;
         }
         match self {
-            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 => View::plain(geometry, input, lanes),
+            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::F5 | Tiling::S3 => {
+                View::plain(geometry, input, lanes)
+            }
             // More channels would fill vectors without being put side by side.
             Tiling::S7 => {
                 let narrow = geometry.groups == 1 && geometry.in_channels <= 4 && geometry.padding == [3, 3];
@@ -127,6 +139,7 @@ impl Tiling {
             Tiling::F2 => Square::<F2>::POINTS,
             Tiling::F3 => Square::<F3>::POINTS,
             Tiling::F4 => Square::<F4>::POINTS,
+            Tiling::F5 => Square::<F5>::POINTS,
             Tiling::S3 => Square::<S3>::POINTS,
             Tiling::S7 => Square::<F4Of4>::POINTS,
             Tiling::Strassen => Strassen::POINTS,
@@ -140,6 +153,7 @@ impl Tiling {
             Tiling::F2 => Square::<F2>::last(point),
             Tiling::F3 => Square::<F3>::last(point),
             Tiling::F4 => Square::<F4>::last(point),
+            Tiling::F5 => Square::<F5>::last(point),
             Tiling::S3 => Square::<S3>::last(point),
             Tiling::S7 => Square::<F4Of4>::last(point),
             Tiling::Strassen => Strassen::last(point),
@@ -150,7 +164,7 @@ impl Tiling {
     /// Parts that both the input's and the output's channels are cut into.
     fn parts(self) -> usize {
         match self {
-            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 | Tiling::S7 => 1,
+            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::F5 | Tiling::S3 | Tiling::S7 => 1,
             Tiling::Strassen => HALVES,
             Tiling::Twice => QUARTERS,
         }
@@ -162,6 +176,7 @@ impl Tiling {
             Tiling::F2 => F2::OUTPUTS,
             Tiling::F3 => F3::OUTPUTS,
             Tiling::F4 => F4::OUTPUTS,
+            Tiling::F5 => F5::OUTPUTS,
             Tiling::S3 => S3::OUTPUTS,
             Tiling::S7 => F4Of4::OUTPUTS,
             // All pixels stand in one row.
@@ -185,6 +200,7 @@ impl Tiling {
             Tiling::F2 => rows::<F2>(),
             Tiling::F3 => rows::<F3>(),
             Tiling::F4 => rows::<F4>(),
+            Tiling::F5 => rows::<F5>(),
             Tiling::S3 => rows::<S3>(),
             Tiling::S7 => rows::<F4Of4>(),
             Tiling::Strassen | Tiling::Twice => Vec::new(),
@@ -376,6 +392,7 @@ impl FastConv {
             Tiling::F2 => self.pack_panels::<Square<F2>>(cx, weight, to, exact),
             Tiling::F3 => self.pack_panels::<Square<F3>>(cx, weight, to, exact),
             Tiling::F4 => self.pack_panels::<Square<F4>>(cx, weight, to, exact),
+            Tiling::F5 => self.pack_panels::<Square<F5>>(cx, weight, to, exact),
             Tiling::S3 => self.pack_panels::<Square<S3>>(cx, weight, to, exact),
             Tiling::S7 => self.pack_panels::<Square<F4Of4>>(cx, weight, to, exact),
             Tiling::Strassen => self.pack_panels::<Strassen>(cx, weight, to, exact),
@@ -460,6 +477,7 @@ impl FastConv {
             Tiling::F2 => run.batch::<Square<F2>>(images, memory),
             Tiling::F3 => run.batch::<Square<F3>>(images, memory),
             Tiling::F4 => run.batch::<Square<F4>>(images, memory),
+            Tiling::F5 => run.batch::<Square<F5>>(images, memory),
             Tiling::S3 => run.batch::<Square<S3>>(images, memory),
             Tiling::S7 => run.batch::<Square<F4Of4>>(images, memory),
             Tiling::Strassen => run.batch::<Strassen>(images, memory),

@@ -1,6 +1,6 @@
 //! A convolution and the max pool after it, strip by strip: what the pool reads never leaves the cache.
 
-use super::algorithm::{F2, F3, F4, F4Of4, S3};
+use super::algorithm::{F2, F3, F4, F4Of4, F5, S3};
 use super::memory::Own;
 use super::products::Ahead;
 use super::run::Run;
@@ -98,6 +98,7 @@ impl PooledConv {
             Tiling::F2 => self.images::<Square<F2>>(&run, images, own, y),
             Tiling::F3 => self.images::<Square<F3>>(&run, images, own, y),
             Tiling::F4 => self.images::<Square<F4>>(&run, images, own, y),
+            Tiling::F5 => self.images::<Square<F5>>(&run, images, own, y),
             Tiling::S3 => self.images::<Square<S3>>(&run, images, own, y),
             Tiling::S7 => self.images::<Square<F4Of4>>(&run, images, own, y),
             Tiling::Strassen | Tiling::Twice => unreachable!("refused when it was made"),

@@ -189,6 +189,7 @@ pub(super) mod tests {
             (Tiling::F4, ConvGeometry::square(300, 70, 3, 1), 9, [14, 14]),
             (Tiling::F4, ConvGeometry::square(256, 128, 3, 1), 6, [14, 14]),
             (Tiling::F2, ConvGeometry::square(340, 50, 3, 1), 2, [7, 7]),
+            (Tiling::F5, ConvGeometry::square(40, 72, 3, 1), 3, [14, 14]),
             (Tiling::S3, ConvGeometry::square(40, 72, 3, 2), 3, [28, 27]),
             (Tiling::S7, ConvGeometry::square(3, 40, 7, 2), 3, [33, 30]),
             (Tiling::Strassen, ConvGeometry::square(96, 160, 1, 1), 5, [15, 15]),

@@ -37,7 +37,7 @@ fn random_shape(random: &mut Random, tiling: Tiling) -> (ConvGeometry, usize, [u
         let geometry = match tiling {
             Tiling::S7 => ConvGeometry::square(1 + random.below(4), channels(random), 7, 2),
             Tiling::Strassen | Tiling::Twice => random_parts(random, tiling.parts()),
-            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3 => {
+            Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::F5 | Tiling::S3 => {
                 let stride = if tiling == Tiling::S3 { 2 } else { 1 };
                 // Groups that fill vectors at every level, some smaller and some larger than one.
                 let (each, groups) = ([1, 2, 4, 8, 16, 32][random.below(6)], 16 * (1 + random.below(2)));
@@ -257,6 +257,7 @@ fn matrices(tiling: Tiling) -> Option<Matrices> {
         Tiling::F2 => Matrices::of::<F2>(),
         Tiling::F3 => Matrices::of::<F3>(),
         Tiling::F4 => Matrices::of::<F4>(),
+        Tiling::F5 => Matrices::of::<F5>(),
         Tiling::S3 => Matrices::of::<S3>(),
         Tiling::S7 => Matrices::of::<F4Of4>(),
         Tiling::Strassen | Tiling::Twice => return None,
@@ -339,7 +340,7 @@ fn a_prologue_is_a_batch_norm_and_a_relu_of_the_input() {
             let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
             assert_eq!(
                 conv.takes_prologue(),
-                matches!(tiling, Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::S3)
+                matches!(tiling, Tiling::F2 | Tiling::F3 | Tiling::F4 | Tiling::F5 | Tiling::S3)
             );
             if !conv.takes_prologue() {
                 continue;

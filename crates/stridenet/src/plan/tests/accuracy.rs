@@ -5,7 +5,9 @@ use super::{logits, part, reference};
 use crate::Tensor;
 use crate::arch::Arch;
 use crate::bench::random_images;
+use crate::kernels::conv::Tiling;
 use crate::kernels::{Context, Level};
+use crate::network::Network;
 use crate::plan::{Choice, Plan, PlanOptions};
 use std::sync::Arc;
 
@@ -31,6 +33,11 @@ const NETWORKS: [&str; 12] = [
 /// Images of each network.
 const IMAGES: usize = 4;
 
+/// A plan for so many images.
+fn chosen(network: &Network, context: &Arc<Context>, batch: usize) -> Plan {
+    Plan::compile(network, PlanOptions { batch, context: Arc::clone(context), tuning: None }).unwrap()
+}
+
 /// Relative L2 errors of one network's logits: of direct sums, and of what is chosen for 1 image and for 8.
 fn errors(arch: &Arch, images: &Tensor, level: Level, seed: u64) -> [f64; 3] {
     let context = Arc::new(Context::new(level, 2));
@@ -40,29 +47,40 @@ fn errors(arch: &Arch, images: &Tensor, level: Level, seed: u64) -> [f64; 3] {
         let each = (0..images.batch()).flat_map(|image| logits(&plan, &part(images, image..image + 1)));
         relative_l2(&each.collect::<Vec<f32>>(), &exact)
     };
-    let chosen = |batch| {
-        Plan::compile(&network, PlanOptions { batch, context: Arc::clone(&context), tuning: None }).unwrap()
-    };
     let direct = Plan::choosing(&network, 1, Arc::clone(&context), &|_, _| Some(Choice::Direct)).unwrap();
-    [error(direct), error(chosen(1)), error(chosen(8))]
+    [error(direct), error(chosen(&network, &context, 1)), error(chosen(&network, &context, 8))]
 }
 
-/// The larger error of a preset's two plans, as a multiple of the direct sums'.
-fn ratio(name: &str, level: Level) -> f64 {
-    let mut arch = Arch::preset(name).unwrap();
-    // The ImageNet networks at a fraction of their size.
-    arch.img_size = arch.img_size.map(|size| size.min(64));
+/// The larger error of two plans of a network, as a multiple of the direct sums'.
+fn ratio(arch: &Arch, level: Level) -> f64 {
     // Errors of a few logits scatter: the root mean square over networks is what counts.
     let (networks, count) = if arch.num_classes < 100 { (4, IMAGES) } else { (1, IMAGES / 2) };
     let images = random_images([count, arch.img_size[0], arch.img_size[1], arch.in_channels]);
-    let errors: Vec<[f64; 3]> = (0..networks).map(|seed| errors(&arch, &images, level, seed)).collect();
+    let errors: Vec<[f64; 3]> = (0..networks).map(|seed| errors(arch, &images, level, seed)).collect();
     let size = |plan: usize| errors.iter().map(|errors| errors[plan].powi(2)).sum::<f64>().sqrt();
     size(1).max(size(2)) / size(0)
 }
 
 #[test]
 fn no_network_loses_more_than_a_little_accuracy() {
-    let ratios = NETWORKS.map(|name| (name, ratio(name, Level::detect())));
+    let ratios = NETWORKS.map(|name| {
+        let mut arch = Arch::preset(name).unwrap();
+        // The ImageNet networks at a fraction of their size.
+        arch.img_size = arch.img_size.map(|size| size.min(64));
+        (name, ratio(&arch, Level::detect()))
+    });
     let worst = ratios.iter().map(|&(_, ratio)| ratio).fold(0.0, f64::max);
     assert!(worst <= RATIO, "beyond {RATIO} times the direct sums' error: {ratios:.2?}");
+}
+
+/// Their feature maps of 14×14 pixels are where the largest tiles pay, whose error is the largest.
+#[test]
+fn the_largest_tiles_lose_no_more() {
+    let (arch, level) = (Arch::preset("resnet34").unwrap(), Level::detect());
+    let context = Arc::new(Context::new(level, 2));
+    let plan = chosen(&network(&arch, &context, 0), &context, 8);
+    let largest = Choice::Fast(Tiling::F5).to_string();
+    assert!(plan.steps().iter().any(|step| step.algorithm == largest), "{:#?}", plan.steps());
+    let ratio = ratio(&arch, level);
+    assert!(ratio <= RATIO, "{ratio:.2} times the direct sums' error");
 }
