@@ -1,6 +1,6 @@
 //! Every tiling at every level against the f64 oracle, on random shapes with all tails.
 
-use super::algorithm::MAX;
+use super::algorithm::{Algorithm, MAX};
 use super::schedule::plain_weights;
 use super::schedule::tests::scheduled;
 use super::*;
