@@ -384,4 +384,13 @@ mod tests {
         assert_eq!(cheapest(&Costs::SAPPHIRE_RAPIDS, [1024, 256], 1, 14, 8), Choice::Direct);
         assert_ne!(cheapest(&Costs::ZEN_5, [1024, 256], 1, 14, 8), Choice::Direct);
     }
+
+    /// 14 pixels are three of them instead of four; 28 are six instead of seven, which saves too little.
+    #[test]
+    fn larger_tiles_must_be_worth_their_error() {
+        for costs in [Costs::NARROW, Costs::SAPPHIRE_RAPIDS, Costs::ZEN_5] {
+            assert_eq!(cheapest(&costs, [128, 128], 3, 28, 8), Choice::Fast(Tiling::F4), "{costs:?}");
+            assert_eq!(cheapest(&costs, [256, 256], 3, 14, 8), Choice::Fast(Tiling::F5), "{costs:?}");
+        }
+    }
 }

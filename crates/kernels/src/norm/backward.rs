@@ -326,7 +326,7 @@ impl Task for SumChunk<'_> {
 }
 
 impl SumChunk<'_> {
-    /// A few rows after the other, with `X` where the input is there.
+    /// The sums of a ReLU that passes gradients in such places, with `X` where the input is there.
     #[inline(always)]
     fn tiles<S: Simd, const PASSES: usize, const X: bool>(self, simd: S) {
         if self.sums.pass {
@@ -430,12 +430,12 @@ impl<'a> Relu<'a> {
     }
 }
 
-/// Where a ReLU passes gradients: known when code is made, so that sums stay in registers.
+// Where a ReLU passes gradients, as [`Relu`] says it: known when code is made, so that sums stay in registers.
 const EVERYWHERE: usize = 0;
 const WHERE_OUTPUT: usize = 1;
 const WHERE_RECOMPUTED: usize = 2;
 
-/// The same for a block of channels.
+/// What tells where the gradients of a block of channels pass.
 #[derive(Clone, Copy)]
 struct Passes<S: Simd, const PASSES: usize, const V: usize> {
     scale: [S::V; V],
@@ -493,7 +493,7 @@ struct InputPiece<'a> {
     beside: &'a [f32],
 }
 
-/// The same, for where the ReLU passes gradients.
+/// An [`InputPiece`] whose ReLU passes gradients in such places.
 struct Second<'a, const IN_X: bool, const PASSES: usize>(InputPiece<'a>);
 
 impl<const IN_X: bool, const PASSES: usize> Task for Second<'_, IN_X, PASSES> {

@@ -289,7 +289,7 @@ impl Algorithm for F4 {
     }
 }
 
-/// F(8 − r, r) with the points ±5/16, ±13/16, ±15/8, ∞, whose squares are exact.
+/// F(8 − r, r), for 3 taps or 4, with the points ±5/16, ±13/16, ±15/8, ∞, whose squares are exact.
 ///
 /// Of six finite points these have nearly the least error: about four times that of the direct sum where neighbouring inputs are
 /// unrelated, which is twice [`F4`]'s.
@@ -298,8 +298,8 @@ pub(super) struct SevenPoints<const R: usize>;
 /// F(5, 3): along both axes 25 outputs with 49 products.
 pub(super) type F5 = SevenPoints<3>;
 
-/// F(4, 4). The inputs of a stem, whose kernel becomes one of 4×4, are alike where they are neighbours: then its error is that of the
-/// direct sum.
+/// F(4, 4). The inputs of a stem, whose kernel becomes one of 4×4, are alike where they are neighbours: then its error is 1.2 times
+/// that of the direct sum.
 pub(super) type F4Of4 = SevenPoints<4>;
 
 impl<const R: usize> SevenPoints<R> {

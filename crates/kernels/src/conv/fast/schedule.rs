@@ -150,6 +150,7 @@ pub(super) struct Schedule {
     pub(super) blocks: usize,
     /// What threads take of it.
     pub(super) share: Share,
+    /// How the tiles become blocks.
     pub(super) cut: Cut,
 }
 

@@ -378,7 +378,7 @@ fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
     let [x, w] = [8 * 8 * 96, g.weight_len()].map(|length| random.values(length));
     let other = FastConv::new(cx.level(), Tiling::F4, g, [8, 8]).unwrap();
     other.pack_and_forward(cx, &x, &w, Epilogue::default(), &mut scratch, &mut vec![0.0; x.len()]);
-    for tiling in [Tiling::F2, Tiling::F4, Tiling::Strassen, Tiling::Twice] {
+    for tiling in [Tiling::F2, Tiling::F3, Tiling::F4, Tiling::F5, Tiling::Strassen, Tiling::Twice] {
         for _ in 0..SHAPES / 4 {
             let (g, batch, input) = random_shape(&mut random, tiling);
             if g.stride != [1, 1] || g.groups != 1 || g.padding.iter().any(|&padding| padding > 2) {

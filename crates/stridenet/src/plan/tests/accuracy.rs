@@ -73,7 +73,7 @@ fn no_network_loses_more_than_a_little_accuracy() {
     assert!(worst <= RATIO, "beyond {RATIO} times the direct sums' error: {ratios:.2?}");
 }
 
-/// Their feature maps of 14×14 pixels are where the largest tiles pay, whose error is the largest.
+/// Tiles of 5×5 outputs, whose error is the largest, are taken for feature maps of 14×14 pixels.
 #[test]
 fn the_largest_tiles_lose_no_more() {
     let (arch, level) = (Arch::preset("resnet34").unwrap(), Level::detect());

@@ -53,32 +53,29 @@ fn filters_as_its_matrix<A: Algorithm>() {
     }
 }
 
+/// Checks each algorithm.
+macro_rules! all {
+    ($holds:ident) => {
+        $holds::<F2>();
+        $holds::<F3>();
+        $holds::<F4>();
+        $holds::<F5>();
+        $holds::<F4Of4>();
+        $holds::<S3>();
+    };
+}
+
 #[test]
 fn filters_are_products_with_their_matrices() {
-    filters_as_its_matrix::<F2>();
-    filters_as_its_matrix::<F3>();
-    filters_as_its_matrix::<F4>();
-    filters_as_its_matrix::<F5>();
-    filters_as_its_matrix::<F4Of4>();
-    filters_as_its_matrix::<S3>();
+    all!(filters_as_its_matrix);
 }
 
 #[test]
 fn gradients_are_the_outputs_transposed() {
-    is_the_transpose::<F2>();
-    is_the_transpose::<F3>();
-    is_the_transpose::<F4>();
-    is_the_transpose::<F5>();
-    is_the_transpose::<F4Of4>();
-    is_the_transpose::<S3>();
+    all!(is_the_transpose);
 }
 
 #[test]
 fn tiles_are_filters() {
-    is_a_filter::<F2>();
-    is_a_filter::<F3>();
-    is_a_filter::<F4>();
-    is_a_filter::<F5>();
-    is_a_filter::<F4Of4>();
-    is_a_filter::<S3>();
+    all!(is_a_filter);
 }
