@@ -81,14 +81,20 @@ def measured_engines(report: Report) -> list[str]:
     return [engine for engine in report.engines if any(engine in result.engines for result in report.cases)]
 
 
+def measured_rivals(report: Report) -> list[str]:
+    """Those of the engines whose best counts; where there are none, there is no best."""
+    return [engine for engine in report.rivals if engine in measured_engines(report)]
+
+
 def columns(report: Report) -> list[str]:
     """The table's header."""
     engines = measured_engines(report)
     peers = [engine for engine in engines if engine != "stridenet"]
-    rivals = [engine for engine in report.rivals if engine in engines]
+    rivals = measured_rivals(report)
     names = ["case", *(f"{engine} {UNITS[report.mode]}" for engine in engines)]
     if "stridenet" in engines:
-        names += [f"**best of {', '.join(rivals)} / stridenet**", *(f"{peer} / stridenet" for peer in peers)]
+        names += [f"**best of {', '.join(rivals)} / stridenet**"] if rivals else []
+        names += [f"{peer} / stridenet" for peer in peers]
     names.append(f"peak MB: {', '.join(engines)}")
     return [*names, f"load ms: {', '.join(engines)}"] if report.mode == "infer" else names
 
@@ -99,7 +105,7 @@ def cells(report: Report, result: CaseResult) -> list[str]:
     found = [result.engines.get(engine) for engine in engines]
     row = [result.case, *(f"{figure(one.ms)} ({figure(one.fastest_ms)})" if one else "–" for one in found)]
     if "stridenet" in engines:
-        row.append(f"**{figure(ratio(result, report.rivals))}**")
+        row += [f"**{figure(ratio(result, report.rivals))}**"] if measured_rivals(report) else []
         row += [figure(ratio(result, [peer])) for peer in engines if peer != "stridenet"]
     row.append(", ".join(f"{one.peak_rss_mb:.0f}" if one else "–" for one in found))
     if report.mode == "infer":
