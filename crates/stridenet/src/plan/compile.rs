@@ -3,7 +3,8 @@
 use super::StepInfo;
 use super::fold::{Folded, fold};
 use super::kernel::Kernel;
-use super::segment::{Operation, Place, Segment, Step};
+use super::places::{Access, Places, Reads, Value};
+use super::segment::{Operation, Segment, Step};
 use crate::algorithm::{Choice, Chooser, Estimate, candidates};
 use crate::arch::{self, Arch, ArchError, BlockShortcut, PoolKind};
 use crate::kernels::Context;
@@ -21,41 +22,11 @@ const GROUP_BYTES: usize = 1 << 20;
 /// read once.
 const RESIDENT_BYTES: f64 = 3e6;
 
-/// An activation inside a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Value(usize);
-
-/// A step whose activations have no buffers yet.
+/// A step whose activations have no places yet.
 struct Draft {
     operation: Operation,
-    input: Value,
-    weights: Option<Value>,
-    residual: Option<Value>,
-    output: Value,
+    access: Access,
     index: usize,
-}
-
-impl Draft {
-    /// The activations that the step reads.
-    fn reads(&self) -> impl Iterator<Item = Value> {
-        [Some(self.input), self.weights, self.residual].into_iter().flatten()
-    }
-}
-
-/// What a step reads.
-#[derive(Debug, Clone, Copy)]
-struct Reads {
-    input: Value,
-    /// A gate's weights.
-    weights: Option<Value>,
-    /// What is added.
-    residual: Option<Value>,
-}
-
-impl From<Value> for Reads {
-    fn from(input: Value) -> Self {
-        Reads { input, weights: None, residual: None }
-    }
 }
 
 /// A convolution that is to be compiled.
@@ -141,8 +112,8 @@ impl<'a> Compiler<'a> {
     ) -> Value {
         let output = Value(stage.values.len());
         stage.values.push(len);
-        let Reads { input, weights, residual } = reads.into();
-        stage.drafts.push(Draft { operation, input, weights, residual, output, index: self.infos.len() });
+        let access = Access { reads: reads.into(), output };
+        stage.drafts.push(Draft { operation, access, index: self.infos.len() });
         self.infos.push(info);
         output
     }
@@ -277,40 +248,57 @@ impl<'a> Compiler<'a> {
         if let Some(norm) = &layer.norm {
             from = self.norm(stage, input, norm, before);
         }
-        let beside = match (&block.shortcut, &layer.shortcut) {
+        // The shortcut's output takes no memory until it is added.
+        let (last, inputs) = (layer.units.len() - 1, [input, from]);
+        let mut value = from;
+        for (index, (description, unit)) in block.units.iter().zip(&layer.units).enumerate() {
+            let residual = match index == last && block.gate.is_none() {
+                true => Some(self.shortcut(stage, inputs, block, &layer.shortcut, before)?),
+                false => None,
+            };
+            value = self.unit(stage, Reads { residual, ..value.into() }, description, unit, size)?;
+        }
+        match (&block.gate, &layer.gate) {
+            (Some(description), Some(gate)) => {
+                let beside = self.shortcut(stage, inputs, block, &layer.shortcut, before)?;
+                self.gate(stage, [value, beside], description, gate, *size)
+            }
+            _ => Ok(value),
+        }
+    }
+
+    /// What is added to a block's main path: of its input, or of what its units read.
+    fn shortcut(
+        &mut self,
+        stage: &mut Stage,
+        [input, mut from]: [Value; 2],
+        block: &arch::Block,
+        shortcut: &Shortcut,
+        mut size: [usize; 2],
+    ) -> Result<Value, ArchError> {
+        match (&block.shortcut, shortcut) {
             (BlockShortcut::Projection { pool, unit: description }, Shortcut::Projection(_, unit)) => {
-                let (mut from, mut size) = (from, before);
                 if let Some(pool) = *pool {
                     let name = format!("{}.downsample", block.name);
                     from = self.pool(stage, from, pool, &name, &mut size, block.in_channels)?;
                 }
-                self.unit(stage, from.into(), description, unit, &mut size)?
+                self.unit(stage, from.into(), description, unit, &mut size)
             }
             (&BlockShortcut::ZeroPad { stride, in_channels, out_channels }, _) => {
-                let pool = LinearPool::subsample(before, [in_channels, out_channels], stride)
+                let pool = LinearPool::subsample(size, [in_channels, out_channels], stride)
                     .map_err(ArchError::at(&block.name))?;
                 let after = pool.output();
                 let info = StepInfo::pool(
                     format!("{}.shortcut", block.name),
                     "subsample, pad with zero channels",
-                    before,
+                    size,
                     after,
                     out_channels,
                 );
                 let len = after[0] * after[1] * out_channels;
-                self.push(stage, Operation::LinearPool(pool), from, len, info)
+                Ok(self.push(stage, Operation::LinearPool(pool), from, len, info))
             }
-            _ => input,
-        };
-        let last = layer.units.len() - 1;
-        let mut value = from;
-        for (index, (description, unit)) in block.units.iter().zip(&layer.units).enumerate() {
-            let residual = (index == last && block.gate.is_none()).then_some(beside);
-            value = self.unit(stage, Reads { residual, ..value.into() }, description, unit, size)?;
-        }
-        match (&block.gate, &layer.gate) {
-            (Some(description), Some(gate)) => self.gate(stage, [value, beside], description, gate, *size),
-            _ => Ok(value),
+            _ => Ok(input),
         }
     }
 
@@ -374,75 +362,24 @@ impl<'a> Compiler<'a> {
         self.linear(stage, pooled, linear, false)
     }
 
-    /// Gives a stage's activations buffers and closes it with `output` as its result.
+    /// Gives a stage's activations places and closes it with `output` as its result.
     fn finish(&mut self, stage: Stage, output: Value) {
         let Stage { values, drafts, weight_bytes } = stage;
-        // A sum with a residual that nobody reads any more takes the residual's place; the input is not ours to change.
-        let mut cells: Vec<usize> = (0..values.len()).collect();
-        for (step, draft) in drafts.iter().enumerate() {
-            let Some(residual) = draft.residual else { continue };
-            let read_later =
-                drafts[step + 1..].iter().any(|later| later.reads().any(|read| read == residual));
-            if cells[residual.0] != 0 && !read_later {
-                cells[draft.output.0] = cells[residual.0];
-            }
-        }
-        let last_use =
-            |cell: usize| drafts.iter().rposition(|draft| draft.reads().any(|value| cells[value.0] == cell));
-        let mut slots: Vec<usize> = Vec::new();
-        let mut free: Vec<usize> = Vec::new();
-        let mut places: Vec<Option<Place>> = vec![None; values.len()];
-        places[0] = Some(Place::Input);
-        places[cells[output.0]] = Some(Place::Output);
-        for (step, draft) in drafts.iter().enumerate() {
-            let (cell, need) = (cells[draft.output.0], values[draft.output.0]);
-            if places[cell].is_none() {
-                // The free buffer that fits best; growing the largest one beats a new one.
-                let fitting = free.iter().copied().filter(|&slot| slots[slot] >= need);
-                let best = fitting.min_by_key(|&slot| slots[slot]);
-                let slot = best
-                    .or_else(|| free.iter().copied().max_by_key(|&slot| slots[slot]))
-                    .unwrap_or(slots.len());
-                if slot == slots.len() {
-                    slots.push(need);
-                } else {
-                    slots[slot] = slots[slot].max(need);
-                    free.retain(|&other| other != slot);
-                }
-                places[cell] = Some(Place::Slot { slot, len: need });
-            }
-            for value in draft.reads() {
-                let cell = cells[value.0];
-                if let (Some(Place::Slot { slot, .. }), Some(last)) = (places[cell], last_use(cell))
-                    && last == step
-                    && cell != cells[draft.output.0]
-                    && !free.contains(&slot)
-                {
-                    free.push(slot);
-                }
-            }
-        }
-        let place = |value: Value| places[cells[value.0]].expect("every activation has a place");
-        let busy: usize = slots.iter().sum::<usize>() + values[0] + values[output.0];
+        let accesses: Vec<Access> = drafts.iter().map(|draft| draft.access).collect();
+        let places = Places::new(&values, &accesses, output);
+        let busy: usize = places.slots.iter().sum::<usize>() + values[0] + values[output.0];
         let group = (weight_bytes <= RESIDENT_BYTES).then(|| (GROUP_BYTES / (4 * busy)).clamp(1, self.batch));
-        let steps = drafts
-            .into_iter()
-            .map(|draft| Step {
-                operation: draft.operation,
-                input: place(draft.input),
-                weights: draft.weights.map(place),
-                residual: draft.residual.map(place),
-                output: place(draft.output),
-                index: draft.index,
-            })
-            .collect();
-        self.segments.push(Segment {
-            steps,
-            slots,
-            group,
-            input_len: values[0],
-            output_len: values[output.0],
-        });
+        let step = |Draft { operation, access: Access { reads, output }, index }| Step {
+            operation,
+            input: places.of(reads.input),
+            weights: reads.weights.map(|value| places.of(value)),
+            residual: reads.residual.map(|value| places.of(value)),
+            output: places.of(output),
+            index,
+        };
+        let steps = drafts.into_iter().map(step).collect();
+        let (input_len, output_len) = (values[0], values[output.0]);
+        self.segments.push(Segment { steps, slots: places.slots, group, input_len, output_len });
     }
 }
 

@@ -32,6 +32,7 @@
 mod compile;
 mod fold;
 mod kernel;
+mod places;
 mod profile;
 mod segment;
 #[cfg(test)]

@@ -8,12 +8,12 @@ use crate::kernels::pool::{LinearPool, MaxPool};
 use crate::kernels::{Aligned, Context, norm};
 
 /// Where a step finds or leaves an activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Place {
     /// The segment's input.
     Input,
-    /// The segment's output.
-    Output,
+    /// The first `len` values an image of the segment's output: all of them, or what is overwritten before.
+    Output { len: usize },
     /// The first `len` values an image of a buffer of the segment.
     Slot { slot: usize, len: usize },
 }
@@ -130,17 +130,18 @@ impl Segment {
             // The output's buffer is taken out while the others are read.
             let mut taken = match step.output {
                 Place::Slot { slot, .. } => std::mem::take(&mut local.slots[slot]),
-                Place::Input | Place::Output => Aligned::default(),
+                Place::Input | Place::Output { .. } => Aligned::default(),
             };
             let (to, written): (&mut [f32], &[f32]) = match step.output {
                 Place::Slot { len, .. } => (&mut taken.values_mut()[..len * images], output),
-                Place::Input | Place::Output => (output, &[]),
+                Place::Output { len } => (&mut output[..len * images], &[]),
+                Place::Input => unreachable!("a segment's input is not ours to change"),
             };
             let Local { slots, scratch } = local;
             let read = |place: Place| match place {
                 Place::Slot { slot, len } => &slots[slot].values()[..len * images],
                 Place::Input => input,
-                Place::Output => written,
+                Place::Output { len } => &written[..len * images],
             };
             let from = read(step.input);
             let residual = step.residual.map(|place| match place == step.output {

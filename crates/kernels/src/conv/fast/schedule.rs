@@ -20,7 +20,7 @@ const READ_BY_ALL: usize = 1 << 22;
 const ENOUGH: usize = 24;
 
 /// Values of V at most, where the weights stream by.
-const TRANSFORMED: usize = 3 << 19;
+const TRANSFORMED: usize = 1 << 20;
 
 /// Pixels of a block of tiles that are pixels in a row, at most.
 const MOST_PIXELS: usize = 256;
