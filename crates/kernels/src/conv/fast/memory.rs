@@ -56,7 +56,7 @@ impl Memory {
 
     /// Makes room for at most `tiles` tiles and `threads` threads.
     pub(super) fn reserve(&mut self, conv: &FastConv, tiles: usize, threads: usize) {
-        let Cut { most, streamed, .. } = Cut::new(conv);
+        let Cut { most, streamed, .. } = Cut::new(conv, false);
         let most = most.min(tiles);
         let [v_len, m_len] = conv.block_lens(most, together(conv));
         let alone = !streamed || threads == 1 || reads_all(conv, tiles, threads);

@@ -26,7 +26,7 @@ pub struct PooledConv {
 impl FastConv {
     /// Whether a [`PooledConv`] can be made of the convolution: its weights stay in a cache, and its tiles are rows.
     pub fn pools(&self) -> bool {
-        self.tiling.parts() == 1 && self.geometry.groups == 1 && !Cut::new(self).streamed
+        self.tiling.parts() == 1 && self.geometry.groups == 1 && !Cut::new(self, false).streamed
     }
 }
 
@@ -147,7 +147,7 @@ impl PooledConv {
                 let origin = image * conv.output[0] * line + kept.start * line;
                 let run = Run { y: SharedMut(strip.as_mut_ptr().wrapping_sub(origin)), ..*run };
                 let (tiles, start) = ((last - next) * columns, (image * conv.rows.len() + next) * columns);
-                let cut = Cut::new(conv);
+                let cut = Cut::new(conv, false);
                 let blocks = tiles.div_ceil(cut.most);
                 for index in 0..blocks {
                     let block = cut.block(tiles, blocks, index);

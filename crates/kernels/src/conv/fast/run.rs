@@ -68,7 +68,8 @@ impl Run<'_> {
             return;
         }
         let threads = self.cx.pool().available();
-        let schedule = Schedule::new(conv, tiles, threads);
+        let in_passing = matches!(self.weights, Weights::Plain(_));
+        let schedule = Schedule::new(conv, tiles, threads, in_passing);
         let (blocks, sections) = (schedule.blocks, conv.sections().len());
         let together = together(conv);
         let chunks = sections.div_ceil(together);

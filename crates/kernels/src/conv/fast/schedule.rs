@@ -19,8 +19,9 @@ const READ_BY_ALL: usize = 1 << 22;
 /// Tiles of a thread for which it pays to read, or to transform, all weights.
 const ENOUGH: usize = 24;
 
-/// Values of V at most, where the weights stream by.
+/// Values of V at most, where the weights stream by, and where each block transforms them in passing: fewer blocks do so less often.
 const TRANSFORMED: usize = 1 << 20;
+const TRANSFORMED_IN_PASSING: usize = 3 << 19;
 
 /// Pixels of a block of tiles that are pixels in a row, at most.
 const MOST_PIXELS: usize = 256;
@@ -79,7 +80,7 @@ fn covers_lines(conv: &FastConv) -> bool {
 /// Whether blocks of tiles, which cover lines of pixels, go through all output channels on one thread, so that their pixels are complete
 /// behind them.
 pub(super) fn completes(conv: &FastConv, tiles: usize, threads: usize) -> bool {
-    covers_lines(conv) && Schedule::new(conv, tiles, threads).share == Share::Block
+    covers_lines(conv) && Schedule::new(conv, tiles, threads, false).share == Share::Block
 }
 
 /// How tiles are cut into blocks.
@@ -95,8 +96,8 @@ pub(super) struct Cut {
 
 impl Cut {
     /// Small weights stay in the L2 cache, beside V and M of a small block. Large ones stream by: they should meet as many
-    /// tiles as possible.
-    pub(super) fn new(conv: &FastConv) -> Self {
+    /// tiles as possible, the more where they are transformed `in_passing`.
+    pub(super) fn new(conv: &FastConv, in_passing: bool) -> Self {
         let points = conv.tiling.points();
         let kernels = conv.level.micro_kernels();
         let sections = conv.sections().len();
@@ -105,8 +106,9 @@ impl Cut {
         let tallest = kernels.max_blocked_rows(vectors);
         // M of many products would leave the L2 cache.
         let most_tiles = MAX_TILES.min(MOST_PIXELS / conv.tiling.parts());
+        let transformed = if in_passing { TRANSFORMED_IN_PASSING } else { TRANSFORMED };
         let most = match (streamed, conv.view.narrow) {
-            (true, _) => (TRANSFORMED / (points * conv.view.depth)).clamp(SMALL, most_tiles),
+            (true, _) => (transformed / (points * conv.view.depth)).clamp(SMALL, most_tiles),
             (false, Some(_)) => narrow::MOST,
             (false, None) => tallest * SMALL.div_ceil(tallest),
         };
@@ -155,8 +157,9 @@ pub(super) struct Schedule {
 }
 
 impl Schedule {
-    pub(super) fn new(conv: &FastConv, tiles: usize, threads: usize) -> Self {
-        let cut = Cut::new(conv);
+    /// The cut of so many tiles, whose weights are transformed `in_passing` or not, which does not change what is complete when.
+    pub(super) fn new(conv: &FastConv, tiles: usize, threads: usize, in_passing: bool) -> Self {
+        let cut = Cut::new(conv, in_passing);
         let Cut { most, streamed, .. } = cut;
         let blocks = tiles.div_ceil(most);
         let few = match streamed {
@@ -224,7 +227,7 @@ pub(super) mod tests {
         let shares = |threads: usize| {
             let share = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
                 let conv = FastConv::new(level, tiling, g, input).unwrap();
-                Schedule::new(&conv, batch * conv.rows.len() * conv.columns.len(), threads).share
+                Schedule::new(&conv, batch * conv.rows.len() * conv.columns.len(), threads, false).share
             };
             scheduled().into_iter().map(share).collect::<Vec<Share>>()
         };
