@@ -99,6 +99,10 @@ struct Costs {
     /// The same within groups, whose products are narrow: of the direct sum, and of square tiles.
     grouped_share: f64,
     grouped_tile_share: f64,
+    /// The same of groups' sums by rows, and what an output's value takes beside with stride 1 and with stride 2, which read four
+    /// values of the input for it.
+    row_share: f64,
+    row_value: [f64; 2],
     /// Reading a byte of weights from memory.
     byte: f64,
     /// Taking a value of square tiles into or out of the domain of products, and the same within groups.
@@ -120,10 +124,12 @@ impl Costs {
     const NARROW: Costs = Costs {
         share: 0.93,
         grouped_share: 0.10,
-        grouped_tile_share: 0.93,
+        grouped_tile_share: 0.40,
+        row_share: 0.80,
+        row_value: [22.0, 88.0],
         byte: 5.0,
         tile: Moved::each(7.5),
-        grouped_tile: Moved::each(7.5),
+        grouped_tile: Moved::each(10.4),
         pairs: Moved { into: 0.5, back: 10.0 },
         fours: Moved { into: 0.5, back: 10.0 },
         second_level: 1.04,
@@ -137,6 +143,9 @@ impl Costs {
         share: 0.57,
         grouped_share: 0.12,
         grouped_tile_share: 0.57,
+        // Not measured: Zen 5's.
+        row_share: 0.90,
+        row_value: [34.0, 68.0],
         byte: 12.0,
         tile: Moved::each(20.0),
         grouped_tile: Moved::each(20.0),
@@ -153,6 +162,8 @@ impl Costs {
         share: 0.95,
         grouped_share: 0.62,
         grouped_tile_share: 0.25,
+        row_share: 0.90,
+        row_value: [34.0, 68.0],
         byte: 5.1,
         tile: Moved::each(13.5),
         grouped_tile: Moved::each(8.0),
@@ -172,10 +183,8 @@ impl Costs {
     }
 }
 
-/// Share of the peak that groups' sums by rows reach, and what an output's value takes beside for each step of the stride. Measured on
-/// Zen 5 alone.
-const ROW_SHARE: f64 = 0.9;
-const MACS_PER_ROW_VALUE: f64 = 34.0;
+/// What is left of the share that sums by rows reach where registers hold few pixels at once.
+const FEW_PIXELS: f64 = 0.73;
 
 /// How many times longer F(4×4, 3×3) must be expected to take for F(5×5, 3×3), whose error is twice as large, to be a candidate.
 const WORTH_ITS_ERROR: f64 = 1.12;
@@ -326,8 +335,9 @@ fn estimates(
     let work = blocks * (products as f64 / share + taps as f64 * tap);
     let mut all = vec![estimate(Choice::Direct, products, weights, work)];
     if RowConv::computes(level, geometry) {
-        let values = (pixels * geometry.out_channels * geometry.stride[1]) as f64;
-        let work = products as f64 / ROW_SHARE + values * MACS_PER_ROW_VALUE;
+        let share = costs.row_share * if RowConv::holds_many_pixels(level) { 1.0 } else { FEW_PIXELS };
+        let value = costs.row_value[usize::from(geometry.stride[1] > 1)];
+        let work = products as f64 / share + (pixels * geometry.out_channels) as f64 * value;
         all.push(estimate(Choice::Rows, products, weights, work));
     }
     let (tile, share) = match geometry.groups {
@@ -383,6 +393,25 @@ mod tests {
         }
         assert_eq!(cheapest(&Costs::SAPPHIRE_RAPIDS, [1024, 256], 1, 14, 8), Choice::Direct);
         assert_ne!(cheapest(&Costs::ZEN_5, [1024, 256], 1, 14, 8), Choice::Direct);
+    }
+
+    /// With four channels in a group tiles save too few products for what they move, and so they do where strides leave fewer of them
+    /// to save.
+    #[test]
+    fn groups_are_summed_by_rows_where_tiles_save_little() {
+        let many = Level::available().into_iter().filter(|&level| RowConv::holds_many_pixels(level));
+        for level in many {
+            let cheapest = |channels: usize, stride: usize, size: usize| {
+                let geometry =
+                    ConvGeometry { groups: 32, ..ConvGeometry::square(channels, channels, 3, stride) };
+                estimates(&Costs::NARROW, level, &geometry, [size; 2], 4)[0].choice
+            };
+            assert_eq!(cheapest(128, 1, 56), Choice::Rows, "{level:?}");
+            assert_eq!(cheapest(256, 1, 28), Choice::Fast(Tiling::F4), "{level:?}");
+            for (channels, size) in [(256, 56), (512, 28), (1024, 14)] {
+                assert_eq!(cheapest(channels, 2, size), Choice::Rows, "{level:?} {channels}");
+            }
+        }
     }
 
     /// 14 pixels are three of them instead of four; 28 are six instead of seven, which saves too little.

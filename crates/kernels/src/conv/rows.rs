@@ -73,6 +73,11 @@ impl RowConv {
             && matches!(geometry.stride, [1, 1] | [2, 2])
     }
 
+    /// Whether registers hold the outputs of many pixels at once, so that each weight that is read serves as many.
+    pub fn holds_many_pixels(level: Level) -> bool {
+        many_registers(level.micro_kernels().lanes)
+    }
+
     /// Vectors of a panel of output channels, which see the same inputs.
     fn vectors(&self) -> usize {
         let vectors = self.depth / self.lanes();
