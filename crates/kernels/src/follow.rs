@@ -34,6 +34,11 @@ impl Chunks {
 
 /// What is done with a chunk of rows; nobody else uses them meanwhile.
 pub(crate) trait Work: Sync {
+    /// What is read beside the values, in the same places of slices as long as the result.
+    fn beside(&self) -> [Option<&[f32]>; 2] {
+        [None; 2]
+    }
+
     /// Works on the values of chunk `chunk`.
     fn run(&self, chunk: usize, values: &mut [f32]);
 }
@@ -85,6 +90,11 @@ impl<'a> Follow<'a> {
     /// Channels of a row.
     pub(crate) fn channels(&self) -> usize {
         self.chunks.channels
+    }
+
+    /// What will be read beside the values, in the same places of slices as long as the result: it may be asked for meanwhile.
+    pub(crate) fn beside(&self) -> [Option<&'a [f32]>; 2] {
+        self.work.beside()
     }
 
     /// So many values are there of the chunk that row `row` is in.

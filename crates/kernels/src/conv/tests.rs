@@ -363,12 +363,12 @@ fn assert_followed(cx: &Context, (pass, shape): Followed, [x, y]: [&[f32]; 2]) -
             let [mut mean, mut var, mut dgamma, mut dbeta] = [0; 4].map(|_| vec![0.0; shape[3]]);
             let mut statistics = norm::Statistics::new(cx, &mut scratch, shape);
             run(&mut result, statistics.follow());
-            statistics.finish(&mut mean, &mut var);
+            statistics.finish(cx, &mut mean, &mut var);
             assert_eq!(result, plain);
             let (mut dx, relu) = (x.to_vec(), norm::Relu::Output(y));
             let mut sums = norm::Sums::new(cx, &mut scratch, (Some(x), shape), &mean, relu);
             run(&mut result, sums.follow());
-            let summed = Some(sums.finish());
+            let summed = Some(sums.finish(cx));
             let input = norm::Backward { relu, mean: &mean, inv_std: &var, gamma: &var, line: shape[2] };
             let (place, dy) = (norm::Input::Replaced(&mut dx), &mut result[..]);
             let out = norm::Gradients { x: place, dy, dgamma: &mut dgamma, dbeta: &mut dbeta };

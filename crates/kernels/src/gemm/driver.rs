@@ -134,6 +134,8 @@ pub(super) struct Rows<'a> {
     pub(super) next: [usize; 2],
     /// Whether these rows are the first that meet the panels.
     pub(super) first: bool,
+    /// As [`Gathered::beside`].
+    pub(super) beside: [isize; 2],
     /// What of B is read after the panels, of which these rows bring a part near.
     pub(super) coming: Coming,
 }
@@ -242,6 +244,15 @@ impl Product<'_> {
         }
     }
 
+    /// How many bytes further on than in C what is read beside its rows begins, where they are complete after a part.
+    pub(super) fn beside(&self, part: &Part, out: &SharedMut<f32>) -> [isize; 2] {
+        let beside = self.epilogue.follow.filter(|_| part.last).map(|follow| follow.beside());
+        beside.unwrap_or_default().map(|values| {
+            let distance = |values: &[f32]| values.as_ptr().addr().wrapping_sub(out.get().addr()) as isize;
+            values.map_or(0, distance)
+        })
+    }
+
     /// How many panels as wide as `widest` a block of rows meets before the next block.
     pub(super) fn near(&self, cx: &Context, widest: Panel) -> usize {
         let kernels = cx.level().kernels(self.b.operands());
@@ -327,6 +338,7 @@ impl Product<'_> {
         let mut position = self.gather.position(rows.start);
         let even = self.gather.even_step().zip(self.scatter.even_step());
         let next = [self.gather.usual_step(), self.scatter.usual_step()].map(|step| tallest * step);
+        let beside = self.beside(&part, out);
         let taps = part.row / self.gather.depth();
         for (index, start) in rows.clone().step_by(tallest).enumerate() {
             let height = tallest.min(rows.end - start);
@@ -347,7 +359,8 @@ impl Product<'_> {
             }
             // The first block waits for what it reads itself.
             let coming = if index > 0 { coming.part(index - 1, blocks - 1) } else { Coming::NOTHING };
-            let rows = Rows { a: &pointers, targets: &targets, height, next, first: index == 0, coming };
+            let first = index == 0;
+            let rows = Rows { a: &pointers, targets: &targets, height, next, first, beside, coming };
             // SAFETY: `check` holds: gathered pointers stay in the input or lead to `depth` zeros (`offset` stays within the
             // pixel), targets stay in C. Tasks own disjoint rows and columns of C, because `scatter` is injective.
             unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
@@ -392,6 +405,7 @@ impl Product<'_> {
                 column: panel.column,
                 columns: panel.columns,
                 ahead_c: next_c,
+                beside: rows.beside,
                 accumulate: part.accumulate,
                 bias: bias.map_or(std::ptr::null(), |bias| bias[self.column + panel.column..].as_ptr()),
                 residual: if residual.is_some() { rows.targets.residual.as_ptr() } else { std::ptr::null() },

@@ -2,7 +2,7 @@
 
 use super::pack_halves::{PackColumns, PackRows};
 use crate::bf16::Operands;
-use crate::buffer::Aligned;
+use crate::buffer::{Aligned, LINE, square_of, transpose};
 use crate::parallel::SharedMut;
 use crate::{Context, Level};
 use std::ops::Range;
@@ -56,7 +56,7 @@ pub(crate) fn narrow_panels(
 
 /// Rows of a panel that a thread packs at a time, from rows and from columns.
 const ROWS: usize = 256;
-const COLUMN_ROWS: usize = 64;
+const COLUMN_ROWS: usize = 256;
 
 impl PackedMatrix {
     /// A matrix without values.
@@ -189,11 +189,23 @@ impl PackedMatrix {
             // SAFETY: the panels' rows are disjoint and lie within `values`.
             let packed =
                 unsafe { std::slice::from_raw_parts_mut(values.get().add(start), rows.len() * width) };
-            for j in 0..panel.columns {
-                let from = &column(block, panel.column + j)[rows.clone()];
-                packed[j..].iter_mut().step_by(width).zip(from).for_each(|(to, &value)| *to = value);
+            // Squares of a line's width: each line of the columns is read once, and rows are written by lines.
+            for first in (0..panel.columns).step_by(LINE) {
+                let count = LINE.min(panel.columns - first);
+                for (start, packed) in rows.clone().step_by(LINE).zip(packed.chunks_mut(LINE * width)) {
+                    let length = packed.len() / width;
+                    let lines = square_of([count, length], |line| {
+                        &column(block, panel.column + first + line)[start..]
+                    });
+                    let rows = transpose(&lines);
+                    for (packed, row) in packed.chunks_exact_mut(width).zip(&rows) {
+                        match packed[first..].first_chunk_mut() {
+                            Some(to) => *to = *row,
+                            None => packed[first..].copy_from_slice(&row[..width - first]),
+                        }
+                    }
+                }
             }
-            packed.chunks_exact_mut(width).for_each(|row| row[panel.columns..].fill(0.0));
         });
     }
 

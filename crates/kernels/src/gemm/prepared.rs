@@ -127,14 +127,15 @@ impl Product<'_> {
         let mut pointers = [std::ptr::null(); MAX_ROWS];
         let mut targets = Targets::default();
         let next = [0, tallest * self.scatter.usual_step()];
+        let beside = self.beside(&part, out);
         for (index, places) in places.chunks(tallest).enumerate() {
             for (row, &place) in places.iter().enumerate() {
                 pointers[row] = prepared.wrapping_add((index * tallest + row) * step);
                 targets.set(self, out, row, place);
             }
             let height = places.len();
-            let rows =
-                Rows { a: &pointers, targets: &targets, height, next, first: false, coming: Coming::NOTHING };
+            let (first, coming) = (false, Coming::NOTHING);
+            let rows = Rows { a: &pointers, targets: &targets, height, next, first, beside, coming };
             // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
             // because `scatter` is injective.
             unsafe { self.multiply(cx, panels.clone(), &part, &rows) };

@@ -1,6 +1,9 @@
 //! Transposed products, which are gradients of weights: blocks of rows of both sides meet again and again without leaving the L2
 //! cache. Where they stand too far apart for that, or not as they are multiplied, they are copied first.
 
+mod copy;
+
+use self::copy::{Copy, CopyPairs, Row};
 use super::driver::TASKS;
 use super::gather::Gather;
 use super::heights::Heights;
@@ -9,9 +12,7 @@ use super::pack::{Panel, narrow_panels};
 use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
 use crate::parallel::{SharedMut, Space, with_free};
-use crate::prologue::{Prologue, Source};
-use crate::simd::{Simd, Task};
-use crate::vector::look_ahead;
+use crate::prologue::Source;
 use crate::{Context, Level};
 use std::ops::Range;
 
@@ -161,29 +162,44 @@ struct Near {
 
 /// Rows that will meet next, of A and of B.
 #[derive(Clone, Copy)]
-struct Next {
+struct Next<'a> {
     rows: usize,
-    sides: [Side; 2],
+    sides: [Side<'a>; 2],
 }
 
-/// Rows of `width` values, `step` values apart.
+/// Rows of `width` values.
 #[derive(Clone, Copy)]
-struct Side {
-    first: *const f32,
-    step: usize,
+struct Side<'a> {
+    rows: Stand<'a>,
     width: usize,
+}
+
+/// Where rows stand: in steps from the first on, or each somewhere.
+#[derive(Clone, Copy)]
+enum Stand<'a> {
+    Even(*const f32, usize),
+    Each(&'a [*const f32]),
+}
+
+impl Stand<'_> {
+    fn row(&self, row: usize) -> *const f32 {
+        match *self {
+            Stand::Even(first, step) => first.wrapping_add(row * step),
+            Stand::Each(rows) => rows[row],
+        }
+    }
 }
 
 /// Lines that are asked for in one call of a micro-kernel at most.
 const SOON: usize = 256;
 
-impl Next {
+impl Next<'_> {
     /// Writes where the lines of the rows begin that call `call` of `calls` asks for; returns their number.
     fn lines(&self, call: usize, calls: usize, lines: &mut [*const f32; SOON]) -> usize {
         let mut count = 0;
         for row in self.rows * call / calls..self.rows * (call + 1) / calls {
-            for Side { first, step, width } in self.sides {
-                let row = first.wrapping_add(row * step);
+            for Side { rows, width } in self.sides {
+                let row = rows.row(row);
                 let asked = width.div_ceil(LINE).min(SOON - count);
                 for (index, line) in lines[count..][..asked].iter_mut().enumerate() {
                     *line = row.wrapping_add(index * LINE);
@@ -202,7 +218,7 @@ struct Block<'a> {
     length: usize,
     /// Whether C holds the sums of blocks before.
     accumulate: bool,
-    next: Option<Next>,
+    next: Option<Next<'a>>,
 }
 
 /// Values between two copied rows of `width`: with wide ones an odd number of lines, so that a column does not meet itself in a
@@ -342,18 +358,26 @@ impl TransposedProduct<'_> {
         let [input, dy] =
             [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
         let [a_own, b_own] = own;
-        let mut pointers = [std::ptr::null(); 2 * LENGTH];
+        let [mut pointers, mut later] = [[std::ptr::null(); 2 * LENGTH]; 2];
+        // Rows of several taps or groups are read again and again.
+        let asks = self.gather.taps() == 1 && piece.groups.len() == 1;
         for index in 0..count {
             let rows = at(index)..at(index + 1);
             let b = self.near_b(cx, dy, &rows, b_width, b_own);
-            let side = |first: *const f32, step, width| Side {
-                first: first.wrapping_add(rows.end * step),
-                step,
-                width,
-            };
-            let next = self.gather.even_step().filter(|_| piece.groups.len() == 1).map(|step| Next {
-                rows: at(index + 2) - rows.end,
-                sides: [side(input, step, a_width), side(dy, self.columns, b_width)],
+            let next = asks.then(|| {
+                let (from, count) = (rows.end, at(index + 2) - rows.end);
+                let a = match self.gather.even_step() {
+                    Some(step) => Stand::Even(input.wrapping_add(from * step), step),
+                    None => {
+                        self.gather.block(input, self.gather.position(from), 0..1, count, &mut later);
+                        Stand::Each(&later)
+                    }
+                };
+                let b = Stand::Even(dy.wrapping_add(from * self.columns), self.columns);
+                Next {
+                    rows: count,
+                    sides: [Side { rows: a, width: a_width }, Side { rows: b, width: b_width }],
+                }
             });
             let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
@@ -443,93 +467,6 @@ impl TransposedProduct<'_> {
                 // has been checked to be long enough, and tasks own disjoint groups, taps, channels, columns or parts of it.
                 unsafe { kernels.transposed(panel.vectors, rows.len(), &arguments) };
                 call += 1;
-            }
-        }
-    }
-}
-
-/// A row that is copied.
-struct Row<'a> {
-    from: *const f32,
-    /// What it goes through, and the channel of its first value.
-    through: Option<(Prologue<'a>, usize)>,
-}
-
-/// Copies rows of `width` values to rows that are `step` values apart.
-struct Copy<F> {
-    rows: usize,
-    width: usize,
-    source: F,
-    to: *mut f32,
-    step: usize,
-}
-
-impl<'a, F: Fn(usize) -> Row<'a>> Task for Copy<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let whole = self.width / S::LANES * S::LANES;
-        for row in 0..self.rows {
-            let (Row { from, through }, to) = ((self.source)(row), self.to.wrapping_add(row * self.step));
-            look_ahead(simd, from, self.width);
-            // SAFETY: the rows are promised by the caller of `TransposedProduct::copy`, which has checked the room; of a last vector
-            // that is written whole, nobody reads the rest.
-            unsafe {
-                if let Some((prologue, channel)) = through {
-                    prologue.run(simd, from, channel, to, self.width);
-                    continue;
-                }
-                for at in (0..whole).step_by(S::LANES) {
-                    simd.store(to.add(at), simd.load(from.add(at)));
-                }
-                if whole < self.width {
-                    simd.store(to.add(whole), simd.load_partial(from.add(whole), self.width - whole));
-                }
-            }
-        }
-    }
-}
-
-/// The same with two rows to one of pairs; an odd last row meets zeros.
-struct CopyPairs<F>(Copy<F>);
-
-/// Values of two rows that go through a prologue before they become pairs.
-const PIECE: usize = 128;
-
-impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let Copy { rows, width, source, to, step } = self.0;
-        let nothing = [0.0; PIECE];
-        let mut through = [[0.0; PIECE]; 2];
-        for pair in 0..rows.div_ceil(2) {
-            let to = to.wrapping_add(pair * step);
-            let first = source(2 * pair);
-            let second = (2 * pair + 1 < rows).then(|| source(2 * pair + 1));
-            let rows = [Some(first), second];
-            rows.iter().flatten().for_each(|row| look_ahead(simd, row.from, width));
-            if let [Some(Row { from: a, through: None }), Some(Row { from: b, through: None })] = rows {
-                // SAFETY: as for `Copy`.
-                unsafe { simd.narrow_pairs([a, b], to, width) };
-                continue;
-            }
-            for at in (0..width).step_by(PIECE) {
-                let count = PIECE.min(width - at);
-                let mut from = [nothing.as_ptr(); 2];
-                for ((row, piece), from) in rows.iter().zip(&mut through).zip(&mut from) {
-                    let Some(row) = row else { continue };
-                    *from = row.from.wrapping_add(at);
-                    if let Some((prologue, channel)) = row.through {
-                        // SAFETY: as for `Copy`, and a piece has room for PIECE values.
-                        unsafe { prologue.run(simd, *from, channel + at, piece.as_mut_ptr(), count) };
-                        *from = piece.as_ptr();
-                    }
-                }
-                // SAFETY: as for `Copy`.
-                unsafe { simd.narrow_pairs(from, to.wrapping_add(at), count) };
             }
         }
     }

@@ -155,7 +155,7 @@ impl<'a> Sums<'a> {
     pub fn of(self, context: &Context, dy: &mut [f32]) -> Summed {
         assert_eq!(dy.len(), self.chunks.rows * self.chunks.channels, "values of dy");
         context.pool().pieces(dy, self.chunks.each * self.chunks.channels, |chunk, dy| self.run(chunk, dy));
-        self.finish()
+        self.finish(context)
     }
 
     /// What works on the gradient's rows as they are written.
@@ -167,9 +167,9 @@ impl<'a> Sums<'a> {
     ///
     /// # Panics
     /// When rows are missing.
-    pub fn finish(self) -> Summed {
+    pub fn finish(self, context: &Context) -> Summed {
         let Sums { chunks, scratch, mut totals, pass, x, .. } = self;
-        scratch.partials.merge(chunks, |_, gradients, products| {
+        scratch.partials.merge(context, chunks, &mut totals, |_, totals, gradients, products| {
             for ((total, gradient), product) in totals.iter_mut().zip(gradients).zip(products) {
                 total[0] += gradient;
                 total[1] += product;
@@ -180,6 +180,10 @@ impl<'a> Sums<'a> {
 }
 
 impl Work for Sums<'_> {
+    fn beside(&self) -> [Option<&[f32]>; 2] {
+        [self.x, self.relu.output()]
+    }
+
     fn run(&self, chunk: usize, values: &mut [f32]) {
         let of = self.chunks.values(chunk);
         let (x, y) = (self.x.map(|x| &x[of.clone()]), self.relu.output().map(|y| &y[of.clone()]));

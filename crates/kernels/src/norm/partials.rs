@@ -1,15 +1,19 @@
 //! How sums over rows are taken: chunk by chunk, and then over the chunks in their order.
 
+use crate::Context;
 use crate::follow::{Chunks, Follow, Work};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{PoisonError, RwLock};
 
 /// Chunks that a large matrix is cut into at least.
 const LEAST: usize = 64;
 
 /// Channels whose sums are taken together.
 pub(super) const WIDTH: usize = 512;
+
+/// Channels whose sums are merged together: enough to be worth a task.
+const MERGED: usize = 128;
 
 /// Values of a chunk: worth a task of their own, and in the L2 cache of a core.
 const VALUES: [usize; 2] = [16 * 1024, 64 * 1024];
@@ -20,7 +24,7 @@ const ROWS: usize = 64;
 /// Two sums for each channel of each chunk: first all of the one, then all of the other.
 #[derive(Debug, Default)]
 pub(super) struct Partials {
-    sums: Vec<Mutex<Vec<f64>>>,
+    sums: Vec<RwLock<Vec<f64>>>,
     /// What [`Follow`](crate::Follow) counts.
     left: Vec<AtomicUsize>,
     /// Whether a pass is being followed.
@@ -40,7 +44,7 @@ impl Partials {
     /// Makes room for the sums of these chunks, whichever threads take them.
     pub(super) fn reset(&mut self, chunks: Chunks) {
         let count = chunks.len();
-        self.sums.resize_with(count.max(self.sums.len()), Mutex::default);
+        self.sums.resize_with(count.max(self.sums.len()), RwLock::default);
         self.left.resize_with(count.max(self.left.len()), AtomicUsize::default);
         *self.worked.get_mut() = 0;
         for sums in &mut self.sums[..count] {
@@ -62,7 +66,7 @@ impl Partials {
         chunk: usize,
         mut work: impl FnMut(Range<usize>, &mut [f64], &mut [f64]),
     ) {
-        let mut sums = self.sums[chunk].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sums = self.sums[chunk].write().unwrap_or_else(PoisonError::into_inner);
         sums.clear();
         sums.resize(2 * chunks.channels, 0.0);
         self.worked.fetch_add(1, Ordering::Relaxed);
@@ -73,16 +77,27 @@ impl Partials {
         }
     }
 
-    /// Runs `combine` on the sums of each chunk, in the order of the rows.
+    /// Runs `combine` on the totals and the sums of each chunk, in the order of the rows, some channels at a time.
     ///
     /// # Panics
     /// When there are chunks whose sums were not taken, or were taken twice.
-    pub(super) fn merge(&mut self, chunks: Chunks, mut combine: impl FnMut(Range<usize>, &[f64], &[f64])) {
+    pub(super) fn merge(
+        &mut self,
+        cx: &Context,
+        chunks: Chunks,
+        totals: &mut [[f64; 2]],
+        combine: impl Fn(Range<usize>, &mut [[f64; 2]], &[f64], &[f64]) + Sync,
+    ) {
         assert_eq!(*self.worked.get_mut(), chunks.len(), "chunks whose sums are there");
-        for (chunk, sums) in self.sums[..chunks.len()].iter_mut().enumerate() {
-            let sums = sums.get_mut().unwrap_or_else(PoisonError::into_inner);
-            let (first, second) = sums.split_at(chunks.channels);
-            combine(chunks.rows(chunk), first, second);
-        }
+        assert_eq!(totals.len(), chunks.channels, "totals of each channel");
+        let sums = &self.sums[..chunks.len()];
+        cx.pool().pieces(totals, MERGED, |piece, totals| {
+            let channels = piece * MERGED..piece * MERGED + totals.len();
+            for (chunk, sums) in sums.iter().enumerate() {
+                let sums = sums.read().unwrap_or_else(PoisonError::into_inner);
+                let (first, second) = sums.split_at(chunks.channels);
+                combine(chunks.rows(chunk), totals, &first[channels.clone()], &second[channels.clone()]);
+            }
+        });
     }
 }

@@ -52,10 +52,10 @@ impl<'a> Statistics<'a> {
     ///
     /// # Panics
     /// When `mean` or `var` has another length, or rows are missing.
-    pub fn finish(self, mean: &mut [f32], var: &mut [f32]) {
+    pub fn finish(self, context: &Context, mean: &mut [f32], var: &mut [f32]) {
         let Statistics { chunks, scratch, mut totals, .. } = self;
         assert_eq!([mean.len(), var.len()], [chunks.channels; 2], "a mean and a variance for each channel");
-        scratch.partials.merge(chunks, |rows, means, squares| {
+        scratch.partials.merge(context, chunks, &mut totals, |rows, totals, means, squares| {
             let merge = Merge::new(rows.start, rows.len());
             for ((total, &mean), &squares) in totals.iter_mut().zip(means).zip(squares) {
                 let merged = merge.of(Moments::from(*total), Moments { mean, squares });
@@ -95,7 +95,7 @@ pub fn statistics(
     assert_eq!(super::rows("x", x, shape[3]), shape[..3].iter().product(), "rows of x");
     let all = Statistics::new(context, scratch, shape);
     context.pool().run(all.chunks.len(), |chunk| all.chunk(chunk, &x[all.chunks.values(chunk)]));
-    all.finish(mean, var);
+    all.finish(context, mean, var);
 }
 
 /// Mean, and sum of the squared distances from it.

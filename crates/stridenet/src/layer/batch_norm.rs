@@ -182,7 +182,7 @@ impl BatchNorm {
             let mut scratch = std::mem::take(&mut workspace.norm);
             let mut statistics = Statistics::new(cx, &mut scratch, shape);
             y = Some(conv.forward(cx, workspace, x, None, Some(statistics.follow())));
-            statistics.finish(mean, var);
+            statistics.finish(cx, mean, var);
             workspace.norm = scratch;
         });
         (y.expect("written while its statistics were taken"), saved)

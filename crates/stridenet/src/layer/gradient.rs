@@ -52,7 +52,7 @@ impl Gradient {
         let mut scratch = std::mem::take(&mut workspace.norm);
         let mut sums = Sums::new(cx, &mut scratch, (x.map(Tensor::data), shape), norm.mean(), relu);
         let tensor = write(workspace, Some(sums.follow()));
-        let summed = Some(sums.finish());
+        let summed = Some(sums.finish(cx));
         workspace.norm = scratch;
         Gradient { tensor, summed }
     }

@@ -3,7 +3,7 @@
 use super::super::ConvGeometry;
 use super::pack::Precision;
 use crate::Context;
-use crate::buffer::{Aligned, LINE};
+use crate::buffer::{Aligned, LINE, square_of, transpose};
 
 /// Pixels of 2×2 squares side by side, so that a 7×7 kernel with stride 2 becomes a 4×4 kernel with stride 1.
 const SQUARE: usize = 2;
@@ -175,19 +175,9 @@ impl View {
     ) {
         let (begin, step) = self.lines(geometry, tap, [input, first]);
         let (count, length) = if self.transposed { (count, to.len()) } else { (to.len(), count) };
-        let lines: [[f32; LINE]; LINE] = std::array::from_fn(
-            #[inline(always)]
-            |line| match line < count {
-                true => line_of(&weight[begin + line * step..][..length]),
-                false => [0.0; LINE],
-            },
-        );
-        if !self.transposed {
-            return to.copy_from_slice(&lines[..count]);
-        }
-        for (channel, to) in to.iter_mut().enumerate() {
-            *to = std::array::from_fn(|output| lines[output][channel]);
-        }
+        let lines = square_of([count, length], |line| &weight[begin + line * step..]);
+        let rows = if self.transposed { transpose(&lines) } else { lines };
+        to.copy_from_slice(&rows[..to.len()]);
     }
 
     /// The row of weights (HWIO) of an input `channel` at a tap as the tiles see it, where there is one.
@@ -243,16 +233,6 @@ impl View {
         });
         copy
     }
-}
-
-/// A line that begins with these values.
-#[inline(always)]
-fn line_of(values: &[f32]) -> [f32; LINE] {
-    values.try_into().unwrap_or_else(|_| {
-        let mut line = [0.0; LINE];
-        line[..values.len()].copy_from_slice(values);
-        line
-    })
 }
 
 /// One or two rows of `width` pixels as a row of squares; `PAIR` values are two pixels.

@@ -35,6 +35,8 @@ pub(crate) struct Gathered {
     pub(crate) ahead_c: usize,
     /// Columns that exist; the panel's others are padding.
     pub(crate) columns: usize,
+    /// How many bytes further on what will be read beside the lines of C begins, which is asked for with them; 0 for nothing.
+    pub(crate) beside: [isize; 2],
     /// Whether to add to C instead of overwriting it.
     pub(crate) accumulate: bool,
     /// A value a column that is added, or null.
@@ -165,7 +167,11 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             let (row, at) = (index % ROWS, block.column + block.ahead_c + index / ROWS * LINE);
             // SAFETY: promised by the caller.
             unsafe {
-                simd.prefetch_to_write((*block.c.add(row)).wrapping_add(at));
+                let c = (*block.c.add(row)).wrapping_add(at);
+                simd.prefetch_to_write(c);
+                for beside in block.beside.into_iter().filter(|&beside| beside != 0) {
+                    simd.prefetch_second(c.wrapping_byte_offset(beside));
+                }
                 if !block.residual.is_null() {
                     simd.prefetch((*block.residual.add(row)).wrapping_add(at));
                 }
