@@ -31,6 +31,7 @@ pub mod roofline;
 mod simd;
 #[cfg(test)]
 mod testing;
+mod transpose;
 mod vector;
 
 pub use bf16::Operands;

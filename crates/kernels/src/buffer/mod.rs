@@ -10,28 +10,6 @@ use std::sync::Arc;
 /// Values of a cache line.
 pub(crate) const LINE: usize = 16;
 
-/// Lines that stand below each other.
-pub(crate) type Square = [[f32; LINE]; LINE];
-
-/// `count` lines that begin with `length` values from the beginning of `line(index)`, and zeros behind and below them.
-#[inline(always)]
-pub(crate) fn square_of<'a>([count, length]: [usize; 2], line: impl Fn(usize) -> &'a [f32]) -> Square {
-    if [count, length] == [LINE; 2] {
-        return std::array::from_fn(|index| *line(index).first_chunk().expect("a line"));
-    }
-    let mut square = [[0.0; LINE]; LINE];
-    for (index, to) in square[..count].iter_mut().enumerate() {
-        to[..length].copy_from_slice(&line(index)[..length]);
-    }
-    square
-}
-
-/// The transpose.
-#[inline(always)]
-pub(crate) fn transpose(square: &Square) -> Square {
-    std::array::from_fn(|row| std::array::from_fn(|column| square[column][row]))
-}
-
 /// A vector in which `length` zeros begin a cache line, and the index of the first. They come from the system without being written.
 pub fn zeros_in_lines(length: usize) -> (Vec<f32>, usize) {
     let values = vec![0.0f32; length + LINE];

@@ -2,8 +2,9 @@
 
 use super::pack_halves::{PackColumns, PackRows};
 use crate::bf16::Operands;
-use crate::buffer::{Aligned, LINE, square_of, transpose};
+use crate::buffer::{Aligned, LINE};
 use crate::parallel::SharedMut;
+use crate::transpose::{square_of, transpose};
 use crate::{Context, Level};
 use std::ops::Range;
 
@@ -54,9 +55,8 @@ pub(crate) fn narrow_panels(
     })
 }
 
-/// Rows of a panel that a thread packs at a time, from rows and from columns.
+/// Rows of a panel that a thread packs at a time.
 const ROWS: usize = 256;
-const COLUMN_ROWS: usize = 256;
 
 impl PackedMatrix {
     /// A matrix without values.
@@ -172,18 +172,18 @@ impl PackedMatrix {
         if self.operands == Operands::Bf16 {
             // A pair may stand in two blocks.
             let level = self.level;
-            return self.fill(cx, COLUMN_ROWS, |panel, pairs, packed, width| {
+            return self.fill(cx, ROWS, |panel, pairs, packed, width| {
                 let rows = 2 * pairs.start..depth.min(2 * pairs.end);
                 level.run_halves(PackColumns { column: &column, length, rows, panel, packed, width });
             });
         }
-        let (panels, pieces) = (panels(self.level, self.columns), length.div_ceil(COLUMN_ROWS));
+        let (panels, pieces) = (panels(self.level, self.columns), length.div_ceil(ROWS));
         let blocks = depth.checked_div(length).unwrap_or(0);
         let values = SharedMut(self.values.as_mut_ptr());
         cx.pool().run(panels.len() * blocks * pieces, |task| {
             let Some(panel) = panels.clone().nth(task / (blocks * pieces)) else { return };
             let (block, piece) = (task / pieces % blocks, task % pieces);
-            let rows = piece * COLUMN_ROWS..length.min((piece + 1) * COLUMN_ROWS);
+            let rows = piece * ROWS..length.min((piece + 1) * ROWS);
             let width = panel.vectors * lanes;
             let start = panel.first_vector * lanes * depth + (block * length + rows.start) * width;
             // SAFETY: the panels' rows are disjoint and lie within `values`.

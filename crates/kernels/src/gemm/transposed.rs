@@ -359,26 +359,11 @@ impl TransposedProduct<'_> {
             [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
         let [a_own, b_own] = own;
         let [mut pointers, mut later] = [[std::ptr::null(); 2 * LENGTH]; 2];
-        // Rows of several taps or groups are read again and again.
-        let asks = self.gather.taps() == 1 && piece.groups.len() == 1;
         for index in 0..count {
             let rows = at(index)..at(index + 1);
             let b = self.near_b(cx, dy, &rows, b_width, b_own);
-            let next = asks.then(|| {
-                let (from, count) = (rows.end, at(index + 2) - rows.end);
-                let a = match self.gather.even_step() {
-                    Some(step) => Stand::Even(input.wrapping_add(from * step), step),
-                    None => {
-                        self.gather.block(input, self.gather.position(from), 0..1, count, &mut later);
-                        Stand::Each(&later)
-                    }
-                };
-                let b = Stand::Even(dy.wrapping_add(from * self.columns), self.columns);
-                Next {
-                    rows: count,
-                    sides: [Side { rows: a, width: a_width }, Side { rows: b, width: b_width }],
-                }
-            });
+            let coming = rows.end..at(index + 2);
+            let next = self.next(piece, [(input, a_width), (dy, b_width)], coming, &mut later);
             let block = Block { piece, length: self.stored(rows.len()), accumulate: index > 0, next };
             for tap in piece.taps.clone() {
                 let own = (&mut *a_own, &mut pointers);
@@ -393,6 +378,30 @@ impl TransposedProduct<'_> {
                 }
             }
         }
+    }
+
+    /// What is asked for before `rows` meet, of which such widths are read from such places on: nothing where several taps or groups
+    /// read them again and again. `pointers` holds A's rows where they are not in steps.
+    fn next<'n>(
+        &self,
+        piece: &Piece,
+        [(input, a_width), (dy, b_width)]: [(*const f32, usize); 2],
+        rows: Range<usize>,
+        pointers: &'n mut [*const f32; 2 * LENGTH],
+    ) -> Option<Next<'n>> {
+        if self.gather.taps() != 1 || piece.groups.len() > 1 {
+            return None;
+        }
+        let even = |first: *const f32, step| Stand::Even(first.wrapping_add(rows.start * step), step);
+        let a = match self.gather.even_step() {
+            Some(step) => even(input, step),
+            None => {
+                self.gather.block(input, self.gather.position(rows.start), 0..1, rows.len(), pointers);
+                Stand::Each(pointers)
+            }
+        };
+        let sides = [Side { rows: a, width: a_width }, Side { rows: even(dy, self.columns), width: b_width }];
+        Some(Next { rows: rows.len(), sides })
     }
 
     /// Rows of A for a tap, of which `width` values are read from `input` on, which is that of channel `channel`: copied to `own`

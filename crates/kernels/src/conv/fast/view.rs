@@ -3,7 +3,8 @@
 use super::super::ConvGeometry;
 use super::pack::Precision;
 use crate::Context;
-use crate::buffer::{Aligned, LINE, square_of, transpose};
+use crate::buffer::{Aligned, LINE};
+use crate::transpose::{square_of, transpose};
 
 /// Pixels of 2×2 squares side by side, so that a 7×7 kernel with stride 2 becomes a 4×4 kernel with stride 1.
 const SQUARE: usize = 2;
