@@ -132,6 +132,11 @@ impl Fixture {
     /// Relative distance in the L2 norm, with a floor for tensors that are zero up to rounding: a convolution's
     /// gradient sums over thousands of products near 1.
     fn assert_close(&self, way: Way, name: &str, found: &[f32], gain: f64) {
+        self.assert_near(way, name, [found, self.values(name)], gain);
+    }
+
+    /// The same, beside what was expected.
+    fn assert_near(&self, way: Way, name: &str, [found, expected]: [&[f32]; 2], gain: f64) {
         let follows_gradients = name.starts_with("grad.") || name == "sgd_losses";
         let (noise, most) = match way.operands {
             Operands::F32 => (NOISE, 1e-4),
@@ -140,7 +145,6 @@ impl Fixture {
         };
         let tolerance = noise * gain.max(1.0);
         assert!(tolerance <= most, "{}: {name} magnifies noise too much for a test", self.case.name);
-        let expected = self.values(name);
         assert_eq!(found.len(), expected.len(), "{} {name}", self.case.name);
         let relative = distance(found, expected);
         assert!(
@@ -210,12 +214,19 @@ fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
             let loss = softmax_cross_entropy(&cx, classes, logits.data(), &labels, smoothing, to);
             fixture.assert_close(way, "loss", &[loss as f32], gain.loss);
             network.backward(&cx, &mut workspace, saved, &dlogits);
-            let mut all = [Vec::new(), Vec::new()];
+            let (mut all, mut checked) = ([Vec::new(), Vec::new()], 0);
             for parameter in network.parameters() {
                 let (name, grad) = (format!("grad.{}", parameter.name), parameter.to_torch(&parameter.grad));
-                fixture.assert_close(way, &name, &grad, gain.grad);
                 all[0].extend_from_slice(&grad);
                 all[1].extend_from_slice(fixture.values(&name));
+                // A batch norm's gradients may be four values each, too few for a measure of roundings: they are one draw together.
+                let waits = way.operands == Operands::Bf16 && parameter.shape.len() == 1;
+                if waits && name.ends_with(".weight") {
+                    continue;
+                }
+                let [found, expected] = all.each_ref().map(|all| &all[checked..]);
+                fixture.assert_near(way, &name, [found, expected], gain.grad);
+                checked = all[0].len();
             }
             // All parameters together, which magnify less than the worst of them: what the layers' ReLUs do adds up as a
             // random walk, with noise that has grown as much as that of the logits.

@@ -8,7 +8,7 @@ use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Follow, Level, Operands};
 
 /// Multiply-adds for a value of the output up to which one that the backward pass reads is computed again rather than kept: of
-/// bottlenecks' last convolutions and the projection in the first stage, where feature maps are largest and operands are bf16.
+/// projections with stride from few channels, where feature maps are large.
 const CHEAP: usize = 64;
 
 /// A convolution for one input size. Its weights are packed when a pass runs, in memory that all layers share.

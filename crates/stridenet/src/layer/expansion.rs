@@ -11,6 +11,8 @@
 //! - `da = dx·Wᵀ = g·(α W)ᵀ + (a − ā)·(W β Wᵀ) + W c`.
 //!
 //! Neither x nor dx are written or read: memory would take longer than the products of a with itself and with a matrix of its width.
+//! With operands of bf16 the moments stay those of a and W as they are, since C is a difference, and the products round `scale · W`:
+//! the output is shifted by what the means of a lose by that, so that its own mean is batch norm's.
 //! A variance has the roundings of the sums of products that make C, relative to `|w|² E[a²]`: it is less exact than one of values that
 //! are there where what an output sums cancels itself, or has a mean far above its deviation. What batch norm and a ReLU leave has not.
 
@@ -19,7 +21,7 @@ use crate::Tensor;
 use crate::kernels::conv::{self, ConvGeometry, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::norm::{Coefficients, Summed};
-use crate::kernels::{Context, Level, Operands, Prologue, norm};
+use crate::kernels::{Context, Level, Operands, Prologue, bf16, norm};
 
 /// Channels of the input at most. For more, feature maps are smaller and the input's own products larger.
 const MOST: usize = 128;
@@ -91,7 +93,7 @@ impl Expansion {
             let through = moments.through.data();
             output_moments(&conv.weight.value, moments.mean.data(), through, rows, [mean, var]);
         });
-        let y = self.output(cx, workspace, conv, a.into(), &saved, residual);
+        let y = self.output(cx, workspace, conv, a.into(), (&saved, &moments), residual);
         applied.into_iter().for_each(|applied| workspace.give(applied));
         (y, saved, moments)
     }
@@ -103,19 +105,24 @@ impl Expansion {
         workspace: &mut Workspace,
         conv: &Conv,
         x: Activation,
-        saved: &NormSaved,
+        (saved, moments): (&NormSaved, &Moments),
         residual: Option<&Tensor>,
     ) -> Tensor {
         let applied = x.applied(cx, workspace);
         let a = applied.as_ref().unwrap_or(x.tensor);
         let Prologue { scale, shift } = saved.prologue();
         let mut scaled = workspace.tensor([1, 1, a.channels(), scale.len()]);
+        let mut bias = workspace.tensor([1, 1, 1, scale.len()]);
         scale_columns(&conv.weight.value, scale, scaled.data_mut());
+        bias.data_mut().copy_from_slice(shift);
+        if conv.operands() == Operands::Bf16 {
+            round_columns(moments.mean.data(), scaled.data_mut(), bias.data_mut());
+        }
         let (relu, residual) =
             (residual.is_some(), residual.map(|residual| Residual::Tensor(residual.data())));
-        let epilogue = Epilogue { bias: Some(shift), residual, relu, follow: None };
+        let epilogue = Epilogue { bias: Some(bias.data()), residual, relu, follow: None };
         let y = conv.forward_by(cx, workspace, scaled.data(), a.into(), epilogue);
-        std::iter::once(scaled).chain(applied).for_each(|tensor| workspace.give(tensor));
+        [scaled, bias].into_iter().chain(applied).for_each(|tensor| workspace.give(tensor));
         y
     }
 
@@ -252,6 +259,18 @@ fn scale_columns(weight: &[f32], factors: &[f32], scaled: &mut [f32]) {
     for (scaled, weight) in scaled.chunks_mut(outputs).zip(weight.chunks(outputs)) {
         let products = weight.iter().zip(factors).map(|(weight, factor)| weight * factor);
         scaled.iter_mut().zip(products).for_each(|(scaled, product)| *scaled = product);
+    }
+}
+
+/// Rounds W to bf16, which the products would do, and keeps the mean of what it makes of inputs with such means: the difference goes
+/// to the bias.
+fn round_columns(means: &[f32], weight: &mut [f32], bias: &mut [f32]) {
+    for (mean, weight) in means.iter().zip(weight.chunks_mut(bias.len())) {
+        for (bias, weight) in bias.iter_mut().zip(weight) {
+            let rounded = bf16::to_f32(bf16::from_f32(*weight));
+            *bias += mean * (*weight - rounded);
+            *weight = rounded;
+        }
     }
 }
 
