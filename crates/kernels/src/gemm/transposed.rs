@@ -44,7 +44,7 @@ pub struct TransposedScratch {
     rows: Vec<Space<[Aligned; 2]>>,
 }
 
-/// Rows of A and B that are read again and again before the next ones, or of pairs of them, at most: they stay in L2.
+/// Rows of A and B that are read again and again before the next ones, at most: they stay in L2, where those that come next arrive.
 const LENGTH: usize = 256;
 
 /// Sums of a task up to which half as many rows meet at a time: reading and writing the sums takes little time then, and more of the
@@ -133,7 +133,6 @@ impl Cut {
         if cut.groups * cut.taps * cut.depth * cut.columns <= FEW {
             cut.length /= 2;
         }
-        cut.length *= product.operands.together();
         cut
     }
 
@@ -358,7 +357,7 @@ impl TransposedProduct<'_> {
         let [input, dy] =
             [self.input.values.as_ptr().wrapping_add(a_first), self.b.as_ptr().wrapping_add(b_first)];
         let [a_own, b_own] = own;
-        let [mut pointers, mut later] = [[std::ptr::null(); 2 * LENGTH]; 2];
+        let [mut pointers, mut later] = [[std::ptr::null(); LENGTH]; 2];
         for index in 0..count {
             let rows = at(index)..at(index + 1);
             let b = self.near_b(cx, dy, &rows, b_width, b_own);
@@ -387,7 +386,7 @@ impl TransposedProduct<'_> {
         piece: &Piece,
         [(input, a_width), (dy, b_width)]: [(*const f32, usize); 2],
         rows: Range<usize>,
-        pointers: &'n mut [*const f32; 2 * LENGTH],
+        pointers: &'n mut [*const f32; LENGTH],
     ) -> Option<Next<'n>> {
         if self.gather.taps() != 1 || piece.groups.len() > 1 {
             return None;
@@ -412,7 +411,7 @@ impl TransposedProduct<'_> {
         (input, channel): (*const f32, usize),
         (tap, rows): (usize, &Range<usize>),
         width: usize,
-        (own, pointers): (&mut Aligned, &mut [*const f32; 2 * LENGTH]),
+        (own, pointers): (&mut Aligned, &mut [*const f32; LENGTH]),
     ) -> Near {
         if let [Some(step), _] = self.steps() {
             return Near { first: input.wrapping_add(rows.start * step), step };
