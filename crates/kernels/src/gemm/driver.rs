@@ -136,11 +136,11 @@ pub(super) struct Rows<'a> {
     pub(super) first: bool,
     /// As [`Gathered::beside`].
     pub(super) beside: [isize; 2],
-    /// What of B is read after the panels, of which these rows bring a part near.
+    /// What is read after the panels, of which these rows bring a part near.
     pub(super) coming: Coming,
 }
 
-/// Values of B that are read after others, by lines.
+/// Values that are read after others, by lines.
 #[derive(Clone, Copy)]
 pub(super) struct Coming {
     from: *const f32,
@@ -151,9 +151,14 @@ impl Coming {
     /// None.
     pub(super) const NOTHING: Coming = Coming { from: std::ptr::null(), lines: 0 };
 
+    /// `count` values.
+    pub(super) fn new(from: *const f32, count: usize) -> Self {
+        Coming { from, lines: count.div_ceil(LINE) }
+    }
+
     /// Part `index` of `parts` equal ones.
     #[inline(always)]
-    fn part(self, index: usize, parts: usize) -> Coming {
+    pub(super) fn part(self, index: usize, parts: usize) -> Coming {
         if self.lines == 0 {
             return self;
         }
@@ -316,7 +321,7 @@ impl Product<'_> {
             return Coming::NOTHING;
         }
         let values = depth * vectors * self.b.level().micro_kernels().lanes;
-        Coming { from: self.b.panel_row(&first, part.row), lines: values.div_ceil(LINE) }
+        Coming::new(self.b.panel_row(&first, part.row), values)
     }
 
     /// One part of the depth for some panels and rows, while what is read then comes near.

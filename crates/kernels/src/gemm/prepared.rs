@@ -64,8 +64,11 @@ impl Product<'_> {
         own.iter_mut().for_each(|rows| rows.get_mut().grow(room));
         let out = SharedMut(c.as_mut_ptr());
         cx.pool().run(chunks * groups, |task| {
-            let (from, group) = (task / groups * chunk, task % groups);
-            let rows = from..rows.min(from + chunk);
+            let group = task % groups;
+            let of = |task: usize| (task / groups * chunk).min(rows)..rows.min((task / groups + 1) * chunk);
+            // Threads take tasks in turn.
+            let (rows, next) = (of(task), of(task + cx.pool().available()));
+            let coming = if next == rows { Coming::NOTHING } else { self.coming_rows(next) };
             let own_panels = panels.len() * group / groups..panels.len() * (group + 1) / groups;
             let panels = panels.clone().skip(own_panels.start).take(own_panels.len());
             let near = Heights::new(panels.len(), self.near(cx, widest));
@@ -96,9 +99,12 @@ impl Product<'_> {
                         accumulate: depth.start > 0 || self.epilogue.in_place(),
                         last: depth.end == whole,
                     };
-                    for group in (0..near.count()).map(|group| near.block(group)) {
+                    let coming = if part.last { coming } else { Coming::NOTHING };
+                    for index in 0..near.count() {
+                        let group = near.block(index);
                         let panels = panels.clone().skip(group.start).take(group.len());
-                        self.prepared_rows(cx, panels, part, (to, step), targets, &out);
+                        let coming = coming.part(index, near.count());
+                        self.prepared_rows(cx, panels, part, (to, step), (targets, coming), &out);
                     }
                     if part.last {
                         break;
@@ -112,14 +118,22 @@ impl Product<'_> {
         });
     }
 
-    /// One part of the depth for some panels and prepared rows, which are `step` values apart.
+    /// Rows of A that are prepared next, where they stand together.
+    fn coming_rows(&self, rows: Range<usize>) -> Coming {
+        let step = self.gather.even_step().filter(|&step| step == self.gather.taps() * self.gather.depth());
+        step.map_or(Coming::NOTHING, |step| {
+            Coming::new(self.input.values.as_ptr().wrapping_add(rows.start * step), rows.len() * step)
+        })
+    }
+
+    /// One part of the depth for some panels and prepared rows, which are `step` values apart, while what is read then comes near.
     fn prepared_rows(
         &self,
         cx: &Context,
         panels: impl Iterator<Item = Panel> + Clone,
         part: Part,
         (prepared, step): (*const f32, usize),
-        places: &[usize],
+        (places, coming): (&[usize], Coming),
         out: &SharedMut<f32>,
     ) {
         let Some(widest) = panels.clone().next() else { return };
@@ -128,13 +142,14 @@ impl Product<'_> {
         let mut targets = Targets::default();
         let next = [0, tallest * self.scatter.usual_step()];
         let beside = self.beside(&part, out);
+        let blocks = places.len().div_ceil(tallest);
         for (index, places) in places.chunks(tallest).enumerate() {
             for (row, &place) in places.iter().enumerate() {
                 pointers[row] = prepared.wrapping_add((index * tallest + row) * step);
                 targets.set(self, out, row, place);
             }
             let height = places.len();
-            let (first, coming) = (false, Coming::NOTHING);
+            let (first, coming) = (false, coming.part(index, blocks));
             let rows = Rows { a: &pointers, targets: &targets, height, next, first, beside, coming };
             // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
             // because `scatter` is injective.

@@ -24,7 +24,7 @@ pub(crate) struct Gathered {
     pub(crate) b: *const f32,
     /// Whether they are read for the first time, so that they are asked for on the way.
     pub(crate) far: bool,
-    /// What of B will be read then, any address, and how many lines of it are asked for with each line of a row of A.
+    /// What will be read then, any address, and how many lines of it are asked for with each line of a row of A.
     pub(crate) coming: *const f32,
     pub(crate) each: usize,
     /// Pointers to the rows of C; each is valid for reads and writes of `columns` values from `column` on.
