@@ -219,9 +219,9 @@ fn a_training_step_gives_pytorchs_loss_gradients_and_statistics() {
                 let (name, grad) = (format!("grad.{}", parameter.name), parameter.to_torch(&parameter.grad));
                 all[0].extend_from_slice(&grad);
                 all[1].extend_from_slice(fixture.values(&name));
-                // A batch norm's gradients may be four values each, too few for a measure of roundings: they are one draw together.
-                let waits = way.operands == Operands::Bf16 && parameter.shape.len() == 1;
-                if waits && name.ends_with(".weight") {
+                // Four values of a batch norm's gain are too few for a measure of roundings: they are one draw with those of its bias.
+                let few = parameter.shape.len() == 1 && grad.len() < 8;
+                if few && way.operands == Operands::Bf16 && name.ends_with(".weight") {
                     continue;
                 }
                 let [found, expected] = all.each_ref().map(|all| &all[checked..]);
