@@ -1,6 +1,6 @@
 //! bf16, the upper half of an `f32`: rounding to it, and pairs of it as products read them.
 
-/// How the operands of products are stored while they meet; sums are always `f32`.
+/// How the operands of products meet; sums are always `f32`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Operands {
     /// As they are.
@@ -10,6 +10,10 @@ pub enum Operands {
     /// levels, and between CPUs with and without [instructions for it](crate::Level::multiplies_bf16); those take
     /// operands below the smallest normal `f32` for 0.
     Bf16,
+    /// As they are, three products by two multiplications and two additions, which is faster where the CPU
+    /// [adds beside them](crate::Level::adds_beside) (S. Winograd 1968). One side is scaled by a power of two, so that both are about as
+    /// large; a sum's error is about one and a half times that of [`F32`](Self::F32), relative to the size of both sides.
+    Threes,
 }
 
 /// The nearest bf16, that with an even last digit of two equally near; a NaN stays one.

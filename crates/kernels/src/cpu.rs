@@ -52,6 +52,20 @@ pub enum UnknownLevel {
     },
 }
 
+/// Whether this CPU is AMD's of family 25, of which only Zen 4 has AVX-512.
+#[cfg(target_arch = "x86_64")]
+fn is_zen_4() -> bool {
+    use std::arch::x86_64::__cpuid;
+    static FOUND: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let vendor = __cpuid(0);
+        let signature = __cpuid(1).eax;
+        let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+        [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).as_flattened() == b"AuthenticAMD"
+            && family == 25
+    });
+    *FOUND
+}
+
 impl Level {
     /// Name of the environment variable with which front ends and tests force a level, see [`Level::named`].
     pub const VARIABLE: &str = "STRIDENET_LEVEL";
@@ -133,6 +147,16 @@ impl Level {
         }
     }
 
+    /// Whether additions are made beside as many multiplications, so that [threes](Operands::Threes) are faster than products one by
+    /// one: by AMD's Zen 4 with vectors of 512 bits.
+    pub fn adds_beside(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(..) => is_zen_4(),
+            _ => false,
+        }
+    }
+
     /// The kind of core, as far as the level uses what sets it apart.
     pub fn cores(self) -> Cores {
         match self.0 {
@@ -191,6 +215,13 @@ impl Level {
             (Operands::Bf16, Isa::Avx512(_, None)) => &micro::AVX512_HALVES,
             #[cfg(target_arch = "x86_64")]
             (Operands::Bf16, Isa::Avx512(_, Some(_))) => &micro::AVX512_BF16,
+            (Operands::Threes, Isa::Scalar) => &micro::SCALAR_THREES,
+            #[cfg(target_arch = "aarch64")]
+            (Operands::Threes, Isa::Neon(_)) => &micro::NEON_THREES,
+            #[cfg(target_arch = "x86_64")]
+            (Operands::Threes, Isa::Avx2(_)) => &micro::AVX2_THREES,
+            #[cfg(target_arch = "x86_64")]
+            (Operands::Threes, Isa::Avx512(..)) => &micro::AVX512_THREES,
         }
     }
 
@@ -229,6 +260,7 @@ mod tests {
         assert!(!Level::detect().without_bf16().multiplies_bf16());
         let known = |level: &Level| level.cores() == Cores::Narrow || level.name() == "avx512";
         assert!(Level::available().iter().all(known));
+        assert!(Level::available().iter().all(|level| !level.adds_beside() || level.name() == "avx512"));
         let error = UnknownLevel::Bf16 { found: "on".into() }.to_string();
         assert!(error.contains("STRIDENET_BF16=\"on\"") && error.contains("off"), "{error}");
         let error = Level::named("sse9").unwrap_err().to_string();

@@ -7,6 +7,7 @@
 //!
 //! This is the only crate of the workspace that contains `unsafe` code.
 
+mod balance;
 pub mod bf16;
 mod buffer;
 mod context;

@@ -51,6 +51,18 @@ pub(crate) fn write<S: Simd>(simd: S, to: &mut [f32], at: usize, count: usize, v
     unsafe { store_first(simd, to.as_mut_ptr(), value, count) }
 }
 
+/// The sum of all lanes.
+#[inline(always)]
+pub(crate) fn total<S: Simd>(simd: S, value: S::V) -> f32 {
+    const { assert!(S::LANES <= 16) };
+    let mut lanes = [0.0; 16];
+    // SAFETY: as many as the most lanes.
+    unsafe { simd.store(lanes.as_mut_ptr(), value) };
+    let eight: [f32; 8] = std::array::from_fn(|lane| lanes[lane] + lanes[lane + 8]);
+    let four: [f32; 4] = std::array::from_fn(|lane| eight[lane] + eight[lane + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
+}
+
 /// Asks for `count` values, a line after the other. `from` may be any address.
 #[inline(always)]
 pub(crate) fn ask<S: Simd>(simd: S, from: *const f32, count: usize) {

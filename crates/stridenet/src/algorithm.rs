@@ -2,7 +2,8 @@
 //!
 //! The estimate depends on the shapes, the batch, the instruction-set level and the kind of core alone, never on the number of
 //! threads, so that plans of the same network give the same bits on any of them. A [tuning](crate::plan::Tuning) takes its place
-//! where there is one. Training's estimates leave the kind of core out: a run that goes on elsewhere keeps its algorithms.
+//! where there is one. Training's estimates leave the kind of core out, but for whether it adds beside multiplications: a run that goes on
+//! elsewhere keeps its algorithms where both or neither do.
 
 use crate::kernels::conv::{ConvGeometry, RowConv, Tiling, TilingCost};
 use crate::kernels::{Cores, Level, Operands};
@@ -221,6 +222,9 @@ const MACS_PER_WEIGHTS_TILE_VALUE: f64 = 12.0;
 /// Multiply-accumulates of `f32` that a core does while it does one of bf16.
 const MACS_PER_HALVES_MAC: f64 = 0.53;
 
+/// The same of one in threes, with what they take off.
+const MACS_PER_THREES_MAC: f64 = 0.8;
+
 /// Multiply-accumulates that a core does while it rounds what an output pixel reads through a tap; for the weights' gradients
 /// besides while it rounds a value of the input or of the output's gradient, which it does for each tap.
 const MACS_PER_ROUNDED_TAP: f64 = 350.0;
@@ -230,11 +234,22 @@ const MACS_PER_ROUNDED_VALUE: f64 = 1.7;
 const NARROW: usize = 8;
 
 /// The operands of a direct sum in training, where `wanted` are allowed. Products within groups are too narrow to pay for
-/// rounding.
+/// rounding, or for sums of operands.
 ///
-/// What CPU it is does not matter: runs with bf16 round the same operands everywhere.
-pub(crate) fn operands_for_training(geometry: &ConvGeometry, wanted: Operands) -> Operands {
-    if geometry.groups == 1 { wanted } else { Operands::F32 }
+/// What CPU it is does not matter to bf16: runs with it round the same operands everywhere. Without it, threes take the place of products
+/// one by one where the CPU makes them faster.
+pub(crate) fn operands_for_training(level: Level, geometry: &ConvGeometry, wanted: Operands) -> Operands {
+    match wanted {
+        _ if geometry.groups > 1 => Operands::F32,
+        Operands::F32 if level.adds_beside() && pays_in_threes(geometry) => Operands::Threes,
+        _ => wanted,
+    }
+}
+
+/// Whether a convolution has enough channels that threes save more than rearranging what they read costs. Measured.
+fn pays_in_threes(geometry: &ConvGeometry) -> bool {
+    let ConvGeometry { in_channels, out_channels, .. } = *geometry;
+    in_channels.min(out_channels) >= 64 && in_channels * out_channels >= 64 * 128
 }
 
 /// The direct sum's cost in a pass of training over `pixels` output pixels with operands of bf16, by measurement.
@@ -270,13 +285,17 @@ pub(crate) fn for_training(
         fast.filter(|&(_, cost)| cost < direct).map(|(tiling, _)| tiling)
     };
     let pixels = output[0] * output[1] * TRAINING_BATCH;
-    let halves = (operands == Operands::Bf16).then(|| halves_cost(geometry, pixels, pass));
+    let with_operands = |direct: f64| match operands {
+        Operands::F32 => direct,
+        Operands::Bf16 => halves_cost(geometry, pixels, pass),
+        Operands::Threes => direct * MACS_PER_THREES_MAC,
+    };
     match pass {
         Pass::Through => {
             let estimates = estimates(&Costs::NARROW, level, geometry, input, TRAINING_BATCH);
             let cost = |choice: Choice| estimates.iter().find(|estimate| estimate.choice == choice);
             let direct = cost(Choice::Direct).map_or(f64::INFINITY, |estimate| estimate.cost);
-            let direct = halves.unwrap_or(direct);
+            let direct = with_operands(direct);
             let mut costs = tilings().filter_map(|(tiling, TilingCost { weights, .. })| {
                 Some((tiling, cost(Choice::Fast(tiling))?.cost + weights as f64 * MACS_PER_PACKED_VALUE))
             });
@@ -284,7 +303,7 @@ pub(crate) fn for_training(
         }
         Pass::Weights => {
             let direct = (pixels * geometry.weight_len()) as f64 / DIRECT_WEIGHTS_SHARE;
-            let direct = halves.unwrap_or(direct);
+            let direct = with_operands(direct);
             let fast = tilings().filter(|_| geometry.groups == 1);
             let mut costs = fast.map(|(tiling, TilingCost { products, inputs, outputs, weights })| {
                 let moved = (inputs + outputs) as f64;

@@ -139,7 +139,7 @@ impl Fixture {
     fn assert_near(&self, way: Way, name: &str, [found, expected]: [&[f32]; 2], gain: f64) {
         let follows_gradients = name.starts_with("grad.") || name == "sgd_losses";
         let (noise, most) = match way.operands {
-            Operands::F32 => (NOISE, 1e-4),
+            Operands::F32 | Operands::Threes => (NOISE, 1e-4),
             Operands::Bf16 if follows_gradients => (bf16_gradient_noise(1.0), 0.9),
             Operands::Bf16 => (BF16_NOISE, 0.02),
         };
@@ -177,7 +177,7 @@ struct Way {
 
 /// Every level with each kind of operands, and the best one without its instructions for bf16.
 fn ways() -> impl Iterator<Item = (Context, Way)> {
-    let kinds = [Operands::F32, Operands::Bf16];
+    let kinds = [Operands::F32, Operands::Bf16, Operands::Threes];
     let ways =
         Level::available().into_iter().flat_map(move |level| kinds.map(|operands| Way { level, operands }));
     let best = Level::detect();

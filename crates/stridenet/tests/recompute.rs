@@ -78,7 +78,7 @@ fn train(arch: &Arch, operands: Operands, threads: usize, recompute: bool) -> Ve
 #[test]
 fn what_is_computed_again_has_the_same_bits() {
     for (name, arch) in architectures() {
-        for operands in [Operands::F32, Operands::Bf16] {
+        for operands in [Operands::F32, Operands::Bf16, Operands::Threes] {
             let expected = train(&arch, operands, 2, false);
             for threads in [1, 2, 3] {
                 let found = train(&arch, operands, threads, true);

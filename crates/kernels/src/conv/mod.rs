@@ -10,6 +10,7 @@ pub use fast::{FastConv, FastScratch, FastWeights, PooledConv, Tiling, TilingCos
 pub use geometry::{AverageWindow, ConvGeometry, Edge, GeometryError, Window};
 pub use rows::{RowConv, RowWeights};
 
+use crate::balance::balance;
 use crate::gemm::gather::{Axis, Gather, Scatter};
 use crate::gemm::{Epilogue, PackedMatrix, PreparedScratch, Product, TransposedProduct, TransposedScratch};
 use crate::prologue::Source;
@@ -137,17 +138,24 @@ impl Conv {
         for matrix in self.matrices(&mut packed.0) {
             matrix.reserve_large_pages(g.taps() * g.group_in(), g.group_out());
         }
-        self.repack_forward(cx, operands, weight, &mut packed);
+        self.repack_forward(cx, balance(operands, None, weight), weight, &mut packed);
         packed
     }
 
     /// As [`pack_forward`](Self::pack_forward), into memory that other weights, of any convolution, were packed in.
-    fn repack_forward(&self, cx: &Context, operands: Operands, weight: &[f32], packed: &mut ForwardWeights) {
+    fn repack_forward(
+        &self,
+        cx: &Context,
+        (operands, factor): (Operands, f32),
+        weight: &[f32],
+        packed: &mut ForwardWeights,
+    ) {
         let g = &self.geometry;
         assert_eq!(weight.len(), g.weight_len(), "number of weights");
         let (depth, columns) = (g.taps() * g.group_in(), g.group_out());
         for (group, matrix) in self.matrices(&mut packed.0).iter_mut().enumerate() {
             matrix.reset(self.level, operands, depth, columns);
+            matrix.scale(factor);
             matrix.refill_rows(cx, |k| &weight[k * g.out_channels + group * columns..][..columns]);
         }
     }
@@ -158,7 +166,7 @@ impl Conv {
     /// When the number of weights is not the geometry's.
     pub fn pack_backward(&self, cx: &Context, operands: Operands, weight: &[f32]) -> BackwardWeights {
         let mut packed = BackwardWeights::default();
-        self.repack_backward(cx, operands, weight, &mut packed);
+        self.repack_backward(cx, balance(operands, None, weight), weight, &mut packed);
         packed
     }
 
@@ -166,7 +174,7 @@ impl Conv {
     fn repack_backward(
         &self,
         cx: &Context,
-        operands: Operands,
+        (operands, factor): (Operands, f32),
         weight: &[f32],
         packed: &mut BackwardWeights,
     ) {
@@ -177,6 +185,8 @@ impl Conv {
         for (phase, matrices) in self.phases.iter().zip(&mut packed.0) {
             for (group, matrix) in self.matrices(matrices).iter_mut().enumerate() {
                 matrix.reset(self.level, operands, phase.depth(g), g.group_in());
+                matrix.scale(factor);
+                matrix.scale(factor);
                 matrix.refill_columns(cx, g.group_out(), |tap, j| {
                     let row = phase.taps[tap] * g.group_in() + j;
                     &weight[row * g.out_channels + group * g.group_out()..][..g.group_out()]
@@ -245,7 +255,8 @@ impl Conv {
         let phases = weights.0.len().max(1);
         weights.0.resize_with(phases, Vec::new);
         let mut forward = ForwardWeights(std::mem::take(&mut weights.0[0]));
-        self.repack_forward(cx, operands, weight, &mut forward);
+        let x = x.into();
+        self.repack_forward(cx, balance(operands, Some(x), weight), weight, &mut forward);
         self.forward(cx, x, &forward, epilogue, scratch, y);
         weights.0[0] = forward.0;
         scratch.weights = weights;
@@ -305,7 +316,7 @@ impl Conv {
         dx: &mut [f32],
     ) {
         let mut weights = std::mem::take(&mut scratch.weights);
-        self.repack_backward(cx, operands, weight, &mut weights);
+        self.repack_backward(cx, balance(operands, Some(dy.into()), weight), weight, &mut weights);
         self.grad_input(cx, dy, &weights, epilogue, scratch, dx);
         scratch.weights = weights;
     }
@@ -326,10 +337,12 @@ impl Conv {
     ) {
         let Source { values: x, prologue } = self.source(x);
         let images = self.images(x.len(), dy.len());
+        let (operands, factor) = balance(operands, Some(Source { values: x, prologue }), dy);
         let ConvScratch { widened, transposed, .. } = scratch;
         let input = Source { values: self.widen(cx, x, widened), prologue };
         let (gather, groups, columns) = (&self.gather, self.geometry.groups, self.geometry.out_channels);
-        TransposedProduct { images, input, gather, groups, b: dy, columns, operands }.run(cx, transposed, dw);
+        TransposedProduct { images, input, gather, groups, b: dy, columns, operands, factor }
+            .run(cx, transposed, dw);
     }
 
     /// Whether the input may have a prologue: not where so few channels are read together with the padding.

@@ -1,7 +1,9 @@
 //! Every pass at every level against the f64 oracle, on random shapes; every gradient against finite differences.
 
+mod bounds;
+
+use self::bounds::{absolute, assert_close, seen, sums_of_squares, with_squares};
 use super::*;
-use crate::bf16;
 use crate::follow::Follow;
 use crate::gemm::Residual;
 use crate::norm;
@@ -12,7 +14,7 @@ use crate::testing::{Random, assert_same_bits_for_all_threads, widen};
 /// Shapes per run; each goes through all three passes at every level of this CPU.
 const SHAPES: usize = 240;
 
-const KINDS: [Operands; 2] = [Operands::F32, Operands::Bf16];
+const KINDS: [Operands; 3] = [Operands::F32, Operands::Bf16, Operands::Threes];
 
 /// A convolution, a batch and an input size that fit.
 fn random_shape(random: &mut Random) -> (ConvGeometry, usize, [usize; 2]) {
@@ -37,34 +39,6 @@ fn random_shape(random: &mut Random) -> (ConvGeometry, usize, [usize; 2]) {
         let (batch, input) = (1 + random.below(3), [1 + random.below(11), 1 + random.below(11)]);
         if geometry.macs(input).is_ok_and(|macs| macs * batch as u64 <= 1_000_000) {
             return (geometry, batch, input);
-        }
-    }
-}
-
-/// Asserts that each value is within the rounding that a sum of `terms` products can have in any order:
-/// `|error| ≤ γ·Σ|a·b|` with `γ = (terms + 2)·eps` (Higham, Accuracy and Stability of Numerical Algorithms, §3.1);
-/// `magnitude` holds the sums of absolute products.
-fn assert_close(found: &[f32], expected: &[f64], magnitude: &[f64], terms: usize, what: &str) {
-    assert_eq!(found.len(), expected.len(), "{what}");
-    let gamma = (terms as f64 + 2.0) * f64::from(f32::EPSILON);
-    for (index, (&found, (&expected, &magnitude))) in
-        found.iter().zip(expected.iter().zip(magnitude)).enumerate()
-    {
-        let error = (f64::from(found) - expected).abs();
-        assert!(error <= gamma * magnitude, "{what}: [{index}] is {found}, expected {expected}");
-    }
-}
-
-fn absolute(values: &[f64]) -> Vec<f64> {
-    values.iter().map(|value| value.abs()).collect()
-}
-
-/// The values that products see.
-fn seen(operands: Operands, values: &[f32]) -> Vec<f64> {
-    match operands {
-        Operands::F32 => widen(values),
-        Operands::Bf16 => {
-            values.iter().map(|&value| f64::from(bf16::to_f32(bf16::from_f32(value)))).collect()
         }
     }
 }
@@ -105,6 +79,15 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
             let dx_magnitude = oracle::grad_input(&g, batch, input, &ady, &aw);
             let dw_expected = oracle::grad_weight(&g, batch, input, &x64, &dy64);
             let dw_magnitude = oracle::grad_weight(&g, batch, input, &ax, &ady);
+            let [y_squares, dx_squares, dw_squares] =
+                sums_of_squares(&g, (batch, input), [&x64, &w64, &dy64]);
+            let taps = g.taps();
+            let (y_magnitude, y_terms) =
+                with_squares(operands, &y_magnitude, taps * g.group_in(), &y_squares);
+            let (dx_magnitude, dx_terms) =
+                with_squares(operands, &dx_magnitude, taps * g.group_out(), &dx_squares);
+            let (dw_magnitude, dw_terms) =
+                with_squares(operands, &dw_magnitude, dy.len() / g.out_channels, &dw_squares);
             for cx in &contexts {
                 let what = format!("{} {operands:?} {what}", cx.level().name());
                 let conv = Conv::new(cx.level(), g, input).unwrap();
@@ -113,13 +96,7 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
                 let mut y = vec![f32::NAN; dy.len()];
                 let weights = conv.pack_forward(cx, operands, &w);
                 conv.forward(cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
-                assert_close(
-                    &y,
-                    &y_expected,
-                    &y_magnitude,
-                    g.taps() * g.group_in(),
-                    &format!("forward {what}"),
-                );
+                assert_close(&y, &y_expected, &y_magnitude, y_terms, &format!("forward {what}"));
                 let mut dx = vec![f32::NAN; x.len()];
                 let weights = conv.pack_backward(cx, operands, &w);
                 conv.grad_input(cx, &dy, &weights, Epilogue::default(), &mut scratch, &mut dx);
@@ -128,13 +105,23 @@ fn all_passes_agree_with_the_oracle_at_every_level() {
                 let (weights, plain) = ((operands, &w[..]), Epilogue::default());
                 conv.pack_and_forward(cx, &x, weights, plain, &mut packed, &mut packed_y);
                 conv.pack_and_grad_input(cx, &dy, weights, plain, &mut packed, &mut packed_dx);
-                assert!(packed_y == y && packed_dx == dx, "packed for one pass: {what}");
-                let terms = g.taps() * g.group_out();
-                assert_close(&dx, &dx_expected, &dx_magnitude, terms, &format!("grad_input {what}"));
+                // Threes are scaled for what they meet, where that is known.
+                if operands == Operands::Threes {
+                    assert_close(
+                        &packed_y,
+                        &y_expected,
+                        &y_magnitude,
+                        y_terms,
+                        &format!("one forward {what}"),
+                    );
+                    assert_close(&packed_dx, &dx_expected, &dx_magnitude, dx_terms, &format!("one {what}"));
+                } else {
+                    assert!(packed_y == y && packed_dx == dx, "packed for one pass: {what}");
+                }
+                assert_close(&dx, &dx_expected, &dx_magnitude, dx_terms, &format!("grad_input {what}"));
                 let mut dw = vec![f32::NAN; w.len()];
                 conv.grad_weight(cx, operands, &x, &dy, &mut scratch, &mut dw);
-                let terms = dy.len() / g.out_channels;
-                assert_close(&dw, &dw_expected, &dw_magnitude, terms, &format!("grad_weight {what}"));
+                assert_close(&dw, &dw_expected, &dw_magnitude, dw_terms, &format!("grad_weight {what}"));
             }
         }
     }
@@ -179,11 +166,15 @@ fn a_prologue_is_a_batch_norm_and_a_relu_of_the_input() {
             conv.forward(cx, source, &weights, Epilogue::default(), &mut scratch, &mut y);
             let expected = oracle::forward(&g, batch, input, &x, &w64);
             let magnitude = oracle::forward(&g, batch, input, &ax, &aw);
-            assert_close(&y, &expected, &magnitude, g.taps() * g.group_in(), &format!("forward {what}"));
+            let [y_squares, _, dw_squares] = sums_of_squares(&g, (batch, input), [&x, &w64, &dy64]);
+            let (magnitude, terms) = with_squares(operands, &magnitude, g.taps() * g.group_in(), &y_squares);
+            assert_close(&y, &expected, &magnitude, terms, &format!("forward {what}"));
             conv.grad_weight(cx, operands, source, &dy, &mut scratch, &mut dw);
             let expected = oracle::grad_weight(&g, batch, input, &x, &dy64);
             let magnitude = oracle::grad_weight(&g, batch, input, &ax, &ady);
-            assert_close(&dw, &expected, &magnitude, dy.len() / g.out_channels, &format!("weights {what}"));
+            let (magnitude, terms) =
+                with_squares(operands, &magnitude, dy.len() / g.out_channels, &dw_squares);
+            assert_close(&dw, &expected, &magnitude, terms, &format!("weights {what}"));
         }
     }
     assert!(taken > SHAPES);
@@ -195,7 +186,7 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
     for level in Level::available() {
         let cx = Context::new(level, 2);
         for case in 0..40 {
-            let operands = if case < 20 { Operands::F32 } else { Operands::Bf16 };
+            let operands = KINDS[case % KINDS.len()];
             let (g, batch, input) = random_shape(&mut random);
             let (x, w) =
                 (random.values(batch * input[0] * input[1] * g.in_channels), random.values(g.weight_len()));
@@ -218,6 +209,41 @@ fn the_epilogue_adds_bias_and_residual_and_cuts_negatives() {
                 let size = plain[index].abs() + bias[index % g.out_channels].abs() + residual[index].abs();
                 assert!((in_place[index] - expected).abs() <= 2.0 * f32::EPSILON * size, "in place {g:?}");
             }
+        }
+    }
+}
+
+/// What is taken off has been added up in the same order: where one side is 0, the products are exactly that.
+#[test]
+fn threes_of_zeros_are_zeros() {
+    let mut random = Random::new(7);
+    let (g, input) = (ConvGeometry::square(37, 50, 3, 2), [9, 8]);
+    for level in Level::available() {
+        let cx = Context::new(level, 2);
+        let conv = Conv::new(level, g, input).unwrap();
+        let (mut x, w) = (random.values(2 * conv.input_len()), random.values(g.weight_len()));
+        let mut dy = random.values(2 * conv.output_len());
+        // The second image, and every third channel of both sides.
+        x[conv.input_len()..].fill(0.0);
+        for values in x.chunks_mut(37) {
+            values.iter_mut().step_by(3).for_each(|value| *value = 0.0);
+        }
+        for values in dy.chunks_mut(50) {
+            values.iter_mut().step_by(3).for_each(|value| *value = 0.0);
+        }
+        dy[conv.output_len()..].fill(0.0);
+        let mut scratch = ConvScratch::default();
+        let (mut y, mut dx, mut dw) = (vec![1.0; dy.len()], vec![1.0; x.len()], vec![1.0; w.len()]);
+        let (weights, plain) = ((Operands::Threes, &w[..]), Epilogue::default());
+        conv.pack_and_forward(&cx, &x, weights, plain, &mut scratch, &mut y);
+        conv.pack_and_grad_input(&cx, &dy, weights, plain, &mut scratch, &mut dx);
+        conv.grad_weight(&cx, Operands::Threes, &x, &dy, &mut scratch, &mut dw);
+        assert!(y[..conv.output_len()].iter().all(|&value| value != 0.0), "{}", level.name());
+        assert!(y[conv.output_len()..].iter().all(|&value| value == 0.0), "{}", level.name());
+        assert!(dx[conv.input_len()..].iter().all(|&value| value == 0.0), "{}", level.name());
+        for (at, &value) in dw.iter().enumerate() {
+            let zero = (at / 50 % 37).is_multiple_of(3) || (at % 50).is_multiple_of(3);
+            assert_eq!(value == 0.0, zero, "{} {at}: {value}", level.name());
         }
     }
 }

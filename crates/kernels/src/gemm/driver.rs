@@ -5,6 +5,7 @@ use super::heights::Heights;
 use super::micro::{Gathered, MAX_ROWS};
 use super::pack::{PackedMatrix, Panel, panels};
 use super::prepared::PreparedScratch;
+use super::threes::OfRows;
 use crate::Context;
 use crate::bf16::Operands;
 use crate::buffer::LINE;
@@ -22,6 +23,9 @@ const TAP_BLOCK: usize = 64;
 /// Values of B, or pairs, that a block of rows meets before the next block, so that A is read once and C is written in long runs:
 /// they stay in the L2 cache.
 const NEAR: usize = 1 << 15;
+
+/// Values between two rows up to which threes read them where they stand.
+const CLOSE: usize = 256;
 
 /// Bytes a cycle that the products may read from the L2 cache. Where they would read more, a panel meets all rows before the next
 /// one, from the L1 cache.
@@ -138,6 +142,8 @@ pub(super) struct Rows<'a> {
     pub(super) beside: [isize; 2],
     /// What is read after the panels, of which these rows bring a part near.
     pub(super) coming: Coming,
+    /// What each row brings with it, of threes alone.
+    pub(super) sums: &'a [f32],
 }
 
 /// Values that are read after others, by lines.
@@ -195,13 +201,13 @@ impl Product<'_> {
     /// Computes C, with operands as B was packed; `scratch` holds A's rows where they are not multiplied as they stand.
     pub(crate) fn run(&self, cx: &Context, scratch: &mut PreparedScratch, c: &mut [f32]) {
         self.check(cx, c);
-        if self.b.operands() == Operands::Bf16 || self.input.prologue.is_some() {
+        if !self.reads_in_place() {
             return self.run_prepared(cx, scratch, c);
         }
         let rows = self.images * self.gather.rows_per_image();
-        let panels = panels(cx.level(), self.b.columns());
+        let panels = panels(cx.level(), self.b.operands(), self.b.columns());
         let Some(widest) = panels.clone().next() else { return };
-        let kernels = cx.level().micro_kernels();
+        let kernels = cx.level().kernels(self.b.operands());
         let block = kernels.max_rows(widest.vectors);
         // Enough rows a task to use a panel's block many times, few enough to keep all threads busy.
         let chunk = rows.div_ceil(TASKS).clamp(8 * block, 48 * block);
@@ -235,6 +241,17 @@ impl Product<'_> {
             // no other product of the pass.
             unsafe { self.follow(rows, columns, &out) };
         });
+    }
+
+    /// Whether A's rows are multiplied as they stand. For threes a block has more rows than a cache's sets have places, so that wide ones
+    /// would push each other out.
+    fn reads_in_place(&self) -> bool {
+        let as_they_stand = match self.b.operands() {
+            Operands::F32 => true,
+            Operands::Bf16 => false,
+            Operands::Threes => self.gather.even_step().is_some_and(|step| step <= CLOSE),
+        };
+        as_they_stand && self.input.prologue.is_none()
     }
 
     /// Reports columns of rows of C that are complete, where somebody wants to know.
@@ -335,7 +352,7 @@ impl Product<'_> {
         out: &SharedMut<f32>,
     ) {
         let Some(widest) = panels.clone().next() else { return };
-        let tallest = cx.level().micro_kernels().max_rows(widest.vectors);
+        let tallest = cx.level().kernels(self.b.operands()).max_rows(widest.vectors);
         let blocks = rows.len().div_ceil(tallest);
         let input = self.input.values.as_ptr().wrapping_add(self.offset);
         let mut pointers = [std::ptr::null(); TAP_BLOCK * MAX_ROWS];
@@ -345,6 +362,7 @@ impl Product<'_> {
         let next = [self.gather.usual_step(), self.scatter.usual_step()].map(|step| tallest * step);
         let beside = self.beside(&part, out);
         let taps = part.row / self.gather.depth();
+        let mut sums = [0.0; MAX_ROWS];
         for (index, start) in rows.clone().step_by(tallest).enumerate() {
             let height = tallest.min(rows.end - start);
             match even {
@@ -365,7 +383,12 @@ impl Product<'_> {
             // The first block waits for what it reads itself.
             let coming = if index > 0 { coming.part(index - 1, blocks - 1) } else { Coming::NOTHING };
             let first = index == 0;
-            let rows = Rows { a: &pointers, targets: &targets, height, next, first, beside, coming };
+            if self.b.operands() == Operands::Threes {
+                let rows = pointers[..height].iter().map(|row| row.wrapping_add(part.skip));
+                cx.level().run(OfRows { rows, depth: part.depth, sums: &mut sums });
+            }
+            let (a, targets, sums) = (&pointers, &targets, &sums);
+            let rows = Rows { a, targets, height, next, first, beside, coming, sums };
             // SAFETY: `check` holds: gathered pointers stay in the input or lead to `depth` zeros (`offset` stays within the
             // pixel), targets stay in C. Tasks own disjoint rows and columns of C, because `scatter` is injective.
             unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
@@ -415,6 +438,7 @@ impl Product<'_> {
                 bias: bias.map_or(std::ptr::null(), |bias| bias[self.column + panel.column..].as_ptr()),
                 residual: if residual.is_some() { rows.targets.residual.as_ptr() } else { std::ptr::null() },
                 relu: self.epilogue.relu && part.last,
+                beside_products: self.b.beside_products(&panel, part.row, rows.sums),
             };
             // SAFETY: promised by the caller; the panel has a row for each value or pair of A's rows, bias and residual are long
             // enough, as `check` has found.

@@ -15,6 +15,7 @@ mod pack_halves;
 mod prepared;
 #[cfg(test)]
 mod tests;
+mod threes;
 mod transposed;
 
 pub(crate) use driver::Product;
@@ -60,6 +61,7 @@ pub fn multiply_transposed(
     c: &mut [f32],
 ) {
     let (gather, operands) = (Gather::matrix(length, rows), Operands::F32);
-    TransposedProduct { images: 1, input: a.into(), gather: &gather, groups: 1, b, columns, operands }
+    let (input, gather) = (a.into(), &gather);
+    TransposedProduct { images: 1, input, gather, groups: 1, b, columns, operands, factor: 1.0 }
         .run(cx, scratch, c);
 }

@@ -1,6 +1,9 @@
 //! Matrices rearranged into the panels that the micro-kernels read.
 
+use super::driver::DEPTH_BLOCK;
+use super::micro::BesideProducts;
 use super::pack_halves::{PackColumns, PackRows};
+use super::threes;
 use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
 use crate::parallel::SharedMut;
@@ -19,6 +22,10 @@ pub struct PackedMatrix {
     depth: usize,
     columns: usize,
     values: Aligned,
+    /// What the values were multiplied by: a power of two, of threes alone.
+    factor: f32,
+    /// What the columns bring with them, of threes alone, for each block of rows.
+    sums: Aligned,
 }
 
 /// One panel of a [`PackedMatrix`].
@@ -34,9 +41,13 @@ pub(crate) struct Panel {
     first_vector: usize,
 }
 
-/// The panels of `columns` columns at `level`: as wide as the micro-kernels take, the rest in the last one.
-pub(crate) fn panels(level: Level, columns: usize) -> impl ExactSizeIterator<Item = Panel> + Clone {
-    narrow_panels(level, columns, level.micro_kernels().max_vectors())
+/// The panels of `columns` columns at `level`: as wide as the micro-kernels for such operands take, the rest in the last one.
+pub(crate) fn panels(
+    level: Level,
+    operands: Operands,
+    columns: usize,
+) -> impl ExactSizeIterator<Item = Panel> + Clone {
+    narrow_panels(level, columns, level.kernels(operands).max_vectors())
 }
 
 /// The same, of at most `widest` vectors.
@@ -55,13 +66,28 @@ pub(crate) fn narrow_panels(
     })
 }
 
+/// Multiplies values that were packed just now.
+fn scale(packed: &mut [f32], factor: f32) {
+    if factor != 1.0 {
+        packed.iter_mut().for_each(|value| *value *= factor);
+    }
+}
+
 /// Rows of a panel that a thread packs at a time.
 const ROWS: usize = 256;
 
 impl PackedMatrix {
     /// A matrix without values.
     pub(crate) fn empty(level: Level) -> Self {
-        PackedMatrix { level, operands: Operands::F32, depth: 0, columns: 0, values: Aligned::default() }
+        PackedMatrix {
+            level,
+            operands: Operands::F32,
+            depth: 0,
+            columns: 0,
+            values: Aligned::default(),
+            factor: 1.0,
+            sums: Aligned::default(),
+        }
     }
 
     /// A matrix of zeros.
@@ -76,7 +102,7 @@ impl PackedMatrix {
         let mut packed = PackedMatrix::zeros(level, depth, columns);
         let lanes = level.micro_kernels().lanes;
         let mut rest = packed.values.values_mut();
-        for panel in panels(level, columns) {
+        for panel in panels(level, Operands::F32, columns) {
             let width = panel.vectors * lanes;
             let (values, tail) = rest.split_at_mut(depth * width);
             for (k, row) in values.chunks_exact_mut(width).enumerate() {
@@ -92,8 +118,38 @@ impl PackedMatrix {
     /// Becomes a matrix of another size, to be filled, in the same memory where that is large enough.
     pub(crate) fn reset(&mut self, level: Level, operands: Operands, depth: usize, columns: usize) {
         (self.level, self.operands, self.depth, self.columns) = (level, operands, depth, columns);
-        let length = self.stored_rows() * columns.next_multiple_of(level.micro_kernels().lanes);
-        self.values.reset(length);
+        self.factor = 1.0;
+        let columns = columns.next_multiple_of(level.micro_kernels().lanes);
+        self.values.reset(self.stored_rows() * columns);
+        if operands == Operands::Threes {
+            self.sums.reset(depth.div_ceil(DEPTH_BLOCK).max(1) * columns);
+        }
+    }
+
+    /// Has all values multiplied by such a power of two when they are filled in; products take it back.
+    pub(crate) fn scale(&mut self, factor: f32) {
+        assert!(self.operands == Operands::Threes || factor == 1.0, "operands that are not scaled");
+        self.factor = factor;
+    }
+
+    /// Sums what the columns bring with them, where threes will take it off.
+    fn sum(&mut self, cx: &Context) {
+        if self.operands == Operands::Threes {
+            let mut sums = std::mem::take(&mut self.sums);
+            let panels = panels(self.level, self.operands, self.columns);
+            threes::of_columns(cx, self, panels, sums.values_mut());
+            self.sums = sums;
+        }
+    }
+
+    /// What threes take off in a panel and in rows that bring `rows` with them, for the block from B's row `row` on.
+    pub(super) fn beside_products(&self, panel: &Panel, row: usize, rows: &[f32]) -> Option<BesideProducts> {
+        let columns = self.columns.next_multiple_of(self.level.micro_kernels().lanes);
+        (self.operands == Operands::Threes).then(|| BesideProducts {
+            rows: rows.as_ptr(),
+            columns: self.sums.values()[row / DEPTH_BLOCK * columns + panel.column..].as_ptr(),
+            factor: 1.0 / self.factor,
+        })
     }
 
     /// Makes room for a matrix that [settles](Self::settle) in large pages.
@@ -110,7 +166,7 @@ impl PackedMatrix {
     /// Rows as they are stored, one or two to a row of the matrix.
     fn stored_rows(&self) -> usize {
         match self.operands {
-            Operands::F32 => self.depth,
+            Operands::F32 | Operands::Threes => self.depth,
             Operands::Bf16 => self.depth.div_ceil(2),
         }
     }
@@ -124,7 +180,7 @@ impl PackedMatrix {
         fill: impl Fn(Panel, Range<usize>, &mut [f32], usize) + Sync,
     ) {
         let (stored, lanes) = (self.stored_rows(), self.level.micro_kernels().lanes);
-        let (panels, pieces) = (panels(self.level, self.columns), stored.div_ceil(each));
+        let (panels, pieces) = (panels(self.level, self.operands, self.columns), stored.div_ceil(each));
         let values = SharedMut(self.values.as_mut_ptr());
         cx.pool().run(panels.len() * pieces, |task| {
             let Some(panel) = panels.clone().nth(task / pieces) else { return };
@@ -143,7 +199,7 @@ impl PackedMatrix {
     /// # Panics
     /// When a row is shorter than the matrix is wide.
     pub fn refill_rows<'a>(&mut self, cx: &Context, row: impl Fn(usize) -> &'a [f32] + Sync) {
-        let (level, operands, depth) = (self.level, self.operands, self.depth);
+        let (level, operands, depth, factor) = (self.level, self.operands, self.depth, self.factor);
         self.fill(cx, ROWS, |panel, rows, packed, width| {
             if operands == Operands::Bf16 {
                 let (row, first) = (&row, rows.start);
@@ -154,7 +210,9 @@ impl PackedMatrix {
                 columns.copy_from_slice(&row(k)[panel.column..][..panel.columns]);
                 padding.fill(0.0);
             }
+            scale(packed, factor);
         });
+        self.sum(cx);
     }
 
     /// Replaces the rows from `block · length` on in column `j` by the `length` values of `column(block, j)`, on all threads.
@@ -177,7 +235,8 @@ impl PackedMatrix {
                 level.run_halves(PackColumns { column: &column, length, rows, panel, packed, width });
             });
         }
-        let (panels, pieces) = (panels(self.level, self.columns), length.div_ceil(ROWS));
+        let (panels, pieces) = (panels(self.level, self.operands, self.columns), length.div_ceil(ROWS));
+        let factor = self.factor;
         let blocks = depth.checked_div(length).unwrap_or(0);
         let values = SharedMut(self.values.as_mut_ptr());
         cx.pool().run(panels.len() * blocks * pieces, |task| {
@@ -206,7 +265,9 @@ impl PackedMatrix {
                     }
                 }
             }
+            scale(packed, factor);
         });
+        self.sum(cx);
     }
 
     /// How the values are stored.
@@ -258,8 +319,11 @@ mod tests {
                 let columns_of: Vec<f32> = (0..6 * columns).map(|at| value(at % 6, at / 6)).collect();
                 by_columns
                     .refill_columns(&Context::new(level, 2), 3, |block, j| &columns_of[6 * j + 3 * block..]);
-                assert_eq!(panels(level, columns).map(|panel| panel.columns).sum::<usize>(), columns);
-                for panel in panels(level, columns) {
+                assert_eq!(
+                    panels(level, Operands::F32, columns).map(|panel| panel.columns).sum::<usize>(),
+                    columns
+                );
+                for panel in panels(level, Operands::F32, columns) {
                     for k in 0..5 {
                         for j in 0..panel.vectors * lanes {
                             let expected = if j < panel.columns { value(k, panel.column + j) } else { 0.0 };

@@ -5,7 +5,7 @@ use super::driver::{Coming, DEPTH_BLOCK, Part, Product, Rows, TASKS, Targets};
 use super::heights::Heights;
 use super::micro::MAX_ROWS;
 use super::pack::{Panel, panels};
-use super::row_step;
+use super::{row_step, threes};
 use crate::Context;
 use crate::bf16::Operands;
 use crate::buffer::Aligned;
@@ -35,7 +35,7 @@ impl Operands {
     /// How many operands stand in the bits of an `f32`.
     pub(super) fn together(self) -> usize {
         match self {
-            Operands::F32 => 1,
+            Operands::F32 | Operands::Threes => 1,
             Operands::Bf16 => 2,
         }
     }
@@ -47,7 +47,7 @@ impl Product<'_> {
         let operands = self.b.operands();
         let rows = self.images * self.gather.rows_per_image();
         let whole = self.gather.taps() * self.gather.depth();
-        let panels = panels(cx.level(), self.b.columns());
+        let panels = panels(cx.level(), operands, self.b.columns());
         let Some(widest) = panels.clone().next() else { return };
         let block = cx.level().kernels(operands).max_rows(widest.vectors);
         // Of A's rows, before the next values.
@@ -80,15 +80,17 @@ impl Product<'_> {
             }
             let targets = &targets[..rows.len()];
             let columns = panels.clone().map(|panel| panel.columns).sum();
+            let mut sums = [0.0; MAX_CHUNK];
             with_free(own, |prepared| {
                 assert!(prepared.len() >= rows.len() * step, "room for prepared rows");
                 let mut depth = 0..whole.min(length);
                 loop {
                     let (rows, depth_here) = (rows.clone(), depth.clone());
                     let to = prepared.as_mut_ptr();
-                    let prepare = Prepare { product: self, rows, depth: depth_here, to, step };
+                    let prepare =
+                        Prepare { product: self, rows, depth: depth_here, to, step, sums: &mut sums };
                     match operands {
-                        Operands::F32 => cx.level().run(prepare),
+                        Operands::F32 | Operands::Threes => cx.level().run(prepare),
                         Operands::Bf16 => cx.level().run_halves(prepare),
                     }
                     let part = Part {
@@ -104,7 +106,8 @@ impl Product<'_> {
                         let group = near.block(index);
                         let panels = panels.clone().skip(group.start).take(group.len());
                         let coming = coming.part(index, near.count());
-                        self.prepared_rows(cx, panels, part, (to, step), (targets, coming), &out);
+                        let prepared = (to.cast_const(), step, &sums[..]);
+                        self.prepared_rows(cx, panels, part, prepared, (targets, coming), &out);
                     }
                     if part.last {
                         break;
@@ -132,7 +135,7 @@ impl Product<'_> {
         cx: &Context,
         panels: impl Iterator<Item = Panel> + Clone,
         part: Part,
-        (prepared, step): (*const f32, usize),
+        (prepared, step, sums): (*const f32, usize, &[f32]),
         (places, coming): (&[usize], Coming),
         out: &SharedMut<f32>,
     ) {
@@ -149,8 +152,9 @@ impl Product<'_> {
                 targets.set(self, out, row, place);
             }
             let height = places.len();
-            let (first, coming) = (false, coming.part(index, blocks));
-            let rows = Rows { a: &pointers, targets: &targets, height, next, first, beside, coming };
+            let (first, coming) = (index == 0, coming.part(index, blocks));
+            let (a, targets, sums) = (&pointers, &targets, &sums[index * tallest..]);
+            let rows = Rows { a, targets, height, next, first, beside, coming, sums };
             // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
             // because `scatter` is injective.
             unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
@@ -166,6 +170,8 @@ struct Prepare<'a> {
     to: *mut f32,
     /// Values between two prepared rows.
     step: usize,
+    /// What each row brings with it, of threes.
+    sums: &'a mut [f32; MAX_CHUNK],
 }
 
 /// A row on its way to pairs.
@@ -213,8 +219,10 @@ impl Prepare<'_> {
         // SAFETY: promised by the caller; a piece has room for PIECE values.
         unsafe {
             match (self.product.b.operands(), prologue) {
-                (Operands::F32, Some(prologue)) => prologue.run(simd, from, channel, to, count),
-                (Operands::F32, None) => std::ptr::copy_nonoverlapping(from, to, count),
+                (Operands::F32 | Operands::Threes, Some(prologue)) => {
+                    prologue.run(simd, from, channel, to, count)
+                }
+                (Operands::F32 | Operands::Threes, None) => std::ptr::copy_nonoverlapping(from, to, count),
                 (Operands::Bf16, None) => pairs.put(simd, from, at, count),
                 (Operands::Bf16, Some(prologue)) => {
                     let mut piece = [0.0; PIECE];
@@ -254,6 +262,10 @@ impl Task for Prepare<'_> {
                 unsafe { self.put(simd, prologue, source, &mut pairs, place) };
             });
             gather.advance(&mut position);
+            if self.product.b.operands() == Operands::Threes {
+                // SAFETY: these values were written just now.
+                self.sums[row] = unsafe { threes::of_row(simd, pairs.to, wanted.len()) };
+            }
         }
     }
 }

@@ -3,7 +3,7 @@
 
 mod copy;
 
-use self::copy::{Copy, CopyPairs, Row};
+use self::copy::{Copy, CopyForThrees, CopyPairs, Row};
 use super::driver::TASKS;
 use super::gather::Gather;
 use super::heights::Heights;
@@ -31,8 +31,10 @@ pub(crate) struct TransposedProduct<'a> {
     pub(crate) b: &'a [f32],
     /// Columns of B and C, over all groups.
     pub(crate) columns: usize,
-    /// How A and B are stored while they meet.
+    /// How A and B meet.
     pub(crate) operands: Operands,
+    /// By what B is multiplied before it does; of threes alone, 1 for others.
+    pub(crate) factor: f32,
 }
 
 /// Memory that transposed products use while they run, reused from one to the next.
@@ -259,7 +261,13 @@ impl TransposedProduct<'_> {
         rows.div_ceil(self.operands.together())
     }
 
-    /// Copies rows of `width` values, or two of them to one of pairs.
+    /// Rows that are copied besides.
+    fn besides(&self) -> usize {
+        usize::from(self.operands == Operands::Threes)
+    }
+
+    /// Copies rows of `width` values, or two of them to one of pairs; for threes they are multiplied by `factor`, and what is taken off
+    /// follows them.
     ///
     /// # Safety
     /// Each of the rows of `source` must be valid for reads of its width, and the channels exist that a prologue is told of.
@@ -267,15 +275,16 @@ impl TransposedProduct<'_> {
         &self,
         cx: &Context,
         to: &mut Aligned,
-        (rows, width): (usize, usize),
+        (rows, width, factor): (usize, usize, f32),
         source: impl Fn(usize) -> Row<'s>,
     ) -> Near {
         let step = row_step(width);
-        assert!(to.len() >= self.stored(rows) * step, "room for copied rows");
+        assert!(to.len() >= (self.stored(rows) + self.besides()) * step, "room for copied rows");
         let copy = Copy { rows, width, source, to: to.as_mut_ptr(), step };
         match self.operands {
             Operands::F32 => cx.level().run(copy),
             Operands::Bf16 => cx.level().run_halves(CopyPairs(copy)),
+            Operands::Threes => cx.level().run(CopyForThrees { copy, factor }),
         }
         Near { first: to.as_ptr(), step }
     }
@@ -326,7 +335,7 @@ impl TransposedProduct<'_> {
 
     /// Values of the largest copied rows of A and of B.
     fn copied(&self, cut: &Cut) -> [usize; 2] {
-        let length = self.stored(self.rows().div_ceil(cut.parts).min(cut.length));
+        let length = self.stored(self.rows().div_ceil(cut.parts).min(cut.length)) + self.besides();
         let (depth, columns) = (self.gather.depth(), self.columns / self.groups);
         let [a, b] = self.steps();
         [(a, depth, cut.depth), (b, columns, cut.columns)].map(|(step, group, width)| match step {
@@ -424,7 +433,7 @@ impl TransposedProduct<'_> {
             Row { from, through: prologue.map(|prologue| (prologue, channel)) }
         };
         // SAFETY: `run` has checked that A is long enough, and there are zeros for as many channels as a pixel has.
-        unsafe { self.copy(cx, own, (rows.len(), width), source) }
+        unsafe { self.copy(cx, own, (rows.len(), width, 1.0), source) }
     }
 
     /// Rows of B, of which `width` values are read from `dy` on: copied to `own` unless they are read where they stand.
@@ -442,7 +451,7 @@ impl TransposedProduct<'_> {
         }
         let source = |row| Row { from: first.wrapping_add(row * self.columns), through: None };
         // SAFETY: `run` has checked that B is long enough.
-        unsafe { self.copy(cx, own, (rows.len(), width), source) }
+        unsafe { self.copy(cx, own, (rows.len(), width, self.factor), source) }
     }
 
     /// The products of a block for one tap and one group, added to the piece's part of C or taking its place.
@@ -470,6 +479,7 @@ impl TransposedProduct<'_> {
                     columns: panel.columns,
                     accumulate: block.accumulate,
                     soon: &lines[..soon],
+                    factor: 1.0 / self.factor,
                 };
                 // SAFETY: A and B hold `length` rows of the piece's channels and columns, copied or where `run` has found them; C
                 // has been checked to be long enough, and tasks own disjoint groups, taps, channels, columns or parts of it.

@@ -110,6 +110,9 @@ pub(crate) trait Simd: Copy + Send + Sync {
     /// `a · b + c`, rounded once where the level has fused multiply-add.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
 
+    /// `c − a · b`, rounded as [`mul_add`](Self::mul_add).
+    fn mul_sub_from(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+
     /// The larger of each lane; `b` where either is NaN, so that `max(0, x)` keeps a NaN visible.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
 
@@ -196,6 +199,29 @@ pub(crate) trait Simd: Copy + Send + Sync {
     unsafe fn narrow_pairs(self, rows: [*const f32; 2], to: *mut f32, count: usize) {
         // SAFETY: promised by the caller.
         unsafe { narrow_pairs_each(rows, to, count) }
+    }
+
+    /// `sum` and three products by two multiplications: of three values from `a` on, `step` bytes apart, which go to all lanes, and of
+    /// the vectors `b`. The first two bring `a₀a₁ + b₀b₁` with them; where `MINUS`, that is subtracted. See `gemm::micro::threes`.
+    ///
+    /// # Safety
+    /// The values must be valid for reads.
+    #[inline(always)]
+    unsafe fn three<const MINUS: bool>(
+        self,
+        a: *const f32,
+        step: usize,
+        b: [Self::V; 3],
+        sum: Self::V,
+    ) -> Self::V {
+        // SAFETY: promised by the caller.
+        let a = std::array::from_fn(|at| self.splat(unsafe { *a.byte_add(at * step) }));
+        let [first, second, third]: [Self::V; 3] = a;
+        let sum = self.mul_add(third, b[2], sum);
+        match MINUS {
+            true => self.mul_sub_from(self.sub(b[1], first), self.sub(b[0], second), sum),
+            false => self.mul_add(self.add(b[1], first), self.add(b[0], second), sum),
+        }
     }
 
     /// Runs `task` inside a function that has this instruction set's target features.

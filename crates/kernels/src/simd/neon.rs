@@ -54,6 +54,11 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn mul_sub_from(self, a: float32x4_t, b: float32x4_t, c: float32x4_t) -> float32x4_t {
+        trusted!(vfmsq_f32(c, a, b))
+    }
+
+    #[inline(always)]
     fn max(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         trusted!(vbslq_f32(vcgtq_f32(a, b), a, b))
     }

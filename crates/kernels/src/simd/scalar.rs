@@ -49,6 +49,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn mul_sub_from(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.sub(c, self.mul(a, b))
+    }
+
+    #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
         zip(a, b, |a, b| if a > b { a } else { b })
     }

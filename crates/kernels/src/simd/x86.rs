@@ -1,6 +1,7 @@
 //! AVX2 with FMA, and AVX-512F with and without the products of bf16 pairs.
 
 use super::{Simd, Task, narrow_each, narrow_pairs_each};
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::transmute;
 
@@ -58,6 +59,11 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
         trusted!(_mm256_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn mul_sub_from(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        trusted!(_mm256_fnmadd_ps(a, b, c))
     }
 
     #[inline(always)]
@@ -181,6 +187,42 @@ fn avx512_mask(count: usize) -> __mmask16 {
     ((1u32 << count) - 1) as __mmask16
 }
 
+/// Defines [`Simd::three`] with such additions and such a multiplication of their sums. The three values go to all lanes on their way:
+/// the compiler would take an instruction more for one that several vectors meet, and would make so many additions first that registers
+/// do not hold them.
+macro_rules! three {
+    ($name:ident, $add:literal, $multiply:literal) => {
+        /// # Safety
+        /// The three values must be valid for reads.
+        #[inline]
+        #[target_feature(enable = "avx512f")]
+        unsafe fn $name(a: *const f32, step: usize, b: [__m512; 3], mut sum: __m512) -> __m512 {
+            // SAFETY: it reads the values alone, promised by the caller.
+            unsafe {
+                asm!(
+                    concat!($add, " {with_first}, {second}, dword ptr [{a}]{{1to16}}"),
+                    concat!($add, " {with_second}, {first}, dword ptr [{a} + {step}]{{1to16}}"),
+                    "vfmadd231ps {sum}, {third}, dword ptr [{a} + 2 * {step}]{{1to16}}",
+                    concat!($multiply, " {sum}, {with_first}, {with_second}"),
+                    a = in(reg) a,
+                    step = in(reg) step,
+                    first = in(zmm_reg) b[0],
+                    second = in(zmm_reg) b[1],
+                    third = in(zmm_reg) b[2],
+                    with_first = out(zmm_reg) _,
+                    with_second = out(zmm_reg) _,
+                    sum = inout(zmm_reg) sum,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            sum
+        }
+    };
+}
+
+three!(three_plus, "vaddps", "vfmadd231ps");
+three!(three_minus, "vsubps", "vfnmadd231ps");
+
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     type V = __m512;
@@ -213,6 +255,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         trusted!(_mm512_fmadd_ps(a, b, c))
+    }
+
+    #[inline(always)]
+    fn mul_sub_from(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        trusted!(_mm512_fnmadd_ps(a, b, c))
     }
 
     #[inline(always)]
@@ -334,6 +381,17 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let pairs = trusted!(_mm512_permutexvar_epi16(deal, rows));
             trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(at).cast(), mask, pairs));
         }
+    }
+
+    #[inline(always)]
+    unsafe fn three<const MINUS: bool>(
+        self,
+        a: *const f32,
+        step: usize,
+        b: [__m512; 3],
+        sum: __m512,
+    ) -> __m512 {
+        trusted!(if MINUS { three_minus(a, step, b, sum) } else { three_plus(a, step, b, sum) })
     }
 
     #[inline(always)]

@@ -65,14 +65,15 @@ impl Conv {
         let kernel = conv::Conv::new(level, geometry, input)?;
         let shape = vec![geometry.out_channels, geometry.group_in(), geometry.kernel[0], geometry.kernel[1]];
         let weight = Parameter::weight(format!("{name}.weight"), shape, weight);
-        let fast = FastPasses::new(level, &kernel, Operands::F32)?;
-        Ok(Conv { kernel, weight, operands: Operands::F32, fast })
+        let operands = operands_for_training(level, &geometry, Operands::F32);
+        let fast = FastPasses::new(level, &kernel, operands)?;
+        Ok(Conv { kernel, weight, operands, fast })
     }
 
     /// From now on, direct sums of training multiply such operands where that is faster. The passes are divided anew between
     /// them and fast algorithms, which always work in `f32`.
     pub fn set_operands(&mut self, level: Level, operands: Operands) {
-        self.operands = operands_for_training(self.kernel.geometry(), operands);
+        self.operands = operands_for_training(level, self.kernel.geometry(), operands);
         let fast = FastPasses::new(level, &self.kernel, self.operands);
         self.fast = fast.expect("a geometry that was valid before");
     }

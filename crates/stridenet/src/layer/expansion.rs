@@ -18,6 +18,7 @@
 
 use super::{Activation, BatchNorm, Conv, Gradient, NormSaved, Onward, Workspace};
 use crate::Tensor;
+use crate::algorithm::operands_for_training;
 use crate::kernels::conv::{self, ConvGeometry, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::norm::{Coefficients, Summed};
@@ -34,6 +35,8 @@ const SIDE: usize = 16;
 pub(super) struct Expansion {
     /// From as many channels to as many, for products of the input with itself and with a matrix of its width.
     square: conv::Conv,
+    /// Operands of the input's product with such a matrix.
+    operands: Operands,
     /// The same convolution of an image of K pixels, for products of such matrices with the weights.
     matrix: conv::Conv,
 }
@@ -72,8 +75,10 @@ impl Expansion {
         input: [usize; 2],
     ) -> Result<Self, GeometryError> {
         let channels = geometry.in_channels;
-        let square = conv::Conv::new(level, ConvGeometry::square(channels, channels, 1, 1), input)?;
-        Ok(Expansion { square, matrix: conv::Conv::new(level, *geometry, [1, channels])? })
+        let square = ConvGeometry::square(channels, channels, 1, 1);
+        let operands = operands_for_training(level, &square, Operands::F32);
+        let square = conv::Conv::new(level, square, input)?;
+        Ok(Expansion { square, operands, matrix: conv::Conv::new(level, *geometry, [1, channels])? })
     }
 
     /// Training: `relu?(norm(conv(x)) + residual)` with the batch's statistics, which also move the running ones.
@@ -172,7 +177,7 @@ impl Expansion {
             let residual = also.as_ref().map(|_| Residual::InPlace);
             let epilogue = Epilogue { bias: Some(bias.data()), residual, ..Epilogue::default() };
             let mut dx = also.unwrap_or_else(|| workspace.tensor(a.shape()));
-            let (weight, direct) = ((Operands::F32, square.data()), &mut workspace.direct);
+            let (weight, direct) = ((self.operands, square.data()), &mut workspace.direct);
             self.square.pack_and_forward(cx, a.data(), weight, epilogue, direct, dx.data_mut());
             let epilogue = Epilogue { residual: Some(Residual::InPlace), follow, ..Epilogue::default() };
             conv.grad_input(cx, workspace, scaled.data(), dy, epilogue, &mut dx);

@@ -108,8 +108,9 @@ impl Network {
         self.level
     }
 
-    /// From now on, training's convolutions multiply such operands where that is faster than `f32`; their sums, and everything
-    /// else, stay `f32`. Inference always is.
+    /// From now on, training's convolutions multiply such operands where that is faster than fast algorithms, which are always `f32`, as
+    /// sums and everything else are. `f32` becomes [threes](Operands::Threes) where the CPU makes them faster, and inference always is
+    /// `f32`.
     pub fn set_operands(&mut self, operands: Operands) {
         let level = self.level;
         let blocks = self.blocks.iter_mut().flat_map(Block::all_units_mut);

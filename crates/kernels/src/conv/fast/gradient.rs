@@ -10,6 +10,7 @@ use super::tiles::{Block, MAX_TILES};
 use super::transform::{self, Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Steps};
 use super::{FastConv, Tiling};
 use crate::Context;
+use crate::bf16::Operands;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::heights::Heights;
 use crate::gemm::micro::Transposed;
@@ -267,7 +268,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
         let (depth, width) = (conv.view.depth, conv.rows()[1]);
         let d = d.cast_const().wrapping_add(point * d_steps.point + slots.start * d_steps.slot);
         let sums = sums.wrapping_add(point * depth * width);
-        for panel in panels(conv.level, width) {
+        for panel in panels(conv.level, Operands::F32, width) {
             let heights = Heights::new(depth, kernels.max_rows(panel.vectors));
             for index in 0..heights.count() {
                 let rows = heights.block(index);
@@ -282,6 +283,7 @@ impl<'a, T: transform::Transposed> Pass<'a, T> {
                     columns: panel.columns,
                     accumulate,
                     soon: &[],
+                    factor: 1.0,
                 };
                 // SAFETY: V and D hold `depth` and `width` values for each of the point's slots, and the sums `depth` rows
                 // of `width` for each point; nobody else works on this point of these sums.

@@ -1,6 +1,7 @@
 //! A block whose A is read through pointers.
 
-use super::{STEPS, load, multiply_add, store};
+use super::threes::STEP;
+use super::{STEPS, kind, load, multiply_add, store};
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
 use std::ops::Range;
@@ -45,13 +46,40 @@ pub(crate) struct Gathered {
     pub(crate) residual: *const *const f32,
     /// Whether negative results become 0.
     pub(crate) relu: bool,
+    /// What is taken off, and how far the sums are scaled; of threes alone.
+    pub(crate) beside_products: Option<BesideProducts>,
 }
 
-struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Gathered);
+/// What the sums of threes have besides the products.
+#[derive(Clone, Copy)]
+pub(crate) struct BesideProducts {
+    /// Of each row, `[rows]`.
+    pub(crate) rows: *const f32,
+    /// Of each column of the panel, `[vectors · lanes]`.
+    pub(crate) columns: *const f32,
+    /// Factor of the products that are left.
+    pub(crate) factor: f32,
+}
 
-impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
-    for GatheredTask<'_, ROWS, VECTORS, HALVES>
-{
+struct GatheredTask<'a, const ROWS: usize, const VECTORS: usize, const KIND: u8>(&'a Gathered);
+
+/// Lines of C that are asked for while products are made.
+struct Asking {
+    lines: usize,
+    /// With a line of A's rows.
+    each: usize,
+    asked: usize,
+}
+
+impl Asking {
+    #[inline(always)]
+    fn new<S: Simd>(block: &Gathered, rows: usize, vectors: usize) -> Self {
+        let lines = rows * (vectors * S::LANES).div_ceil(LINE);
+        Asking { lines, each: lines.div_ceil(block.depth.div_ceil(LINE).max(1)), asked: 0 }
+    }
+}
+
+impl<const ROWS: usize, const VECTORS: usize, const KIND: u8> Task for GatheredTask<'_, ROWS, VECTORS, KIND> {
     type Output = ();
 
     #[inline(always)]
@@ -59,63 +87,17 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
         let block = self.0;
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
         let mut b = block.b;
-        // Lines of C that are asked for, of which `each` go with a line of A.
-        let lines = ROWS * (VECTORS * S::LANES).div_ceil(LINE);
-        let each = lines.div_ceil(block.depth.div_ceil(LINE).max(1));
-        let mut asked = 0;
+        let mut asking = Asking::new::<S>(block, ROWS, VECTORS);
         for tap in 0..block.taps {
             // SAFETY: `a` holds `taps · ROWS` pointers, each valid for reads at `skip .. skip + depth`; the panel holds
             // `taps · depth` rows of `VECTORS · LANES` values (all promised by the caller of `MicroKernels::gathered`).
             unsafe {
                 let rows: [*const f32; ROWS] =
                     std::array::from_fn(|row| (*block.a.add(tap * ROWS + row)).add(block.skip));
-                let last = tap + 1 == block.taps;
-                let mut k = 0;
-                while k < block.depth {
-                    let mut end = block.depth;
-                    if last && asked < lines {
-                        self.ask(simd, asked..lines.min(asked + each));
-                        asked += each;
-                        end = end.min(k + LINE);
-                    }
-                    if block.ahead > 0 {
-                        for row in rows {
-                            simd.prefetch(row.wrapping_add(k + block.ahead));
-                        }
-                        end = end.min(k + LINE);
-                    }
-                    if block.each > 0 {
-                        let first = (tap * block.depth + k) / LINE * block.each;
-                        for line in first..first + block.each {
-                            simd.prefetch_second(block.coming.wrapping_add(line * LINE));
-                        }
-                        end = end.min(k + LINE);
-                    }
-                    // Two loops, so that the one that nearly all blocks take has nothing but products.
-                    if block.far {
-                        for k in k..end {
-                            for line in (0..VECTORS * S::LANES).step_by(LINE) {
-                                simd.prefetch(b.wrapping_add(SOON + line));
-                            }
-                            Self::step(simd, &rows, k, b, &mut sums);
-                            b = b.add(VECTORS * S::LANES);
-                        }
-                        k = end;
-                        continue;
-                    }
-                    while k + STEPS <= end {
-                        for step in 0..STEPS {
-                            let b = b.add(step * VECTORS * S::LANES);
-                            Self::step(simd, &rows, k + step, b, &mut sums);
-                        }
-                        b = b.add(STEPS * VECTORS * S::LANES);
-                        k += STEPS;
-                    }
-                    while k < end {
-                        Self::step(simd, &rows, k, b, &mut sums);
-                        b = b.add(VECTORS * S::LANES);
-                        k += 1;
-                    }
+                if KIND == kind::THREES {
+                    self.tap_of_threes(simd, (tap, &rows), &mut b, &mut asking, &mut sums);
+                } else {
+                    self.tap(simd, (tap, &rows), &mut b, &mut asking, &mut sums);
                 }
             }
         }
@@ -130,7 +112,115 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
     }
 }
 
-impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'_, ROWS, VECTORS, HALVES> {
+impl<const ROWS: usize, const VECTORS: usize, const KIND: u8> GatheredTask<'_, ROWS, VECTORS, KIND> {
+    /// Adds the products of a tap.
+    ///
+    /// # Safety
+    /// Each of the rows must be valid for reads of `depth` values, `b` for as many rows of `VECTORS · LANES` values; the rest as
+    /// [`ask`](Self::ask).
+    #[inline(always)]
+    unsafe fn tap<S: Simd>(
+        &self,
+        simd: S,
+        (tap, rows): (usize, &[*const f32; ROWS]),
+        b: &mut *const f32,
+        asking: &mut Asking,
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        let block = self.0;
+        let mut k = 0;
+        while k < block.depth {
+            // SAFETY: promised by the caller.
+            unsafe {
+                let asked = self.ask(simd, (tap, rows), k, asking);
+                let end = if asked { block.depth.min(k + LINE) } else { block.depth };
+                // Two loops, so that the one that nearly all blocks take has nothing but products.
+                if block.far {
+                    for k in k..end {
+                        self.ask_panel(simd, *b, 1);
+                        Self::step(simd, rows, k, *b, sums);
+                        *b = b.add(VECTORS * S::LANES);
+                    }
+                    k = end;
+                    continue;
+                }
+                while k + STEPS <= end {
+                    for step in 0..STEPS {
+                        let b = b.add(step * VECTORS * S::LANES);
+                        Self::step(simd, rows, k + step, b, sums);
+                    }
+                    *b = b.add(STEPS * VECTORS * S::LANES);
+                    k += STEPS;
+                }
+                while k < end {
+                    Self::step(simd, rows, k, *b, sums);
+                    *b = b.add(VECTORS * S::LANES);
+                    k += 1;
+                }
+            }
+        }
+    }
+
+    /// The same in threes, and what they leave.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn tap_of_threes<S: Simd>(
+        &self,
+        simd: S,
+        (tap, rows): (usize, &[*const f32; ROWS]),
+        b: &mut *const f32,
+        asking: &mut Asking,
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        let (block, width) = (self.0, VECTORS * S::LANES);
+        let whole = block.depth / STEP * STEP;
+        // SAFETY: promised by the caller.
+        unsafe {
+            for k in (0..whole).step_by(STEP) {
+                if k % LINE < STEP {
+                    self.ask(simd, (tap, rows), k, asking);
+                }
+                if block.far {
+                    self.ask_panel(simd, *b, STEP);
+                }
+                Self::three::<S, false>(simd, rows, k, *b, sums);
+                Self::three::<S, true>(simd, rows, k + STEP / 2, b.add(STEP / 2 * width), sums);
+                *b = b.add(STEP * width);
+            }
+            for k in whole..block.depth {
+                Self::step(simd, rows, k, *b, sums);
+                *b = b.add(width);
+            }
+        }
+    }
+
+    /// Adds the products of three columns of A, from `k` on, and three rows of B.
+    ///
+    /// # Safety
+    /// Each of `rows` must be valid for reads at `k .. k + 3`, `b` for `3 · VECTORS · LANES` values.
+    #[inline(always)]
+    unsafe fn three<S: Simd, const MINUS: bool>(
+        simd: S,
+        rows: &[*const f32; ROWS],
+        k: usize,
+        b: *const f32,
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let b: [[S::V; 3]; VECTORS] = std::array::from_fn(|v| {
+                std::array::from_fn(|row| simd.load(b.add((row * VECTORS + v) * S::LANES)))
+            });
+            for (&row, sums) in rows.iter().zip(sums) {
+                for (sum, &b) in sums.iter_mut().zip(&b) {
+                    *sum = simd.three::<MINUS>(row.add(k), size_of::<f32>(), b, *sum);
+                }
+            }
+        }
+    }
+
     /// Adds the products of column `k` of A and one row of B.
     ///
     /// # Safety
@@ -149,9 +239,53 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
             for (row, sums) in rows.iter().zip(sums) {
                 let value = simd.splat(*row.add(k));
                 for (sum, &column) in sums.iter_mut().zip(&columns) {
-                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
+                    *sum = multiply_add::<S, KIND>(simd, value, column, *sum);
                 }
             }
+        }
+    }
+
+    /// Asks for what goes with the line of A's rows that begins at `k`, if anything does.
+    ///
+    /// # Safety
+    /// `c`, and `residual` where it is not null, must hold ROWS pointers.
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(
+        &self,
+        simd: S,
+        (tap, rows): (usize, &[*const f32; ROWS]),
+        k: usize,
+        asking: &mut Asking,
+    ) -> bool {
+        let block = self.0;
+        let mut asked = false;
+        if tap + 1 == block.taps && asking.asked < asking.lines {
+            let until = asking.lines.min(asking.asked + asking.each);
+            // SAFETY: promised by the caller.
+            unsafe { self.ask_targets(simd, asking.asked..until) };
+            (asking.asked, asked) = (until, true);
+        }
+        if block.ahead > 0 {
+            for row in rows {
+                simd.prefetch(row.wrapping_add(k + block.ahead));
+            }
+            asked = true;
+        }
+        if block.each > 0 {
+            let first = (tap * block.depth + k) / LINE * block.each;
+            for line in first..first + block.each {
+                simd.prefetch_second(block.coming.wrapping_add(line * LINE));
+            }
+            asked = true;
+        }
+        asked
+    }
+
+    /// Asks for as many rows of the panel as will be needed soon.
+    #[inline(always)]
+    fn ask_panel<S: Simd>(&self, simd: S, b: *const f32, rows: usize) {
+        for line in (0..rows * VECTORS * S::LANES).step_by(LINE) {
+            simd.prefetch(b.wrapping_add(SOON + line));
         }
     }
 
@@ -161,7 +295,7 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
     /// # Safety
     /// `c`, and `residual` where it is not null, must hold ROWS pointers, and there must be as many lines.
     #[inline(always)]
-    unsafe fn ask<S: Simd>(&self, simd: S, lines: Range<usize>) {
+    unsafe fn ask_targets<S: Simd>(&self, simd: S, lines: Range<usize>) {
         let block = self.0;
         for index in lines {
             let (row, at) = (index % ROWS, block.column + block.ahead_c + index / ROWS * LINE);
@@ -190,6 +324,18 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
         // `columns` values at `bias` unless it is null.
         unsafe {
             let c: [*mut f32; ROWS] = std::array::from_fn(|row| (*block.c.add(row)).add(block.column));
+            if let Some(BesideProducts { rows, columns, factor }) =
+                block.beside_products.filter(|_| KIND == kind::THREES)
+            {
+                let factor = simd.splat(factor);
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let of_row = simd.splat(*rows.add(row));
+                    for (v, sum) in sums.iter_mut().enumerate() {
+                        let without = simd.sub(*sum, simd.load(columns.add(v * S::LANES)));
+                        *sum = simd.mul(simd.sub(without, of_row), factor);
+                    }
+                }
+            }
             if block.accumulate {
                 for (&c, sums) in c.iter().zip(&mut sums) {
                     for (v, sum) in sums.iter_mut().enumerate() {
@@ -229,9 +375,9 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> GatheredTask<'
 
 /// # Safety
 /// The CPU has `S`'s instructions, and the block is as `MicroKernels::gathered` demands.
-pub(super) unsafe fn gathered<S: Simd, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(
+pub(super) unsafe fn gathered<S: Simd, const ROWS: usize, const VECTORS: usize, const KIND: u8>(
     block: &Gathered,
 ) {
     // SAFETY: the caller promises that the CPU has the instructions.
-    unsafe { S::assume() }.run(GatheredTask::<ROWS, VECTORS, HALVES>(block))
+    unsafe { S::assume() }.run(GatheredTask::<ROWS, VECTORS, KIND>(block))
 }

@@ -8,10 +8,11 @@
 
 mod blocked;
 mod gathered;
+pub(crate) mod threes;
 mod transposed;
 
 pub(crate) use blocked::{Blocked, Spaced};
-pub(crate) use gathered::Gathered;
+pub(crate) use gathered::{BesideProducts, Gathered};
 pub(crate) use transposed::Transposed;
 
 use crate::simd::{Scalar, Simd};
@@ -80,10 +81,17 @@ impl MicroKernels {
     }
 }
 
-/// `a · b + c`; where they are `HALVES`, lanes of `a` and `b` hold pairs of bf16, both products of which are added.
+/// Kinds of operands, as constants of types: those of [`Operands`](crate::Operands).
+mod kind {
+    pub(super) const F32: u8 = 0;
+    pub(super) const HALVES: u8 = 1;
+    pub(super) const THREES: u8 = 2;
+}
+
+/// `a · b + c`; where they are halves, lanes of `a` and `b` hold pairs of bf16, both products of which are added.
 #[inline(always)]
-fn multiply_add<S: Simd, const HALVES: bool>(simd: S, a: S::V, b: S::V, c: S::V) -> S::V {
-    if HALVES { simd.dot(a, b, c) } else { simd.mul_add(a, b, c) }
+fn multiply_add<S: Simd, const KIND: u8>(simd: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    if KIND == kind::HALVES { simd.dot(a, b, c) } else { simd.mul_add(a, b, c) }
 }
 
 /// Columns of vector `v` that exist, of `columns`.
@@ -119,21 +127,24 @@ unsafe fn store<S: Simd, const TAIL: bool>(simd: S, row: *mut f32, columns: usiz
 /// The tables of one level: for each number of vectors of a panel, the heights that its registers hold. A that stands in
 /// vectors is always `f32`.
 macro_rules! micro_kernels {
-    ($simd:ty, $halves:literal: $($vectors:literal => [$($rows:literal)*]),*;
+    ($simd:ty, $kind:ident: $($vectors:literal => [$($rows:literal)*]),*;
         blocked $($wide:literal => [$($high:literal)*]),*) => {
         MicroKernels {
             lanes: <$simd as Simd>::LANES,
-            gathered: &[$(&[$(gathered::<$simd, $rows, $vectors, $halves>),*]),*],
-            transposed: &[$(&[$(transposed::<$simd, $rows, $vectors, $halves>),*]),*],
-            blocked: if $halves { &[] } else { &[$(&[$(blocked::<$simd, $high, $wide>),*]),*] },
+            gathered: &[$(&[$(gathered::<$simd, $rows, $vectors, { kind::$kind }>),*]),*],
+            transposed: &[$(&[$(transposed::<$simd, $rows, $vectors, { kind::$kind }>),*]),*],
+            blocked: if kind::$kind == kind::F32 { &[$(&[$(blocked::<$simd, $high, $wide>),*]),*] } else { &[] },
         }
     };
 }
 
 /// The portable level's kernels.
 macro_rules! scalar {
-    ($halves:literal) => {
-        micro_kernels!(Scalar, $halves:
+    (THREES) => {
+        micro_kernels!(Scalar, THREES: 1 => [1 2 3 4], 2 => [1 2]; blocked 1 => [], 2 => [])
+    };
+    ($kind:ident) => {
+        micro_kernels!(Scalar, $kind:
             1 => [1 2 3 4 5 6],
             2 => [1 2 3 4];
             blocked 1 => [1 2 3 4 5 6], 2 => [1 2 3 4]
@@ -141,11 +152,14 @@ macro_rules! scalar {
     };
 }
 
-/// 16 registers: 6 rows by 2 vectors and 10 rows by 1 leave room for the operands.
+/// 16 registers: 6 rows by 2 vectors and 10 rows by 1 leave room for the operands. Threes need three rows of B at once.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx2 {
-    ($halves:literal) => {
-        micro_kernels!(crate::simd::Avx2, $halves:
+    (THREES) => {
+        micro_kernels!(crate::simd::Avx2, THREES: 1 => [1 2 3 4 5 6 7 8], 2 => [1 2 3]; blocked 1 => [], 2 => [])
+    };
+    ($kind:ident) => {
+        micro_kernels!(crate::simd::Avx2, $kind:
             1 => [1 2 3 4 5 6 7 8 9 10],
             2 => [1 2 3 4 5 6];
             blocked 1 => [1 2 3 4 5 6 7 8 9 10], 2 => [1 2 3 4 5 6]
@@ -157,8 +171,15 @@ macro_rules! avx2 {
 /// general registers.
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx512 {
-    ($bf16:literal, $halves:literal) => {
-        micro_kernels!(crate::simd::Avx512<$bf16>, $halves:
+    (THREES) => {
+        micro_kernels!(crate::simd::Avx512<false>, THREES:
+            1 => [1 2 3 4 5 6 7 8 9 10 11 12],
+            2 => [1 2 3 4 5 6 7 8 9 10];
+            blocked 1 => [], 2 => []
+        )
+    };
+    ($bf16:literal, $kind:ident) => {
+        micro_kernels!(crate::simd::Avx512<$bf16>, $kind:
             1 => [1 2 3 4 5 6 7 8 9 10 11 12],
             2 => [1 2 3 4 5 6 7 8 9 10 11 12],
             3 => [1 2 3 4 5 6 7 8],
@@ -171,8 +192,15 @@ macro_rules! avx512 {
 /// 32 registers of four lanes.
 #[cfg(target_arch = "aarch64")]
 macro_rules! neon {
-    ($halves:literal) => {
-        micro_kernels!(crate::simd::Neon, $halves:
+    (THREES) => {
+        micro_kernels!(crate::simd::Neon, THREES:
+            1 => [1 2 3 4 5 6 7 8 9 10 11 12],
+            2 => [1 2 3 4 5 6 7 8];
+            blocked 1 => [], 2 => []
+        )
+    };
+    ($kind:ident) => {
+        micro_kernels!(crate::simd::Neon, $kind:
             1 => [1 2 3 4 5 6 7 8 9 10 11 12],
             2 => [1 2 3 4 5 6 7 8 9 10 11 12],
             3 => [1 2 3 4 5 6 7 8],
@@ -182,20 +210,27 @@ macro_rules! neon {
     };
 }
 
-pub(crate) static SCALAR: MicroKernels = scalar!(false);
-pub(crate) static SCALAR_HALVES: MicroKernels = scalar!(true);
+pub(crate) static SCALAR: MicroKernels = scalar!(F32);
+pub(crate) static SCALAR_HALVES: MicroKernels = scalar!(HALVES);
+pub(crate) static SCALAR_THREES: MicroKernels = scalar!(THREES);
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX2: MicroKernels = avx2!(false);
+pub(crate) static AVX2: MicroKernels = avx2!(F32);
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX2_HALVES: MicroKernels = avx2!(true);
+pub(crate) static AVX2_HALVES: MicroKernels = avx2!(HALVES);
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX512: MicroKernels = avx512!(false, false);
+pub(crate) static AVX2_THREES: MicroKernels = avx2!(THREES);
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX512_HALVES: MicroKernels = avx512!(false, true);
+pub(crate) static AVX512: MicroKernels = avx512!(false, F32);
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512_HALVES: MicroKernels = avx512!(false, HALVES);
 /// With instructions for bf16.
 #[cfg(target_arch = "x86_64")]
-pub(crate) static AVX512_BF16: MicroKernels = avx512!(true, true);
+pub(crate) static AVX512_BF16: MicroKernels = avx512!(true, HALVES);
+#[cfg(target_arch = "x86_64")]
+pub(crate) static AVX512_THREES: MicroKernels = avx512!(THREES);
 #[cfg(target_arch = "aarch64")]
-pub(crate) static NEON: MicroKernels = neon!(false);
+pub(crate) static NEON: MicroKernels = neon!(F32);
 #[cfg(target_arch = "aarch64")]
-pub(crate) static NEON_HALVES: MicroKernels = neon!(true);
+pub(crate) static NEON_HALVES: MicroKernels = neon!(HALVES);
+#[cfg(target_arch = "aarch64")]
+pub(crate) static NEON_THREES: MicroKernels = neon!(THREES);

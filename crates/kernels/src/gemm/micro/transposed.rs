@@ -1,6 +1,7 @@
 //! A block of a transposed product.
 
-use super::{STEPS, load, multiply_add, store};
+use super::threes::STEP;
+use super::{STEPS, kind, load, multiply_add, store};
 use crate::buffer::LINE;
 use crate::simd::{Simd, Task};
 
@@ -26,11 +27,13 @@ pub(crate) struct Transposed<'a> {
     pub(crate) accumulate: bool,
     /// Addresses whose lines will be needed soon.
     pub(crate) soon: &'a [*const f32],
+    /// Factor of the products; of threes alone, where one more row of A and of B holds what is taken off before.
+    pub(crate) factor: f32,
 }
 
-struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(&'a Transposed<'a>);
+struct TransposedTask<'a, const ROWS: usize, const VECTORS: usize, const KIND: u8>(&'a Transposed<'a>);
 
-impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask<'_, ROWS, VECTORS, HALVES> {
+impl<const ROWS: usize, const VECTORS: usize, const KIND: u8> TransposedTask<'_, ROWS, VECTORS, KIND> {
     /// Adds the products of a row of A and a row of B.
     ///
     /// # Safety
@@ -49,8 +52,57 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask
             for (row, sums) in sums.iter_mut().enumerate() {
                 let value = simd.splat(*a.add(row));
                 for (sum, &column) in sums.iter_mut().zip(&columns) {
-                    *sum = multiply_add::<S, HALVES>(simd, value, column, *sum);
+                    *sum = multiply_add::<S, KIND>(simd, value, column, *sum);
                 }
+            }
+        }
+    }
+
+    /// Adds the products of three rows of A and three rows of B.
+    ///
+    /// # Safety
+    /// Rows as for [`step`](Self::step).
+    #[inline(always)]
+    unsafe fn three<S: Simd, const TAIL: bool, const MINUS: bool>(
+        &self,
+        simd: S,
+        [a, b]: [*const f32; 2],
+        sums: &mut [[S::V; VECTORS]; ROWS],
+    ) {
+        let block = self.0;
+        // SAFETY: promised by the caller.
+        unsafe {
+            let b: [[S::V; 3]; VECTORS] = std::array::from_fn(|v| {
+                let row = |row| b.wrapping_add(row * block.b_step);
+                std::array::from_fn(|index| load::<S, TAIL>(simd, row(index), block.columns, v))
+            });
+            for (row, sums) in sums.iter_mut().enumerate() {
+                for (sum, &b) in sums.iter_mut().zip(&b) {
+                    let step = block.a_step * size_of::<f32>();
+                    *sum = simd.three::<MINUS>(a.wrapping_add(row), step, b, *sum);
+                }
+            }
+        }
+    }
+
+    /// Takes off what threes have besides the products.
+    ///
+    /// # Safety
+    /// As `MicroKernels::transposed`; `TAIL` as there.
+    #[inline(always)]
+    unsafe fn take_off<S: Simd, const TAIL: bool>(&self, simd: S, sums: &mut [[S::V; VECTORS]; ROWS]) {
+        let block = self.0;
+        let a = block.a.wrapping_add(block.length * block.a_step);
+        let b = block.b.wrapping_add(block.length * block.b_step);
+        let factor = simd.splat(block.factor);
+        for v in 0..VECTORS {
+            // SAFETY: promised by the caller.
+            let of_column = unsafe { load::<S, TAIL>(simd, b, block.columns, v) };
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let without = simd.sub(sums[v], of_column);
+                // SAFETY: promised by the caller.
+                let of_row = simd.splat(unsafe { *a.add(row) });
+                sums[v] = simd.mul(simd.sub(without, of_row), factor);
             }
         }
     }
@@ -63,11 +115,12 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask
         let mut sums = [[simd.zero(); VECTORS]; ROWS];
         let (mut a, mut b) = (block.a, block.b);
         // What is asked for all at once would hold up the loads.
-        let pieces = block.length.div_ceil(LINE).max(1);
+        let piece = if KIND == kind::THREES { 3 * STEP } else { LINE };
+        let pieces = block.length.div_ceil(piece).max(1);
         let mut rows = 0..ROWS;
         let each = ROWS.div_ceil(pieces);
         let mut soon = block.soon.chunks(block.soon.len().div_ceil(pieces).max(1));
-        for start in (0..block.length).step_by(LINE) {
+        for start in (0..block.length).step_by(piece) {
             for row in rows.by_ref().take(each) {
                 let c = block.c.wrapping_add(row * block.c_step);
                 for v in 0..VECTORS {
@@ -77,10 +130,18 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask
             for &at in soon.next().unwrap_or_default() {
                 simd.prefetch(at);
             }
-            let mut left = LINE.min(block.length - start);
+            let mut left = piece.min(block.length - start);
             // SAFETY: `length` rows of A and B are valid, promised by the caller.
             unsafe {
-                while left >= STEPS {
+                while KIND == kind::THREES && left >= STEP {
+                    let half = [a.wrapping_add(3 * block.a_step), b.wrapping_add(3 * block.b_step)];
+                    self.three::<S, TAIL, false>(simd, [a, b], &mut sums);
+                    self.three::<S, TAIL, true>(simd, half, &mut sums);
+                    a = a.wrapping_add(STEP * block.a_step);
+                    b = b.wrapping_add(STEP * block.b_step);
+                    left -= STEP;
+                }
+                while KIND != kind::THREES && left >= STEPS {
                     for index in 0..STEPS {
                         let rows =
                             [a.wrapping_add(index * block.a_step), b.wrapping_add(index * block.b_step)];
@@ -96,6 +157,10 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask
                     b = b.wrapping_add(block.b_step);
                 }
             }
+        }
+        if KIND == kind::THREES {
+            // SAFETY: promised by the caller.
+            unsafe { self.take_off::<S, TAIL>(simd, &mut sums) };
         }
         for (row, sums) in sums.iter().enumerate() {
             let c = block.c.wrapping_add(row * block.c_step);
@@ -113,8 +178,8 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> TransposedTask
     }
 }
 
-impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
-    for TransposedTask<'_, ROWS, VECTORS, HALVES>
+impl<const ROWS: usize, const VECTORS: usize, const KIND: u8> Task
+    for TransposedTask<'_, ROWS, VECTORS, KIND>
 {
     type Output = ();
 
@@ -133,9 +198,9 @@ impl<const ROWS: usize, const VECTORS: usize, const HALVES: bool> Task
 
 /// # Safety
 /// The CPU has `S`'s instructions, and the block is as `MicroKernels::transposed` demands.
-pub(super) unsafe fn transposed<S: Simd, const ROWS: usize, const VECTORS: usize, const HALVES: bool>(
+pub(super) unsafe fn transposed<S: Simd, const ROWS: usize, const VECTORS: usize, const KIND: u8>(
     block: &Transposed,
 ) {
     // SAFETY: the caller promises that the CPU has the instructions.
-    unsafe { S::assume() }.run(TransposedTask::<ROWS, VECTORS, HALVES>(block))
+    unsafe { S::assume() }.run(TransposedTask::<ROWS, VECTORS, KIND>(block))
 }

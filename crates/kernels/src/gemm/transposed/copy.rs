@@ -1,8 +1,9 @@
-//! Rows that are copied before they meet: as they are, or two of them to one of pairs.
+//! Rows that are copied before they meet: as they are, two of them to one of pairs, or with what threes take off.
 
+use crate::gemm::micro::threes::STEP;
 use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
-use crate::vector::look_ahead;
+use crate::vector::{load_first, look_ahead};
 
 /// A row that is copied.
 pub(super) struct Row<'a> {
@@ -86,6 +87,61 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
                 }
                 // SAFETY: as for `Copy`.
                 unsafe { simd.narrow_pairs(from, to.wrapping_add(at), count) };
+            }
+        }
+    }
+}
+
+/// The same for threes: rows are multiplied by a power of two, and behind them goes one of the sums of the products of each two that
+/// will be added.
+pub(super) struct CopyForThrees<F> {
+    pub(super) copy: Copy<F>,
+    pub(super) factor: f32,
+}
+
+impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyForThrees<F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) {
+        let CopyForThrees { copy: Copy { rows, width, source, to, step }, factor } = self;
+        let factor = simd.splat(factor);
+        let sums = to.wrapping_add(rows * step);
+        let whole = rows / STEP * STEP;
+        for at in (0..width).step_by(S::LANES) {
+            // SAFETY: as for `Copy`, with room for one row more, of whole vectors.
+            unsafe { simd.store(sums.add(at), simd.zero()) };
+        }
+        for first in (0..rows).step_by(3) {
+            let three: [Option<Row>; 3] =
+                std::array::from_fn(|index| (first + index < rows).then(|| source(first + index)));
+            three.iter().flatten().for_each(|row| look_ahead(simd, row.from, width));
+            for at in (0..width).step_by(S::LANES) {
+                let lanes = S::LANES.min(width - at);
+                let mut values = [simd.zero(); 3];
+                for (index, (row, value)) in three.iter().zip(&mut values).enumerate() {
+                    let Some(Row { from, through }) = row else { continue };
+                    // SAFETY: as for `Copy`; of a last vector that is written whole, nobody reads the rest.
+                    unsafe {
+                        let mut read = load_first(simd, from.add(at), lanes);
+                        if let Some((prologue, channel)) = through {
+                            read = prologue.vector(simd, read, channel + at, lanes);
+                        }
+                        *value = simd.mul(read, factor);
+                        simd.store(to.add((first + index) * step + at), *value);
+                    }
+                }
+                if first >= whole {
+                    continue;
+                }
+                // SAFETY: the row of sums has whole vectors.
+                unsafe {
+                    let (sums, [a, b, _]) = (sums.add(at), values);
+                    let sum = simd.load(sums);
+                    let minus = !first.is_multiple_of(STEP);
+                    let sum = if minus { simd.mul_sub_from(a, b, sum) } else { simd.mul_add(a, b, sum) };
+                    simd.store(sums, sum);
+                }
             }
         }
     }
