@@ -246,6 +246,13 @@ pub(crate) fn operands_for_training(level: Level, geometry: &ConvGeometry, wante
     }
 }
 
+/// The operands of transformed tiles in training, where direct sums have `direct`: never bf16. With few channels what threes take off
+/// takes longer to sum than they save. Measured.
+pub(crate) fn operands_of_tiles(level: Level, geometry: &ConvGeometry, direct: Operands) -> Operands {
+    let many = geometry.in_channels.min(geometry.out_channels) >= 64;
+    if level.adds_beside() && many || direct == Operands::Threes { Operands::Threes } else { Operands::F32 }
+}
+
 /// Whether a convolution has enough channels that threes save more than rearranging what they read costs. Measured.
 fn pays_in_threes(geometry: &ConvGeometry) -> bool {
     let ConvGeometry { in_channels, out_channels, .. } = *geometry;

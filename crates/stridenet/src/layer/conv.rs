@@ -2,7 +2,7 @@
 
 use super::{Activation, Parameter, Workspace};
 use crate::Tensor;
-use crate::algorithm::{Pass, for_training, operands_for_training};
+use crate::algorithm::{Pass, for_training, operands_for_training, operands_of_tiles};
 use crate::kernels::conv::{self, ConvGeometry, FastConv, GeometryError};
 use crate::kernels::gemm::{Epilogue, Residual};
 use crate::kernels::{Context, Follow, Level, Operands};
@@ -38,10 +38,13 @@ impl FastPasses {
             let tiling = for_training(level, &geometry, input, pass, operands);
             tiling.map(|tiling| FastConv::new(level, tiling, geometry, input)).transpose()
         };
+        let tiles = operands_of_tiles(level, &geometry, operands);
         let backward = FastConv::turned(&geometry)
             .and_then(|turned| for_training(level, &turned, kernel.output(), Pass::Through, operands))
             .and_then(|tiling| FastConv::grad_input(level, tiling, geometry, input));
-        Ok(FastPasses { forward: fast(Pass::Through)?, backward, weights: fast(Pass::Weights)? })
+        let in_threes = |conv: FastConv| conv.with_operands(tiles);
+        let forward = fast(Pass::Through)?.map(in_threes);
+        Ok(FastPasses { forward, backward: backward.map(in_threes), weights: fast(Pass::Weights)? })
     }
 }
 

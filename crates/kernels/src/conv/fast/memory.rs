@@ -4,6 +4,7 @@ use super::schedule::{Cut, apart_values, reads_all, together};
 use super::tiles::Block;
 use super::transform::Steps;
 use super::{FastConv, PANEL};
+use crate::Operands;
 use crate::buffer::{Aligned, LINE};
 use crate::parallel::Space;
 
@@ -92,10 +93,11 @@ impl FastConv {
         self.view.depth.next_multiple_of(self.lanes()) * tiles
     }
 
-    /// Values between two points of V for some sections and a block of `tiles` tiles: a line more, so that points do not
-    /// share cache sets.
+    /// Values between two points of V for some sections and a block of `tiles` tiles, with what threes take off behind them: a line more,
+    /// so that points do not share cache sets.
     pub(super) fn v_step(&self, tiles: usize, sections: usize) -> usize {
-        self.section_len(tiles) * sections + LINE
+        let sums = if self.operands == Operands::Threes { tiles.next_multiple_of(LINE) } else { 0 };
+        self.section_len(tiles) * sections + sums + LINE
     }
 
     /// The steps of V for a block of `tiles` tiles, whose points are `point` values apart.
@@ -105,7 +107,12 @@ impl FastConv {
 
     /// Values between two points of the packed weights of a panel of `width` channels; a line more, as for V.
     pub(super) fn weight_step(&self, width: usize) -> usize {
-        self.view.summed() * width + LINE
+        self.weight_rows() * width + LINE
+    }
+
+    /// Rows of a point of the packed weights: of input channels, and one of what threes take off.
+    pub(super) fn weight_rows(&self) -> usize {
+        self.view.summed() + usize::from(self.operands == Operands::Threes)
     }
 
     /// Values between two slots of M for a panel of `width` channels; a line more, as for V.

@@ -17,6 +17,7 @@ mod square;
 mod strassen;
 #[cfg(test)]
 mod tests;
+mod threes;
 mod tiles;
 mod tiling;
 mod transform;
@@ -31,15 +32,17 @@ use self::pack::{Pack, PackTask, TAPS};
 use self::run::{Run, Weights};
 use self::square::Square;
 use self::strassen::{Strassen, Twice};
+use self::threes::OfWeights;
 use self::tiles::Span;
-use self::transform::Transform;
+use self::transform::{MAX_POINTS, Transform};
 use self::view::View;
 use super::{ConvGeometry, GeometryError};
+use crate::balance::balance;
 use crate::buffer::{Aligned, LINE};
 use crate::gemm::Epilogue;
 use crate::parallel::SharedMut;
 use crate::prologue::Source;
-use crate::{Context, Level};
+use crate::{Context, Level, Operands};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -60,6 +63,10 @@ pub struct FastConv {
     zeros: Vec<f32>,
     /// The factors of the weights along one axis, one row a point.
     factors: Vec<[f64; TAPS]>,
+    /// How transformed tiles and weights meet.
+    operands: Operands,
+    /// By what power of two the weights of each point are multiplied beside that which all of them are, of threes alone.
+    scales: Vec<f32>,
 }
 
 /// Weights in the domain of products: `[panel][point][in_channel][width of the panel]`, with the input channels of a group
@@ -68,6 +75,8 @@ pub struct FastConv {
 pub struct FastWeights {
     level: Level,
     values: Aligned,
+    /// The power of two by which all of them were multiplied, of threes alone.
+    factor: Option<f32>,
 }
 
 impl FastWeights {
@@ -107,7 +116,31 @@ impl FastConv {
         let (rows, columns) = tiling.cut(output);
         let zeros = vec![0.0; view.size[1] * view.channels];
         let factors = tiling.factors();
-        Ok(FastConv { geometry, tiling, level, input, output, view, rows, columns, zeros, factors })
+        let (operands, scales) = (Operands::F32, Vec::new());
+        Ok(FastConv {
+            geometry,
+            tiling,
+            level,
+            input,
+            output,
+            view,
+            rows,
+            columns,
+            zeros,
+            factors,
+            operands,
+            scales,
+        })
+    }
+
+    /// The same with products in [threes](Operands::Threes), where it makes square tiles of one group and `operands` are those;
+    /// others leave it as it is.
+    pub fn with_operands(mut self, operands: Operands) -> Self {
+        if operands == Operands::Threes && self.tiling.parts() == 1 && self.geometry.groups == 1 {
+            self.scales = threes::scales(self.tiling);
+            self.operands = operands;
+        }
+        self
     }
 
     /// The convolution that takes the gradient of the output to that of the input, where it is one: of one group with stride 1.
@@ -191,7 +224,7 @@ impl FastConv {
     /// First value of a panel in the packed weights.
     fn panel_start(&self, first_channel: usize) -> usize {
         let vectors = first_channel.div_ceil(self.lanes());
-        self.tiling.points() * (first_channel * self.view.summed() + vectors * LINE)
+        self.tiling.points() * (first_channel * self.weight_rows() + vectors * LINE)
     }
 
     /// Transforms weights (HWIO) and packs them. The transform is computed in `f64` and rounded once.
@@ -199,7 +232,8 @@ impl FastConv {
     /// # Panics
     /// When the number of weights is not the geometry's.
     pub fn pack(&self, cx: &Context, weight: &[f32]) -> FastWeights {
-        self.pack_into(cx, weight, Aligned::zeros_for_large_pages(self.packed_len()), true)
+        let factor = self.balanced(None, weight);
+        self.pack_into(cx, (weight, factor), Aligned::zeros_for_large_pages(self.packed_len()), true)
     }
 
     /// Values of the packed weights, with those that fill the last vector.
@@ -207,24 +241,43 @@ impl FastConv {
         self.panel_start(self.outputs().next_multiple_of(self.lanes()))
     }
 
-    fn pack_into(&self, cx: &Context, weight: &[f32], mut values: Aligned, exact: bool) -> FastWeights {
+    /// By what power of two weights are multiplied before they meet such an input in threes; nothing where products are made one by one.
+    fn balanced(&self, x: Option<Source>, weight: &[f32]) -> Option<f32> {
+        let (operands, factor) = balance(self.operands, x, weight);
+        (operands == Operands::Threes).then_some(factor)
+    }
+
+    fn pack_into(
+        &self,
+        cx: &Context,
+        weights: (&[f32], Option<f32>),
+        mut values: Aligned,
+        exact: bool,
+    ) -> FastWeights {
+        let (weight, factor) = weights;
         assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
         let to = SharedMut(values.as_mut_ptr());
         match self.tiling {
-            Tiling::F2 => self.pack_panels::<Square<F2>>(cx, weight, to, exact),
-            Tiling::F3 => self.pack_panels::<Square<F3>>(cx, weight, to, exact),
-            Tiling::F4 => self.pack_panels::<Square<F4>>(cx, weight, to, exact),
-            Tiling::F5 => self.pack_panels::<Square<F5>>(cx, weight, to, exact),
-            Tiling::S3 => self.pack_panels::<Square<S3>>(cx, weight, to, exact),
-            Tiling::S7 => self.pack_panels::<Square<F4Of4>>(cx, weight, to, exact),
-            Tiling::Strassen => self.pack_panels::<Strassen>(cx, weight, to, exact),
-            Tiling::Twice => self.pack_panels::<Twice>(cx, weight, to, exact),
+            Tiling::F2 => self.pack_panels::<Square<F2>>(cx, weights, to, exact),
+            Tiling::F3 => self.pack_panels::<Square<F3>>(cx, weights, to, exact),
+            Tiling::F4 => self.pack_panels::<Square<F4>>(cx, weights, to, exact),
+            Tiling::F5 => self.pack_panels::<Square<F5>>(cx, weights, to, exact),
+            Tiling::S3 => self.pack_panels::<Square<S3>>(cx, weights, to, exact),
+            Tiling::S7 => self.pack_panels::<Square<F4Of4>>(cx, weights, to, exact),
+            Tiling::Strassen => self.pack_panels::<Strassen>(cx, weights, to, exact),
+            Tiling::Twice => self.pack_panels::<Twice>(cx, weights, to, exact),
         }
-        FastWeights { level: self.level, values }
+        FastWeights { level: self.level, values, factor }
     }
 
     /// Packs all panels to `to`, which has room for them.
-    fn pack_panels<T: Transform>(&self, cx: &Context, weight: &[f32], to: SharedMut<f32>, exact: bool) {
+    fn pack_panels<T: Transform>(
+        &self,
+        cx: &Context,
+        (weight, factor): (&[f32], Option<f32>),
+        to: SharedMut<f32>,
+        exact: bool,
+    ) {
         // As many panels in each section.
         let each = self.panels(0).len();
         cx.pool().run(self.sections().len() * each, |index| {
@@ -237,6 +290,20 @@ impl FastConv {
             let (geometry, view, inputs) = (&self.geometry, &self.view, 0..self.view.depth);
             let pack = Pack { weight, geometry, view, panel, width, inputs, packed, step, exact };
             cx.level().run(PackTask::<T> { pack, transform: PhantomData });
+            if let Some(factor) = factor {
+                let (weights, rows) = (packed.as_mut_ptr(), self.view.depth);
+                let sums = (weights.wrapping_add(rows * width), step);
+                let weights = (weights, step);
+                cx.level().run(OfWeights {
+                    scales: &self.scales,
+                    factor,
+                    weights,
+                    rows,
+                    width,
+                    sums,
+                    add: false,
+                });
+            }
         });
     }
 
@@ -261,7 +328,12 @@ impl FastConv {
         scratch: &mut FastScratch,
         y: &mut [f32],
     ) {
-        self.run(cx, x.into(), self.packed(weights), epilogue, scratch, y);
+        self.run(cx, x.into(), (self.packed(weights), weights.factor), epilogue, scratch, y);
+    }
+
+    /// By what products are multiplied at each point, where weights were multiplied by such a factor.
+    fn factors_of(&self, factor: Option<f32>) -> Option<[f32; MAX_POINTS]> {
+        factor.map(|factor| threes::inverse(&self.scales, factor))
     }
 
     /// Packed weights, checked.
@@ -275,7 +347,7 @@ impl FastConv {
         &self,
         cx: &Context,
         x: Source,
-        weights: Weights,
+        (weights, factor): (Weights, Option<f32>),
         epilogue: Epilogue,
         scratch: &mut FastScratch,
         y: &mut [f32],
@@ -293,7 +365,9 @@ impl FastConv {
         let later = epilogue.follow.filter(|_| !reports);
         let epilogue = Epilogue { follow, ..epilogue };
         let x = self.view.of(cx, &self.geometry, self.input, x, &mut scratch.copy);
-        let run = Run { conv: self, cx, x, prologue, weights, epilogue, y: SharedMut(y.as_mut_ptr()) };
+        let factors = self.factors_of(factor);
+        let out = SharedMut(y.as_mut_ptr());
+        let run = Run { conv: self, cx, x, prologue, weights, factor, factors, epilogue, y: out };
         let memory = &mut scratch.memory;
         match self.tiling {
             Tiling::F2 => run.batch::<Square<F2>>(images, memory),
@@ -339,12 +413,13 @@ impl FastConv {
     ) {
         let x = x.into();
         let tiles = self.images(x.values) * self.rows.len() * self.columns.len();
+        let factor = self.balanced(Some(x), weight);
         if let Some(weights) = schedule::plain_weights(self, tiles, cx.pool().available(), weight) {
             assert_eq!(weight.len(), self.geometry.weight_len(), "number of weights");
-            return self.run(cx, x, weights, epilogue, scratch, y);
+            return self.run(cx, x, (weights, factor), epilogue, scratch, y);
         }
         scratch.weights.reset(self.packed_len());
-        let weights = self.pack_into(cx, weight, std::mem::take(&mut scratch.weights), false);
+        let weights = self.pack_into(cx, (weight, factor), std::mem::take(&mut scratch.weights), false);
         self.forward(cx, x, &weights, epilogue, scratch, y);
         scratch.weights = weights.values;
     }

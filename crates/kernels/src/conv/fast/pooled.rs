@@ -92,7 +92,9 @@ impl PooledConv {
         self.reserve(images, threads, scratch);
         let x = conv.view.of(cx, &conv.geometry, conv.input, x, &mut scratch.copy);
         let nowhere = SharedMut(std::ptr::null_mut());
-        let run = Run { conv, cx, x, prologue: None, weights: conv.packed(weights), epilogue, y: nowhere };
+        let (factor, factors) = (weights.factor, conv.factors_of(weights.factor));
+        let weights = conv.packed(weights);
+        let run = Run { conv, cx, x, prologue: None, weights, factor, factors, epilogue, y: nowhere };
         let own = &scratch.memory.own[..threads];
         match conv.tiling {
             Tiling::F2 => self.images::<Square<F2>>(&run, images, own, y),

@@ -4,9 +4,10 @@ use super::Panel;
 use super::run::Run;
 use super::tiles::{Block, Tile};
 use super::transform::Transform;
+use crate::Operands;
 use crate::buffer::LINE;
 use crate::gemm::heights::Heights;
-use crate::gemm::micro::{Blocked, Spaced};
+use crate::gemm::micro::{BesidePoints, Blocked, Spaced};
 
 /// Cache lines that come while a block's products are made.
 pub(super) enum Ahead {
@@ -75,16 +76,18 @@ struct Pieces {
 pub(super) struct Products<'a> {
     pub(super) block: &'a Block,
     pub(super) panel: &'a Panel,
-    /// V from the first of the input channels on, and the values between two of its points.
+    /// V, and the values between two of its points.
     pub(super) v: (*const f32, usize),
     /// The weights, `[point][input channel][width of the panel]`, and the values between two points.
     pub(super) b: (*const f32, usize),
-    /// Input channels.
+    /// Input channels, and the first of them; the products of all but the first ones are added to what M holds.
     pub(super) depth: usize,
+    pub(super) first: usize,
     /// M, and the values between two of its slots.
     pub(super) m: (*mut f32, usize),
-    /// Whether the products are added to what M holds.
-    pub(super) add: bool,
+    /// What the columns bring with them in threes, for each point, and the values between two points; where these channels are the
+    /// last ones.
+    pub(super) sums: Option<(*const f32, usize)>,
 }
 
 impl Run<'_> {
@@ -106,8 +109,10 @@ impl Run<'_> {
 
     /// Products at all points.
     pub(super) fn products<T: Transform>(&self, ahead: &mut Ahead, products: Products) {
-        let Products { block, panel, v: (v, v_step), b: (b, b_step), depth, m: (m, m_step), add } = products;
-        let (kernels, vectors) = (self.conv.level.micro_kernels(), panel.vectors);
+        let Products { block, panel, v: (v, v_step), b: (b, b_step), depth, first, m: (m, m_step), sums } =
+            products;
+        let operands = if self.factors.is_some() { Operands::Threes } else { Operands::F32 };
+        let (kernels, vectors) = (self.conv.level.kernels(operands), panel.vectors);
         let (slots, width) = (block.tiles().len(), vectors * kernels.lanes);
         let (tallest, deep) = (kernels.max_blocked_rows(vectors), depth.div_ceil(kernels.lanes));
         // Cut once for each kind of point.
@@ -129,6 +134,14 @@ impl Run<'_> {
         let points =
             if alike && outputs.is_none() && matches!(ahead, Ahead::Nothing) { T::POINTS } else { 1 };
         let a_step = slots * kernels.lanes;
+        let rows = v.wrapping_add(self.conv.section_len(slots));
+        let beside = sums.zip(self.factors.as_ref()).map(|((columns, columns_step), factors)| BesidePoints {
+            rows,
+            columns,
+            columns_step,
+            factors: factors.as_ptr(),
+        });
+        let v = v.wrapping_add(first * slots);
         let point_steps = [v_step, b_step, width];
         let mut arguments = Blocked {
             points,
@@ -139,10 +152,11 @@ impl Run<'_> {
             b,
             c: m,
             c_step: m_step,
-            add,
+            add: first > 0,
             next: b,
             lines: 0,
             later: Spaced { first: b, step: 0, count: 0 },
+            beside,
         };
         for point in (0..T::POINTS).step_by(points) {
             let [row, column] = T::last(point);
@@ -160,6 +174,12 @@ impl Run<'_> {
                 let slot = start + piece.start;
                 arguments.a = v.wrapping_add(point * v_step + slot * kernels.lanes);
                 arguments.c = m.wrapping_add(slot * m_step + point * width);
+                arguments.beside = beside.map(|beside| BesidePoints {
+                    rows: rows.wrapping_add(point * v_step + slot),
+                    columns: beside.columns.wrapping_add(point * beside.columns_step),
+                    factors: beside.factors.wrapping_add(point),
+                    ..beside
+                });
                 // SAFETY: V has `slots` rows for each point and vector of channels, M `width` values for each slot and
                 // point (both buffers were grown to that), the panel `depth` rows of `width` for each point; there are no more
                 // than the transform's.

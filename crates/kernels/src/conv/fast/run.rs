@@ -4,8 +4,9 @@ use super::memory::{Memory, Own, with_room};
 use super::pack::{Pack, PackTask};
 use super::products::{Ahead, Products};
 use super::schedule::{Schedule, Share, together};
+use super::threes::{OfTiles, OfWeights};
 use super::tiles::{self, Block, Line};
-use super::transform::{self, Later, Steps, Transform};
+use super::transform::{self, Later, MAX_POINTS, Steps, Transform};
 use super::{FastConv, PANEL, Panel, narrow};
 use crate::Context;
 use crate::buffer::LINE;
@@ -55,6 +56,9 @@ pub(super) struct Run<'a> {
     pub(super) x: &'a [f32],
     pub(super) prologue: Option<Prologue<'a>>,
     pub(super) weights: Weights<'a>,
+    /// The power of two by which weights are multiplied, and by what products are at each point then, of threes alone.
+    pub(super) factor: Option<f32>,
+    pub(super) factors: Option<[f32; MAX_POINTS]>,
     pub(super) epilogue: Epilogue<'a>,
     pub(super) y: SharedMut<f32>,
 }
@@ -116,6 +120,11 @@ impl Run<'_> {
                     let first = vectors.start * steps.vector;
                     self.transform::<T>(block, vectors, steps, v.get().wrapping_add(first));
                 });
+                let points = T::POINTS.min(4 * threads);
+                self.cx.pool().run(points, |piece| {
+                    let points = T::POINTS * piece / points..T::POINTS * (piece + 1) / points;
+                    self.sum_tiles(block, (v.get(), step), points);
+                });
             }
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
@@ -126,6 +135,7 @@ impl Run<'_> {
                     };
                     if schedule.share == Share::Panels && own.transformed.replace(index) != Some(index) {
                         self.transform::<T>(block, vectors.clone(), steps, v);
+                        self.sum_tiles(block, (v, step), 0..T::POINTS);
                     }
                     let mut ahead = if schedule.cut.streamed { Ahead::Weights } else { Ahead::Nothing };
                     self.panel::<T>(&mut ahead, block, panel, (v, step), own.m.as_mut_ptr());
@@ -141,7 +151,7 @@ impl Run<'_> {
         let weights = match self.weights {
             Weights::Packed(_) | Weights::Apart(_) => 0,
             Weights::Plain(_) => {
-                let rows = IN_PASSING.min(self.conv.view.depth);
+                let rows = IN_PASSING.min(self.conv.view.depth) + usize::from(self.factor.is_some());
                 self.conv.tiling.points() * (rows * PANEL * self.conv.lanes() + LINE)
             }
         };
@@ -161,6 +171,7 @@ impl Run<'_> {
             Weights::Packed(_) | Weights::Plain(_) => self.weights,
             Weights::Apart(weight) => {
                 if !std::mem::replace(packed, true) {
+                    let weight = (weight, self.factor);
                     conv.pack_panels::<T>(self.cx, weight, SharedMut(weights.as_mut_ptr()), false);
                 }
                 Weights::Packed(weights.values())
@@ -175,6 +186,7 @@ impl Run<'_> {
         let step = conv.v_step(tiles, chunk.len());
         let vectors = conv.vectors(chunk.start).start..conv.vectors(chunk.end - 1).end;
         self.transform::<T>(block, vectors, conv.v_steps(tiles, step), v.as_mut_ptr());
+        self.sum_tiles(block, (v.as_mut_ptr(), step), 0..T::POINTS);
         for section in chunk.clone() {
             let v = v.as_ptr().wrapping_add((section - chunk.start) * conv.section_len(tiles));
             for panel in conv.panels(section) {
@@ -248,6 +260,14 @@ impl Run<'_> {
         });
     }
 
+    /// Sums what some points of transformed tiles bring with them, where threes will take it off, behind each point of V.
+    fn sum_tiles(&self, block: &Block, v: (*mut f32, usize), points: Range<usize>) {
+        if self.factor.is_some() {
+            let (tiles, depth) = (block.tiles().len(), self.conv.view.depth);
+            self.cx.level().run(OfTiles { v, points, tiles, depth });
+        }
+    }
+
     /// The products of one panel of output channels, and their way back. V begins with the panel's section and has its
     /// points `v_step` values apart.
     fn panel<T: Transform>(
@@ -266,13 +286,19 @@ impl Run<'_> {
             Weights::Packed(values) => {
                 let b = values.as_ptr().wrapping_add(conv.panel_start(panel.channels.start));
                 let b = (b, conv.weight_step(width));
-                self.products::<T>(ahead, Products { block, panel, v: (v, v_step), b, depth, m, add: false });
+                let sums = Some((b.0.wrapping_add(depth * width), b.1));
+                let first = 0;
+                let products = Products { block, panel, v: (v, v_step), b, depth, m, first, sums };
+                self.products::<T>(ahead, products);
             }
             Weights::Apart(_) => unreachable!("packed when the thread came to its first block"),
             Weights::Plain(weight) => {
                 let slots = block.tiles().len();
                 let b = m.0.wrapping_add(slots * m_step);
+                // Behind the weights.
+                let sums = b.wrapping_add(T::POINTS * (IN_PASSING.min(depth) * width + LINE));
                 for start in (0..depth).step_by(IN_PASSING) {
+                    let last = start + IN_PASSING >= depth;
                     let depth = IN_PASSING.min(depth - start);
                     let step = depth * width + LINE;
                     // SAFETY: behind M there is room for so many weights, which nobody else uses.
@@ -281,8 +307,22 @@ impl Run<'_> {
                     let exact = false;
                     let pack = Pack { weight, geometry, view, panel, width, inputs, packed, step, exact };
                     self.cx.level().run(PackTask::<T> { pack, transform: PhantomData });
-                    let v = (v.wrapping_add(start * slots), v_step);
-                    let products = Products { block, panel, v, b: (b, step), depth, m, add: start > 0 };
+                    if let Some(factor) = self.factor {
+                        let (scales, weights, sums) = (&conv.scales, (b, step), (sums, width));
+                        let add = start > 0;
+                        self.cx.level().run(OfWeights {
+                            scales,
+                            factor,
+                            weights,
+                            rows: depth,
+                            width,
+                            sums,
+                            add,
+                        });
+                    }
+                    let sums = last.then_some((sums.cast_const(), width));
+                    let (b, first) = ((b.cast_const(), step), start);
+                    let products = Products { block, panel, v: (v, v_step), b, depth, m, first, sums };
                     self.products::<T>(&mut Ahead::Nothing, products);
                 }
             }

@@ -99,7 +99,7 @@ impl Cut {
     /// tiles as possible, the more where they are transformed `in_passing`.
     pub(super) fn new(conv: &FastConv, in_passing: bool) -> Self {
         let points = conv.tiling.points();
-        let kernels = conv.level.micro_kernels();
+        let kernels = conv.level.kernels(conv.operands);
         let sections = conv.sections().len();
         let streamed = conv.geometry.groups == 1 && conv.weight_values() > STREAMED;
         let vectors = PANEL.min(conv.outputs() / sections / kernels.lanes).max(1);
@@ -180,11 +180,11 @@ impl Schedule {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::Level;
     use crate::conv::{ConvGeometry, FastScratch, Tiling};
     use crate::gemm::Epilogue;
     use crate::reference::conv as oracle;
     use crate::testing::{Random, assert_same_bits_for_all_threads, contexts};
+    use crate::{Level, Operands};
 
     /// Batches large and small enough for each way of cutting the work.
     pub(in super::super) fn scheduled() -> Vec<(Tiling, ConvGeometry, usize, [usize; 2])> {
@@ -247,40 +247,44 @@ pub(super) mod tests {
     fn the_bits_do_not_depend_on_the_number_of_threads() {
         assert_same_bits_for_all_threads(|cx| {
             let mut random = Random::new(13);
-            let run = |(tiling, g, batch, input): (Tiling, ConvGeometry, usize, [usize; 2])| {
-                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-                let weight = random.values(g.weight_len());
-                let weights = conv.pack(cx, &weight);
-                let x = random.values(batch * input[0] * input[1] * g.in_channels);
-                let [mut y, mut once] = [(); 2].map(|()| vec![0.0; oracle::output_len(&g, batch, input)]);
-                let scratch = &mut FastScratch::default();
-                conv.forward(cx, &x, &weights, Epilogue::default(), scratch, &mut y);
-                conv.pack_and_forward(cx, &x, &weight, Epilogue::default(), scratch, &mut once);
-                let mut dw = vec![0.0; g.weight_len()];
-                if conv.has_grad_weight() {
-                    conv.grad_weight(cx, &x, &y, scratch, &mut dw);
-                }
-                [y, once, dw]
-            };
-            scheduled().into_iter().flat_map(run).collect()
+            let run =
+                |(index, (tiling, g, batch, input)): (usize, (Tiling, ConvGeometry, usize, [usize; 2]))| {
+                    let operands = [Operands::F32, Operands::Threes][index % 2];
+                    let conv = FastConv::new(cx.level(), tiling, g, input).unwrap().with_operands(operands);
+                    let weight = random.values(g.weight_len());
+                    let weights = conv.pack(cx, &weight);
+                    let x = random.values(batch * input[0] * input[1] * g.in_channels);
+                    let [mut y, mut once] = [(); 2].map(|()| vec![0.0; oracle::output_len(&g, batch, input)]);
+                    let scratch = &mut FastScratch::default();
+                    conv.forward(cx, &x, &weights, Epilogue::default(), scratch, &mut y);
+                    conv.pack_and_forward(cx, &x, &weight, Epilogue::default(), scratch, &mut once);
+                    let mut dw = vec![0.0; g.weight_len()];
+                    if conv.has_grad_weight() {
+                        conv.grad_weight(cx, &x, &y, scratch, &mut dw);
+                    }
+                    [y, once, dw]
+                };
+            scheduled().into_iter().flat_map(|case| [case; 2]).enumerate().flat_map(run).collect()
         });
     }
 
     #[test]
     fn an_image_has_the_same_bits_alone_and_in_a_batch() {
         let mut random = Random::new(14);
-        for cx in contexts() {
+        for (cx, operands) in
+            contexts().iter().flat_map(|cx| [Operands::F32, Operands::Threes].map(|kind| (cx, kind)))
+        {
             for (tiling, g, batch, input) in scheduled() {
-                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-                let weights = conv.pack(&cx, &random.values(g.weight_len()));
+                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap().with_operands(operands);
+                let weights = conv.pack(cx, &random.values(g.weight_len()));
                 let x = random.values(batch * input[0] * input[1] * g.in_channels);
                 let mut y = vec![0.0; oracle::output_len(&g, batch, input)];
                 let mut scratch = FastScratch::default();
-                conv.forward(&cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
+                conv.forward(cx, &x, &weights, Epilogue::default(), &mut scratch, &mut y);
                 let (pixels, out) = (x.len() / batch, y.len() / batch);
                 for (x, expected) in x.chunks_exact(pixels).zip(y.chunks_exact(out)) {
                     let mut alone = vec![f32::NAN; out];
-                    conv.forward(&cx, x, &weights, Epilogue::default(), &mut scratch, &mut alone);
+                    conv.forward(cx, x, &weights, Epilogue::default(), &mut scratch, &mut alone);
                     assert_eq!(alone, expected, "{tiling:?}");
                 }
             }

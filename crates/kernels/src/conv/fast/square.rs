@@ -4,6 +4,7 @@
 
 use super::algorithm::{Algorithm, MAX};
 use super::pack::{self, Pack};
+use super::threes;
 use super::tiles::Tile;
 use super::transform::{Gradient, Input, MAX_POINTS, MAX_WEIGHTS, Output, Transform, Transposed};
 use super::{FastConv, PANEL};
@@ -214,6 +215,10 @@ impl<A: Algorithm> Transform for Square<A> {
     const POINTS: usize = A::POINTS * A::POINTS;
     fn last(point: usize) -> [bool; 2] {
         [A::is_last(point / A::POINTS), A::is_last(point % A::POINTS)]
+    }
+
+    fn gain(point: usize) -> f64 {
+        threes::gain::<A>(point / A::POINTS) * threes::gain::<A>(point % A::POINTS)
     }
 
     #[inline(always)]

@@ -16,6 +16,8 @@ use crate::testing::{Random, assert_within, contexts, widen};
 
 const SHAPES: usize = 200;
 
+const KINDS: [Operands; 2] = [Operands::F32, Operands::Threes];
+
 /// A 1×1 convolution with any stride, whose channels are so many parts of vectors at every level.
 fn random_parts(random: &mut Random, parts: usize) -> ConvGeometry {
     let channels = [16, 32, 48, 80].map(|channels| parts * channels * (1 + random.below(2)));
@@ -197,7 +199,16 @@ impl Matrices {
 
     /// What the algorithm computes with everything in absolute values, one value an output: the size that its rounding
     /// errors are relative to. `|Aᵀ| (|G| |w| |Gᵀ| ⊙ |Bᵀ| |d| |B|) |A|`, summed over the input channels.
-    fn magnitude(&self, cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+    ///
+    /// Threes, whose weights were multiplied by `factor` and the points' scales, bring the squares of both sides with them.
+    fn magnitude(
+        &self,
+        cx: &Context,
+        conv: &FastConv,
+        batch: usize,
+        (x, w): (&[f32], &[f32]),
+        factor: Option<f32>,
+    ) -> Vec<f64> {
         let (g, view, points) = (&conv.geometry, &conv.view, self.weights.len());
         let ([height, width], channels) = (view.size, view.channels);
         let mut copy = Aligned::default();
@@ -233,8 +244,11 @@ impl Matrices {
                                 v += vertical[p] * horizontal[q] * data(r, c);
                             }
                         }
+                        let scale = factor.map(|factor| f64::from(factor * conv.scales[p * points + q]));
                         for o in 0..g.out_channels {
-                            let product = v * weight(p, q, i, o);
+                            let weight = weight(p, q, i, o);
+                            let squares = scale.map_or(0.0, |scale| v * v / scale + scale * weight * weight);
+                            let product = v * weight + squares;
                             for (r, c) in
                                 (0..rows.outputs).flat_map(|r| (0..columns.outputs).map(move |c| (r, c)))
                             {
@@ -264,9 +278,15 @@ fn matrices(tiling: Tiling) -> Option<Matrices> {
     })
 }
 
-fn magnitude(cx: &Context, conv: &FastConv, batch: usize, x: &[f32], w: &[f32]) -> Vec<f64> {
+fn magnitude(
+    cx: &Context,
+    conv: &FastConv,
+    batch: usize,
+    (x, w): (&[f32], &[f32]),
+    factor: Option<f32>,
+) -> Vec<f64> {
     match matrices(conv.tiling) {
-        Some(matrices) => matrices.magnitude(cx, conv, batch, x, w),
+        Some(matrices) => matrices.magnitude(cx, conv, batch, (x, w), factor),
         None => parts_magnitude(conv, batch, x, w),
     }
 }
@@ -285,14 +305,19 @@ fn all_tilings_agree_with_the_oracle_at_every_level() {
             let (x64, w64) = (widen(&x), widen(&w));
             let expected = oracle::forward(&g, batch, input, &x64, &w64);
             let gamma = (g.in_channels as f64 + 40.0) * crate::testing::UNIT;
-            let mut size = None;
-            for cx in &contexts {
-                let conv = FastConv::new(cx.level(), tiling, g, input).unwrap();
-                let size = size.get_or_insert_with(|| magnitude(cx, &conv, batch, &x, &w));
-                let (weights, mut y) = (conv.pack(cx, &w), vec![f32::NAN; expected.len()]);
-                conv.forward(cx, &x, &weights, Epilogue::default(), &mut FastScratch::default(), &mut y);
-                let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
-                assert_within(what, &y, &expected, |index| gamma * size[index] + 1e-30);
+            for operands in KINDS {
+                let (mut size, gamma) =
+                    (None, if operands == Operands::Threes { 2.0 * gamma } else { gamma });
+                for cx in &contexts {
+                    let conv = FastConv::new(cx.level(), tiling, g, input).unwrap().with_operands(operands);
+                    let (weights, mut y) = (conv.pack(cx, &w), vec![f32::NAN; expected.len()]);
+                    let size =
+                        size.get_or_insert_with(|| magnitude(cx, &conv, batch, (&x, &w), weights.factor));
+                    conv.forward(cx, &x, &weights, Epilogue::default(), &mut FastScratch::default(), &mut y);
+                    let what =
+                        format!("{} {operands:?} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
+                    assert_within(what, &y, &expected, |index| gamma * size[index] + 1e-30);
+                }
             }
         }
     }
@@ -388,13 +413,17 @@ fn gradients_of_the_input_agree_with_the_oracle_at_every_level() {
             let dy = random.values(oracle::output_len(&g, batch, input));
             let expected = oracle::grad_input(&g, batch, input, &widen(&dy), &widen(&w));
             let gamma = (g.out_channels as f64 + 40.0) * crate::testing::UNIT;
-            for cx in &contexts {
-                let conv = FastConv::grad_input(cx.level(), tiling, g, input).unwrap();
+            for (cx, operands) in contexts.iter().flat_map(|cx| KINDS.map(|kind| (cx, kind))) {
+                let gamma = if operands == Operands::Threes { 2.0 * gamma } else { gamma };
+                let conv =
+                    FastConv::grad_input(cx.level(), tiling, g, input).unwrap().with_operands(operands);
                 // Packed where larger and other weights stood, the first time around.
                 let mut dx = vec![f32::NAN; expected.len()];
                 conv.pack_and_forward(cx, &dy, &w, Epilogue::default(), &mut scratch, &mut dx);
-                let size = magnitude(cx, &conv, batch, &dy, &w);
-                let what = format!("{} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
+                let factor = conv.balanced(Some((&dy).into()), &w);
+                let size = magnitude(cx, &conv, batch, (&dy, &w), factor);
+                let what =
+                    format!("{} {operands:?} {tiling:?} {g:?} on {batch} x {input:?}", cx.level().name());
                 assert_within(what, &dx, &expected, |index| gamma * size[index] + 1e-30);
             }
         }
@@ -412,15 +441,17 @@ fn weights_are_transformed_in_passing_at_every_level() {
     let [x, dy] = [g.in_channels, g.out_channels].map(|channels| random.values(batch * 42 * channels));
     let y = oracle::forward(&g, batch, input, &widen(&x), &widen(&w));
     let dx = oracle::grad_input(&g, batch, input, &widen(&dy), &widen(&w));
-    for cx in contexts() {
-        let forward = FastConv::new(cx.level(), Tiling::F4, g, input).unwrap();
-        let backward = FastConv::grad_input(cx.level(), Tiling::F4, g, input).unwrap();
+    for (cx, operands) in contexts().iter().flat_map(|cx| KINDS.map(|kind| (cx, kind))) {
+        let forward = FastConv::new(cx.level(), Tiling::F4, g, input).unwrap().with_operands(operands);
+        let backward =
+            FastConv::grad_input(cx.level(), Tiling::F4, g, input).unwrap().with_operands(operands);
         for (conv, x, expected) in [(forward, &x, &y), (backward, &dy, &dx)] {
             assert!(matches!(plain_weights(&conv, 1, 1, &[]), Some(Weights::Plain(_))));
             let mut found = vec![f32::NAN; expected.len()];
-            conv.pack_and_forward(&cx, x, &w, Epilogue::default(), &mut FastScratch::default(), &mut found);
-            let size = magnitude(&cx, &conv, batch, x, &w);
-            let gamma = (conv.geometry.in_channels as f64 + 40.0) * crate::testing::UNIT;
+            conv.pack_and_forward(cx, x, &w, Epilogue::default(), &mut FastScratch::default(), &mut found);
+            let size = magnitude(cx, &conv, batch, (x, &w), conv.balanced(Some(x.into()), &w));
+            let twice = if operands == Operands::Threes { 2.0 } else { 1.0 };
+            let gamma = twice * (conv.geometry.in_channels as f64 + 40.0) * crate::testing::UNIT;
             assert_within(cx.level().name(), &found, expected, |index| gamma * size[index]);
         }
     }
@@ -431,9 +462,10 @@ fn few_weights_are_transformed_anew_in_each_pass_wherever_it_runs() {
     let mut random = Random::new(20);
     let g = ConvGeometry::square(32, 32, 3, 1);
     let (x, batch) = (random.values(40 * 64 * 32), 40);
-    for level in Level::available() {
+    for (level, operands) in Level::available().into_iter().flat_map(|level| KINDS.map(|kind| (level, kind)))
+    {
         let cx = Context::new(level, 4);
-        let conv = FastConv::new(level, Tiling::F4, g, [8, 8]).unwrap();
+        let conv = FastConv::new(level, Tiling::F4, g, [8, 8]).unwrap().with_operands(operands);
         let tiles = batch * conv.rows.len() * conv.columns.len();
         assert!(matches!(plain_weights(&conv, tiles, 4, &[]), Some(Weights::Apart(_))));
         let scratch = std::sync::Mutex::new(FastScratch::default());

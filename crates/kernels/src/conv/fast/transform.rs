@@ -17,6 +17,12 @@ pub(super) trait Transform: Sized {
     /// Whether a point is needed for the last row, and for the last column, of outputs alone.
     fn last(point: usize) -> [bool; 2];
 
+    /// How much larger the square of a transformed input is at a point, with random values, than that of a transformed weight of the
+    /// same size.
+    fn gain(_point: usize) -> f64 {
+        1.0
+    }
+
     /// Transforms weights.
     fn pack<S: Simd>(simd: S, pack: Pack);
 

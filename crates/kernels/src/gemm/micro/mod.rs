@@ -11,7 +11,7 @@ mod gathered;
 pub(crate) mod threes;
 mod transposed;
 
-pub(crate) use blocked::{Blocked, Spaced};
+pub(crate) use blocked::{BesidePoints, Blocked, Spaced, is_minus};
 pub(crate) use gathered::{BesideProducts, Gathered};
 pub(crate) use transposed::Transposed;
 
@@ -133,7 +133,11 @@ macro_rules! micro_kernels {
             lanes: <$simd as Simd>::LANES,
             gathered: &[$(&[$(gathered::<$simd, $rows, $vectors, { kind::$kind }>),*]),*],
             transposed: &[$(&[$(transposed::<$simd, $rows, $vectors, { kind::$kind }>),*]),*],
-            blocked: if kind::$kind == kind::F32 { &[$(&[$(blocked::<$simd, $high, $wide>),*]),*] } else { &[] },
+            blocked: if kind::$kind == kind::HALVES {
+                &[]
+            } else {
+                &[$(&[$(blocked::<$simd, $high, $wide, { kind::$kind }>),*]),*]
+            },
         }
     };
 }
@@ -141,7 +145,7 @@ macro_rules! micro_kernels {
 /// The portable level's kernels.
 macro_rules! scalar {
     (THREES) => {
-        micro_kernels!(Scalar, THREES: 1 => [1 2 3 4], 2 => [1 2]; blocked 1 => [], 2 => [])
+        micro_kernels!(Scalar, THREES: 1 => [1 2 3 4], 2 => [1 2]; blocked 1 => [1 2 3 4], 2 => [1 2])
     };
     ($kind:ident) => {
         micro_kernels!(Scalar, $kind:
@@ -156,7 +160,9 @@ macro_rules! scalar {
 #[cfg(target_arch = "x86_64")]
 macro_rules! avx2 {
     (THREES) => {
-        micro_kernels!(crate::simd::Avx2, THREES: 1 => [1 2 3 4 5 6 7 8], 2 => [1 2 3]; blocked 1 => [], 2 => [])
+        micro_kernels!(crate::simd::Avx2, THREES:
+            1 => [1 2 3 4 5 6 7 8], 2 => [1 2 3]; blocked 1 => [1 2 3 4 5 6 7 8], 2 => [1 2 3]
+        )
     };
     ($kind:ident) => {
         micro_kernels!(crate::simd::Avx2, $kind:
@@ -175,7 +181,7 @@ macro_rules! avx512 {
         micro_kernels!(crate::simd::Avx512<false>, THREES:
             1 => [1 2 3 4 5 6 7 8 9 10 11 12],
             2 => [1 2 3 4 5 6 7 8 9 10];
-            blocked 1 => [], 2 => []
+            blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16], 2 => [1 2 3 4 5 6 7 8 9 10]
         )
     };
     ($bf16:literal, $kind:ident) => {
@@ -196,7 +202,7 @@ macro_rules! neon {
         micro_kernels!(crate::simd::Neon, THREES:
             1 => [1 2 3 4 5 6 7 8 9 10 11 12],
             2 => [1 2 3 4 5 6 7 8];
-            blocked 1 => [], 2 => []
+            blocked 1 => [1 2 3 4 5 6 7 8 9 10 11 12], 2 => [1 2 3 4 5 6 7 8]
         )
     };
     ($kind:ident) => {
