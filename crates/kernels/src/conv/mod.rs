@@ -186,7 +186,6 @@ impl Conv {
             for (group, matrix) in self.matrices(matrices).iter_mut().enumerate() {
                 matrix.reset(self.level, operands, phase.depth(g), g.group_in());
                 matrix.scale(factor);
-                matrix.scale(factor);
                 matrix.refill_columns(cx, g.group_out(), |tap, j| {
                     let row = phase.taps[tap] * g.group_in() + j;
                     &weight[row * g.out_channels + group * g.group_out()..][..g.group_out()]
