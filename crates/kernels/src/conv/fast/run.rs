@@ -120,11 +120,13 @@ impl Run<'_> {
                     let first = vectors.start * steps.vector;
                     self.transform::<T>(block, vectors, steps, v.get().wrapping_add(first));
                 });
-                let points = T::POINTS.min(4 * threads);
-                self.cx.pool().run(points, |piece| {
-                    let points = T::POINTS * piece / points..T::POINTS * (piece + 1) / points;
-                    self.sum_tiles(block, (v.get(), step), points);
-                });
+                if self.factor.is_some() {
+                    let pieces = T::POINTS.min(4 * threads);
+                    self.cx.pool().run(pieces, |piece| {
+                        let points = T::POINTS * piece / pieces..T::POINTS * (piece + 1) / pieces;
+                        self.sum_tiles(block, (v.get(), step), points);
+                    });
+                }
             }
             self.cx.pool().run(panels.len(), |panel| {
                 let Some(panel) = panels.clone().nth(panel) else { return };
