@@ -6,15 +6,37 @@ pub use pages::prefer_large_pages;
 
 use pages::Pages;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Values of a cache line.
 pub(crate) const LINE: usize = 16;
 
+/// What begins a cache line.
+#[repr(align(64))]
+pub(crate) struct InLines<T>(pub(crate) T);
+
+/// Lines of a page.
+const PAGE: usize = 64;
+
+/// Values from which on the system gives a buffer pages of its own.
+const PAGED: usize = 1 << 14;
+
+/// How many lines after the beginning of its page a buffer's first value stands: large buffers would all begin with a page, and what
+/// is read from one and written to another in the same places would meet in the same sets of a cache.
+fn stagger(length: usize) -> usize {
+    // Odd, so that all lines of a page have their turn.
+    const STEP: usize = 11;
+    static LINES: AtomicUsize = AtomicUsize::new(0);
+    if length < PAGED { 0 } else { LINES.fetch_add(STEP, Ordering::Relaxed) % PAGE }
+}
+
 /// A vector in which `length` zeros begin a cache line, and the index of the first. They come from the system without being written.
 pub fn zeros_in_lines(length: usize) -> (Vec<f32>, usize) {
-    let values = vec![0.0f32; length + LINE];
-    let first = values.as_ptr().align_offset(LINE * size_of::<f32>());
-    assert!(first <= LINE, "a vector's values are aligned to their size");
+    let line = stagger(length) * LINE;
+    let values = vec![0.0f32; length + line + LINE];
+    let rest = values.as_ptr().align_offset(LINE * size_of::<f32>());
+    assert!(rest <= LINE, "a vector's values are aligned to their size");
+    let first = line + rest;
     (values, first)
 }
 
@@ -169,6 +191,16 @@ mod tests {
         assert_eq!(buffer.values()[599_999], 600_000.0);
         buffer.reset(900_000);
         assert!(buffer.len() >= 900_000 && buffer.as_ptr().addr() % 64 == 0);
+    }
+
+    #[test]
+    fn large_buffers_begin_in_different_lines_of_a_page() {
+        assert_eq!(stagger(PAGED - 1), 0);
+        let lines = [PAGED; 8].map(stagger);
+        assert!(lines.iter().all(|&line| line < PAGE));
+        assert!(lines.iter().any(|line| line != &lines[0]));
+        let (values, first) = zeros_in_lines(PAGED);
+        assert!(values[first..].len() >= PAGED && values[first..].as_ptr().addr() % 64 == 0);
     }
 
     #[test]

@@ -227,6 +227,7 @@ impl Product<'_> {
             let next = if next == task % groups.count() { 0..0 } else { groups.block(next) };
             let panels = of(group);
             let rows = from..rows.min(from + chunk);
+            let columns = panels.clone().map(|panel| panel.columns).sum();
             let mut parts = self.parts().peekable();
             while let Some(part) = parts.next() {
                 let coming = match (parts.peek(), self.parts().next()) {
@@ -234,12 +235,8 @@ impl Product<'_> {
                     (None, Some(first)) => self.coming(of(next.clone()), &first),
                     (None, None) => Coming::NOTHING,
                 };
-                self.part(cx, panels.clone(), rows.clone(), part, coming, &out);
+                self.part(cx, (panels.clone(), columns), rows.clone(), part, coming, &out);
             }
-            let columns = panels.map(|panel| panel.columns).sum();
-            // SAFETY: `check` holds: C's rows are the output's. These columns of them are complete now; no other task has them, and
-            // no other product of the pass.
-            unsafe { self.follow(rows, columns, &out) };
         });
     }
 
@@ -341,11 +338,11 @@ impl Product<'_> {
         Coming::new(self.b.panel_row(&first, part.row), values)
     }
 
-    /// One part of the depth for some panels and rows, while what is read then comes near.
+    /// One part of the depth for some panels, of so many columns, and rows, while what is read then comes near.
     fn part(
         &self,
         cx: &Context,
-        panels: impl Iterator<Item = Panel> + Clone,
+        (panels, columns): (impl Iterator<Item = Panel> + Clone, usize),
         rows: Range<usize>,
         part: Part,
         coming: Coming,
@@ -390,8 +387,14 @@ impl Product<'_> {
             let (a, targets, sums) = (&pointers, &targets, &sums);
             let rows = Rows { a, targets, height, next, first, beside, coming, sums };
             // SAFETY: `check` holds: gathered pointers stay in the input or lead to `depth` zeros (`offset` stays within the
-            // pixel), targets stay in C. Tasks own disjoint rows and columns of C, because `scatter` is injective.
-            unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
+            // pixel), targets stay in C. Tasks own disjoint rows and columns of C, because `scatter` is injective. No other product of
+            // the pass has them, so that they are complete after the last part.
+            unsafe {
+                self.multiply(cx, panels.clone(), &part, &rows);
+                if part.last {
+                    self.follow(start..start + height, columns, out);
+                }
+            }
         }
     }
 

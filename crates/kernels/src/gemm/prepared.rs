@@ -8,7 +8,7 @@ use super::pack::{Panel, panels};
 use super::{row_step, threes};
 use crate::Context;
 use crate::bf16::Operands;
-use crate::buffer::Aligned;
+use crate::buffer::{Aligned, InLines};
 use crate::parallel::{SharedMut, Space, with_free};
 use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
@@ -79,7 +79,7 @@ impl Product<'_> {
                 self.gather.advance(&mut position);
             }
             let targets = &targets[..rows.len()];
-            let columns = panels.clone().map(|panel| panel.columns).sum();
+            let (first, columns) = (rows.start, panels.clone().map(|panel| panel.columns).sum());
             let mut sums = [0.0; MAX_CHUNK];
             with_free(own, |prepared| {
                 assert!(prepared.len() >= rows.len() * step, "room for prepared rows");
@@ -107,7 +107,10 @@ impl Product<'_> {
                         let panels = panels.clone().skip(group.start).take(group.len());
                         let coming = coming.part(index, near.count());
                         let prepared = (to.cast_const(), step, &sums[..]);
-                        self.prepared_rows(cx, panels, part, prepared, (targets, coming), &out);
+                        // The last panels complete the rows.
+                        let complete = (part.last && index + 1 == near.count()).then_some((first, columns));
+                        let targets = (targets, complete, coming);
+                        self.prepared_rows(cx, panels, part, prepared, targets, &out);
                     }
                     if part.last {
                         break;
@@ -115,9 +118,6 @@ impl Product<'_> {
                     depth = depth.end..whole.min(depth.end + length);
                 }
             });
-            // SAFETY: `check` has been called: C's rows are the output's. These columns of them are complete now; no other task has
-            // them, and no other product of the pass.
-            unsafe { self.follow(rows, columns, &out) };
         });
     }
 
@@ -129,14 +129,15 @@ impl Product<'_> {
         })
     }
 
-    /// One part of the depth for some panels and prepared rows, which are `step` values apart, while what is read then comes near.
+    /// One part of the depth for some panels and prepared rows, which are `step` values apart, while what is read then comes near. If
+    /// they are complete then, `complete` says which is the first, and how many columns of them.
     fn prepared_rows(
         &self,
         cx: &Context,
         panels: impl Iterator<Item = Panel> + Clone,
         part: Part,
         (prepared, step, sums): (*const f32, usize, &[f32]),
-        (places, coming): (&[usize], Coming),
+        (places, complete, coming): (&[usize], Option<(usize, usize)>, Coming),
         out: &SharedMut<f32>,
     ) {
         let Some(widest) = panels.clone().next() else { return };
@@ -156,8 +157,14 @@ impl Product<'_> {
             let (a, targets, sums) = (&pointers, &targets, &sums[index * tallest..]);
             let rows = Rows { a, targets, height, next, first, beside, coming, sums };
             // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
-            // because `scatter` is injective.
-            unsafe { self.multiply(cx, panels.clone(), &part, &rows) };
+            // because `scatter` is injective; no other product of the pass has them.
+            unsafe {
+                self.multiply(cx, panels.clone(), &part, &rows);
+                if let Some((first, columns)) = complete {
+                    let start = first + index * tallest;
+                    self.follow(start..start + height, columns, out);
+                }
+            }
         }
     }
 }
@@ -225,11 +232,11 @@ impl Prepare<'_> {
                 (Operands::F32 | Operands::Threes, None) => std::ptr::copy_nonoverlapping(from, to, count),
                 (Operands::Bf16, None) => pairs.put(simd, from, at, count),
                 (Operands::Bf16, Some(prologue)) => {
-                    let mut piece = [0.0; PIECE];
+                    let mut piece = InLines([0.0; PIECE]);
                     for start in (0..count).step_by(PIECE) {
                         let count = PIECE.min(count - start);
-                        prologue.run(simd, from.add(start), channel + start, piece.as_mut_ptr(), count);
-                        pairs.put(simd, piece.as_ptr(), at + start, count);
+                        prologue.run(simd, from.add(start), channel + start, piece.0.as_mut_ptr(), count);
+                        pairs.put(simd, piece.0.as_ptr(), at + start, count);
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! Rows that are copied before they meet: as they are, two of them to one of pairs, or with what threes take off.
 
+use crate::buffer::InLines;
 use crate::gemm::micro::threes::STEP;
 use crate::prologue::Prologue;
 use crate::simd::{Simd, Task};
@@ -60,8 +61,8 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
     #[inline(always)]
     fn run<S: Simd>(self, simd: S) {
         let Copy { rows, width, source, to, step } = self.0;
-        let nothing = [0.0; PIECE];
-        let mut through = [[0.0; PIECE]; 2];
+        let nothing = InLines([0.0; PIECE]);
+        let mut through = InLines([[0.0; PIECE]; 2]);
         for pair in 0..rows.div_ceil(2) {
             let to = to.wrapping_add(pair * step);
             let first = source(2 * pair);
@@ -75,8 +76,8 @@ impl<'a, F: Fn(usize) -> Row<'a>> Task for CopyPairs<F> {
             }
             for at in (0..width).step_by(PIECE) {
                 let count = PIECE.min(width - at);
-                let mut from = [nothing.as_ptr(); 2];
-                for ((row, piece), from) in rows.iter().zip(&mut through).zip(&mut from) {
+                let mut from = [nothing.0.as_ptr(); 2];
+                for ((row, piece), from) in rows.iter().zip(&mut through.0).zip(&mut from) {
                     let Some(row) = row else { continue };
                     *from = row.from.wrapping_add(at);
                     if let Some((prologue, channel)) = row.through {
