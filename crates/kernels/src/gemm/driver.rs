@@ -227,7 +227,6 @@ impl Product<'_> {
             let next = if next == task % groups.count() { 0..0 } else { groups.block(next) };
             let panels = of(group);
             let rows = from..rows.min(from + chunk);
-            let columns = panels.clone().map(|panel| panel.columns).sum();
             let mut parts = self.parts().peekable();
             while let Some(part) = parts.next() {
                 let coming = match (parts.peek(), self.parts().next()) {
@@ -235,7 +234,7 @@ impl Product<'_> {
                     (None, Some(first)) => self.coming(of(next.clone()), &first),
                     (None, None) => Coming::NOTHING,
                 };
-                self.part(cx, (panels.clone(), columns), rows.clone(), part, coming, &out);
+                self.part(cx, panels.clone(), rows.clone(), part, coming, &out);
             }
         });
     }
@@ -338,17 +337,18 @@ impl Product<'_> {
         Coming::new(self.b.panel_row(&first, part.row), values)
     }
 
-    /// One part of the depth for some panels, of so many columns, and rows, while what is read then comes near.
+    /// One part of the depth for some panels and rows, while what is read then comes near.
     fn part(
         &self,
         cx: &Context,
-        (panels, columns): (impl Iterator<Item = Panel> + Clone, usize),
+        panels: impl Iterator<Item = Panel> + Clone,
         rows: Range<usize>,
         part: Part,
         coming: Coming,
         out: &SharedMut<f32>,
     ) {
         let Some(widest) = panels.clone().next() else { return };
+        let columns = panels.clone().map(|panel| panel.columns).sum();
         let tallest = cx.level().kernels(self.b.operands()).max_rows(widest.vectors);
         let blocks = rows.len().div_ceil(tallest);
         let input = self.input.values.as_ptr().wrapping_add(self.offset);

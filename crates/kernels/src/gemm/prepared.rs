@@ -79,7 +79,7 @@ impl Product<'_> {
                 self.gather.advance(&mut position);
             }
             let targets = &targets[..rows.len()];
-            let (first, columns) = (rows.start, panels.clone().map(|panel| panel.columns).sum());
+            let first = rows.start;
             let mut sums = [0.0; MAX_CHUNK];
             with_free(own, |prepared| {
                 assert!(prepared.len() >= rows.len() * step, "room for prepared rows");
@@ -107,10 +107,7 @@ impl Product<'_> {
                         let panels = panels.clone().skip(group.start).take(group.len());
                         let coming = coming.part(index, near.count());
                         let prepared = (to.cast_const(), step, &sums[..]);
-                        // The last panels complete the rows.
-                        let complete = (part.last && index + 1 == near.count()).then_some((first, columns));
-                        let targets = (targets, complete, coming);
-                        self.prepared_rows(cx, panels, part, prepared, targets, &out);
+                        self.prepared_rows(cx, panels, part, prepared, (first, targets, coming), &out);
                     }
                     if part.last {
                         break;
@@ -129,18 +126,19 @@ impl Product<'_> {
         })
     }
 
-    /// One part of the depth for some panels and prepared rows, which are `step` values apart, while what is read then comes near. If
-    /// they are complete then, `complete` says which is the first, and how many columns of them.
+    /// One part of the depth for some panels and prepared rows, which are `step` values apart, while what is read then comes near.
+    /// `first` is the first of these rows, which go to `places`.
     fn prepared_rows(
         &self,
         cx: &Context,
         panels: impl Iterator<Item = Panel> + Clone,
         part: Part,
         (prepared, step, sums): (*const f32, usize, &[f32]),
-        (places, complete, coming): (&[usize], Option<(usize, usize)>, Coming),
+        (first, places, coming): (usize, &[usize], Coming),
         out: &SharedMut<f32>,
     ) {
         let Some(widest) = panels.clone().next() else { return };
+        let columns = panels.clone().map(|panel| panel.columns).sum();
         let tallest = cx.level().kernels(self.b.operands()).max_rows(widest.vectors);
         let mut pointers = [std::ptr::null(); MAX_ROWS];
         let mut targets = Targets::default();
@@ -153,14 +151,14 @@ impl Product<'_> {
                 targets.set(self, out, row, place);
             }
             let height = places.len();
-            let (first, coming) = (index == 0, coming.part(index, blocks));
+            let coming = coming.part(index, blocks);
             let (a, targets, sums) = (&pointers, &targets, &sums[index * tallest..]);
-            let rows = Rows { a, targets, height, next, first, beside, coming, sums };
+            let rows = Rows { a, targets, height, next, first: index == 0, beside, coming, sums };
             // SAFETY: each row was prepared; `check` holds, so that targets stay in C. Tasks own disjoint rows and columns of C,
-            // because `scatter` is injective; no other product of the pass has them.
+            // because `scatter` is injective; no other product of the pass has them, so that they are complete after the last part.
             unsafe {
                 self.multiply(cx, panels.clone(), &part, &rows);
-                if let Some((first, columns)) = complete {
+                if part.last {
                     let start = first + index * tallest;
                     self.follow(start..start + height, columns, out);
                 }

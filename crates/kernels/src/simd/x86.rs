@@ -362,14 +362,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let pairs: __m512i = trusted!(transmute(_mm512_cvtne2ps_pbh(half(1), half(0))));
             trusted!(_mm512_storeu_si512(to.wrapping_add(at / 2).cast(), pairs));
         }
-        for at in (whole..count).step_by(32) {
-            let masks = half_masks(count - at);
+        if whole < count {
+            let masks = half_masks(count - whole);
             let half = |index: usize| {
-                trusted!(_mm512_maskz_loadu_ps(masks[index], from.wrapping_add(at + 16 * index)))
+                trusted!(_mm512_maskz_loadu_ps(masks[index], from.wrapping_add(whole + 16 * index)))
             };
             let pairs: __m512i = trusted!(transmute(_mm512_cvtne2ps_pbh(half(1), half(0))));
-            let words = (count - at).div_ceil(2).min(16);
-            trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(at / 2).cast(), avx512_mask(words), pairs));
+            let words = avx512_mask((count - whole).div_ceil(2));
+            trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(whole / 2).cast(), words, pairs));
         }
     }
 
@@ -388,12 +388,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let pairs = trusted!(_mm512_permutexvar_epi16(deal, rows));
             trusted!(_mm512_storeu_si512(to.wrapping_add(at).cast(), pairs));
         }
-        for at in (whole..count).step_by(16) {
-            let mask = avx512_mask(count - at);
-            let row = |index: usize| trusted!(_mm512_maskz_loadu_ps(mask, rows[index].wrapping_add(at)));
+        if whole < count {
+            let mask = avx512_mask(count - whole);
+            let row = |index: usize| trusted!(_mm512_maskz_loadu_ps(mask, rows[index].wrapping_add(whole)));
             let rows: __m512i = trusted!(transmute(_mm512_cvtne2ps_pbh(row(1), row(0))));
             let pairs = trusted!(_mm512_permutexvar_epi16(deal, rows));
-            trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(at).cast(), mask, pairs));
+            trusted!(_mm512_mask_storeu_epi32(to.wrapping_add(whole).cast(), mask, pairs));
         }
     }
 
