@@ -14,7 +14,7 @@ from pathlib import Path
 BENCH = Path(__file__).resolve().parent.parent
 ROOT = BENCH.parent
 
-PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime", "openvino", "ncnn", "pnnx", "MNN", "safetensors", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "ncnn", "pnnx", "MNN", "safetensors", "numpy")
 
 
 class Stop(Exception):
