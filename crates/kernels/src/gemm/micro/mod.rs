@@ -4,7 +4,8 @@
 //! through pointers (one set of pointers a kernel tap, so a convolution needs no copy of its input) by a packed panel.
 //! [`Transposed`] multiplies the transposed rows by unpacked rows of another matrix and is the gradient of the
 //! weights. Both take operands in `f32` and in pairs of bf16, which stand in the bits of an `f32` each. [`Blocked`] multiplies
-//! transformed tiles, always in `f32`. All exist for every height from 1 to what the level's registers hold.
+//! transformed tiles in `f32`. Gathered and blocked products, and transposed ones of copied rows, are also made three by two
+//! multiplications ([`threes`]). All exist for every height from 1 to what the level's registers hold.
 
 mod blocked;
 mod gathered;

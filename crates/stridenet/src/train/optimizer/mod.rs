@@ -94,7 +94,7 @@ impl Optimizer {
         })
     }
 
-    /// Changes every parameter by `scale` times its gradient and packs the weights again.
+    /// Changes every parameter by `scale` times its gradient.
     pub fn step(&mut self, cx: &Context, network: &mut Network, scale: f32, lr: f32) -> Update {
         let Optimizer { options, states, steps, spread, rates } = self;
         let OptimizerOptions { rule, clip_norm, .. } = *options;
