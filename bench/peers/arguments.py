@@ -12,7 +12,7 @@ ARCHS = (
     *("resnet20", "resnet32", "resnet44", "resnet56", "resnet110"),
 )
 CASE = "ARCH:BATCH:THREADS"
-PLACES = ("--peers", "--stridenet", "--photographs")
+PLACES = ("--peers", "--stridenet", "--photographs", "--keep")
 
 
 @dataclass(frozen=True)

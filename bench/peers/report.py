@@ -37,7 +37,6 @@ class Report:
     date: str
     machine: str
     versions: dict[str, str]
-    level: str | None
     command: str
     settings: str
     engines: list[str]
@@ -119,8 +118,6 @@ def markdown(report: Report) -> str:
     lines = [f"# {TITLES[report.mode]}", "", f"- {report.date}; {report.machine}."]
     if versions:
         lines.append(f"- {versions}.")
-    if report.level:
-        lines.append(f"- `STRIDENET_LEVEL={report.level}` was set.")
     lines += [
         f"- `{report.command}`: {report.settings}.",
         "- A case is architecture:batch:threads. Times are the median over the rounds of each round's median, in",

@@ -4,8 +4,6 @@ import datetime
 import json
 import os
 import platform
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -63,22 +61,37 @@ def call(command: list) -> dict:
     raise Failed("it printed no JSON")
 
 
-def make_peers(folder: Path) -> None:
-    """Makes the virtual environment with the peers unless it is there."""
-    if (folder / "bin" / "python").exists():
-        return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Stop(f"{shown(folder)} holds something else than a virtual environment; name another folder with --peers")
-    progress(f"installing the peers into {shown(folder)}")
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install"]
+def end_children_when_terminated() -> None:
+    """Has a SIGTERM raise SystemExit, so that what a script has started ends with it."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
+def run_aloud(command: list) -> None:
+    """Runs a part of making the peers, whose output the user sees."""
+    if subprocess.run(list(map(str, command)), stdout=sys.stderr).returncode != 0:
+        raise Stop("the peers could not be installed, see above; call this again when that is mended, or delete their folder first")
+
+
+def missing_packages(python: Path) -> list[str]:
+    """Peers that a virtual environment does not have, be it that its installation was cut off."""
+    known = "import importlib.metadata as m, sys; print(*{(one.name or '').lower() for one in m.distributions()})"
     try:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], stdout=sys.stderr, check=True)
-        subprocess.run([*pip, *PACKAGES], stdout=sys.stderr, check=True)
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, subprocess.CalledProcessError):
-            raise Stop("the peers could not be installed, see above; call this again when that is mended") from error
-        raise
+        found = finish([python, "-c", known]).split()
+    except Failed as failure:
+        raise Stop(f"the peers' environment does not work: {failure}; delete its folder to install them anew") from failure
+    return [name for name in PACKAGES if name.lower() not in found]
+
+
+def make_peers(folder: Path) -> None:
+    """Makes the virtual environment with the peers, or installs those that it does not have."""
+    python = folder / "bin" / "python"
+    if not python.exists():
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise Stop(f"{shown(folder)} holds something else than a virtual environment; name another folder with --peers")
+        run_aloud([sys.executable, "-m", "venv", folder])
+    if missing := missing_packages(python):
+        progress(f"installing {', '.join(missing)} into {shown(folder)}")
+        run_aloud([python, "-m", "pip", "install", *missing])
 
 
 def require_stridenet(path: Path) -> None:
@@ -88,17 +101,20 @@ def require_stridenet(path: Path) -> None:
 
 
 def describe_machine() -> str:
-    """CPU, cores and kernel."""
+    """CPU, with what sets it apart where its name is that of many, cores and kernel."""
     try:
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        names = []
-    cpu = names[0] if names else platform.processor() or platform.machine()
+        lines = []
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    cpu = known.get("model name") or platform.processor() or platform.machine()
+    if {"cpu family", "model"} <= known.keys():
+        cpu += f" (family {known['cpu family']} model {known['model']})"
     return f"{cpu}, {os.cpu_count()} cores; {platform.system()} {platform.release()}"
 
 
 def describe_stridenet(path: Path) -> str:
-    """The version of the command and the commit of the sources around this script."""
+    """The version of the command, the commit of the sources around this script, and what the environment asks of it."""
     git = ["git", "-C", str(ROOT)]
     try:
         version = finish([path, "--version"]).strip().removeprefix("stridenet ")
@@ -107,9 +123,11 @@ def describe_stridenet(path: Path) -> str:
     try:
         commit = finish([*git, "rev-parse", "--short", "HEAD"]).strip()
         changed = finish([*git, "status", "--porcelain", "--untracked-files=no"]).strip()
+        version = f"{version} ({commit}{' with changes' if changed else ''})"
     except Failed:
-        return version
-    return f"{version} ({commit}{' with changes' if changed else ''})"
+        pass
+    settings = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith("STRIDENET_")]
+    return " with ".join([version, " ".join(settings)]) if settings else version
 
 
 def record_path(name: str) -> Path:
