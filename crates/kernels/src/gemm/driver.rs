@@ -206,7 +206,7 @@ impl Product<'_> {
         }
         let rows = self.images * self.gather.rows_per_image();
         let panels = panels(cx.level(), self.b.operands(), self.b.columns());
-        let Some(widest) = panels.clone().next() else { return };
+        let Some(widest) = panels.clone().next().filter(|_| rows > 0) else { return };
         let kernels = cx.level().kernels(self.b.operands());
         let block = kernels.max_rows(widest.vectors);
         // Enough rows a task to use a panel's block many times, few enough to keep all threads busy.
@@ -304,8 +304,8 @@ impl Product<'_> {
     /// The parts of a product of A's rows as they stand.
     fn parts(&self) -> impl Iterator<Item = Part> {
         let (taps, depth) = (self.gather.taps(), self.gather.depth());
-        let taps_at_once = (DEPTH_BLOCK / depth).clamp(1, TAP_BLOCK);
-        let depth_at_once = depth.min(DEPTH_BLOCK);
+        let taps_at_once = (DEPTH_BLOCK / depth.max(1)).clamp(1, TAP_BLOCK);
+        let depth_at_once = depth.clamp(1, DEPTH_BLOCK);
         let part = move |tap: usize, skip: usize| Part {
             taps: taps_at_once.min(taps - tap),
             skip,
@@ -358,7 +358,7 @@ impl Product<'_> {
         let even = self.gather.even_step().zip(self.scatter.even_step());
         let next = [self.gather.usual_step(), self.scatter.usual_step()].map(|step| tallest * step);
         let beside = self.beside(&part, out);
-        let taps = part.row / self.gather.depth();
+        let taps = part.row.checked_div(self.gather.depth()).unwrap_or(0);
         let mut sums = [0.0; MAX_ROWS];
         for (index, start) in rows.clone().step_by(tallest).enumerate() {
             let height = tallest.min(rows.end - start);

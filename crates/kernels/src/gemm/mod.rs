@@ -2,9 +2,9 @@
 //!
 //! A product's left side is gathered through pointers (`gather`), so that a plain matrix, a strided 1×1 convolution
 //! and a padded 3×3 convolution are the same loop. The right side is packed into panels (`pack`). Operands may be rounded to
-//! bf16 on their way, in pairs that are multiplied at once, and A's may go through a batch norm and a ReLU (`prepared`); sums are
-//! always `f32`. Work is cut into
-//! tasks by the shape alone, and each result is one sum in one order, whatever the number of threads.
+//! bf16 on their way, in pairs that are multiplied at once, or be multiplied three by two multiplications (`threes`), and A's may go
+//! through a batch norm and a ReLU (`prepared`); sums are always `f32`. Work is cut into tasks by the shape alone, and each result is
+//! one sum in one order, whatever the number of threads.
 
 mod driver;
 pub(crate) mod gather;
@@ -22,11 +22,9 @@ pub(crate) use driver::Product;
 pub use driver::{Epilogue, Residual};
 pub use pack::PackedMatrix;
 pub(crate) use prepared::PreparedScratch;
-pub use transposed::TransposedScratch;
-pub(crate) use transposed::{TransposedProduct, add_parts, row_step};
+pub(crate) use transposed::{TransposedProduct, TransposedScratch, add_parts, row_step};
 
 use crate::Context;
-use crate::bf16::Operands;
 use gather::{Gather, Scatter};
 
 /// `C = A·B` with an epilogue: A is `rows × B.depth()`, C is `rows × B.columns()`, both row-major.
@@ -43,25 +41,4 @@ pub fn multiply(cx: &Context, rows: usize, a: &[f32], b: &PackedMatrix, epilogue
         &mut PreparedScratch::default(),
         c,
     );
-}
-
-/// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`, all row-major.
-///
-/// Long products are summed in parts whose number depends on the shape alone; `scratch` holds them and is reused from
-/// call to call.
-///
-/// # Panics
-/// When a slice's length does not fit.
-pub fn multiply_transposed(
-    cx: &Context,
-    [length, rows, columns]: [usize; 3],
-    a: &[f32],
-    b: &[f32],
-    scratch: &mut TransposedScratch,
-    c: &mut [f32],
-) {
-    let (gather, operands) = (Gather::matrix(length, rows), Operands::F32);
-    let (input, gather) = (a.into(), &gather);
-    TransposedProduct { images: 1, input, gather, groups: 1, b, columns, operands, factor: 1.0 }
-        .run(cx, scratch, c);
 }

@@ -2,14 +2,15 @@
 
 use super::*;
 use crate::Level;
+use crate::bf16::Operands;
 use crate::prologue::{Prologue, Source};
 use crate::testing::{Random, UNIT, assert_same_bits_for_all_threads, contexts};
 
 const SHAPES: usize = 220;
 
-/// Sizes that run over all tails of rows, vectors and panels.
+/// Sizes that run over all tails of rows, vectors and panels, and nothing at all.
 fn size(random: &mut Random) -> usize {
-    [1 + random.below(5), 1 + random.below(40), 1 + random.below(150)][random.below(3)]
+    [random.below(5), 1 + random.below(40), 1 + random.below(150)][random.below(3)]
 }
 
 /// Asserts `|found − Σ a·b| ≤ (terms + 2)·2⁻²⁴·Σ|a·b|`, the bound of any order of summation.
@@ -17,6 +18,21 @@ fn assert_product(found: f32, terms: impl Iterator<Item = f64> + Clone, count: u
     let (sum, magnitude): (f64, f64) = (terms.clone().sum(), terms.map(f64::abs).sum());
     let bound = (count as f64 + 2.0) * UNIT * magnitude;
     assert!((f64::from(found) - sum).abs() <= bound, "{what}: {found}, expected {sum} ± {bound:e}");
+}
+
+/// `C = Aᵀ·B`: A is `length × rows`, B is `length × columns`, C is `rows × columns`.
+fn multiply_transposed(
+    cx: &Context,
+    [length, rows, columns]: [usize; 3],
+    [a, b]: [&[f32]; 2],
+    scratch: &mut TransposedScratch,
+) -> Vec<f32> {
+    let (gather, operands) = (Gather::matrix(length, rows), Operands::F32);
+    let (input, gather) = (a.into(), &gather);
+    let mut c = vec![f32::NAN; rows * columns];
+    TransposedProduct { images: 1, input, gather, groups: 1, b, columns, operands, factor: 1.0 }
+        .run(cx, scratch, &mut c);
+    c
 }
 
 #[test]
@@ -86,13 +102,12 @@ fn blocks_of_tall_products_meet_their_panels() {
 fn transposed_products_agree_with_the_sums() {
     let (mut random, contexts) = (Random::new(52), contexts());
     for case in 0..SHAPES {
-        let [m, n] = [1 + random.below(50), 1 + random.below(80)];
+        let [m, n] = [random.below(51), random.below(81)];
         // Some sums are long enough to be cut into parts.
         let length = if case % 20 == 0 { 600 + random.below(900) } else { size(&mut random) };
         let (a, b) = (random.values(length * m), random.values(length * n));
         for cx in &contexts {
-            let (mut c, mut parts) = (vec![f32::NAN; m * n], TransposedScratch::default());
-            multiply_transposed(cx, [length, m, n], &a, &b, &mut parts, &mut c);
+            let c = multiply_transposed(cx, [length, m, n], [&a, &b], &mut TransposedScratch::default());
             for (index, &found) in c.iter().enumerate() {
                 let (i, j) = (index / n, index % n);
                 let terms = (0..length).map(|x| f64::from(a[x * m + i]) * f64::from(b[x * n + j]));
@@ -107,8 +122,7 @@ fn the_bits_do_not_depend_on_the_number_of_threads() {
     let mut random = Random::new(53);
     let (a, b) = (random.values(700 * 90), random.values(700 * 70));
     assert_same_bits_for_all_threads(|cx| {
-        let (mut transposed, mut parts) = (vec![0.0; 90 * 70], TransposedScratch::default());
-        multiply_transposed(cx, [700, 90, 70], &a, &b, &mut parts, &mut transposed);
+        let transposed = multiply_transposed(cx, [700, 90, 70], [&a, &b], &mut TransposedScratch::default());
         let packed = PackedMatrix::new(cx.level(), 90, 70, |row, column| b[row * 70 + column]);
         let mut plain = vec![0.0; 700 * 70];
         multiply(cx, 700, &a, &packed, Epilogue::default(), &mut plain);

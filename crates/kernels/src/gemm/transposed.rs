@@ -39,7 +39,7 @@ pub(crate) struct TransposedProduct<'a> {
 
 /// Memory that transposed products use while they run, reused from one to the next.
 #[derive(Debug, Default)]
-pub struct TransposedScratch {
+pub(crate) struct TransposedScratch {
     /// Sums of all parts but the first.
     parts: Aligned,
     /// Rows of A and of B for each thread.
@@ -305,7 +305,7 @@ impl TransposedProduct<'_> {
         assert!(self.b.len() >= rows * self.columns, "the right matrix is too short");
         let last_group = (self.groups - 1) * self.gather.depth();
         assert!(self.gather.reach() + last_group <= self.gather.image_step(), "a row leaves its image");
-        if rows == 0 {
+        if rows == 0 || size == 0 {
             c.fill(0.0);
             return;
         }

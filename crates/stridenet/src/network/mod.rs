@@ -174,7 +174,7 @@ impl Network {
     }
 
     fn check(&self, x: &Tensor) -> Result<(), ShapeError> {
-        let expected = [x.batch(), self.input[0], self.input[1], self.arch.in_channels];
+        let expected = [x.batch().max(1), self.input[0], self.input[1], self.arch.in_channels];
         if x.shape() == expected {
             return Ok(());
         }
@@ -186,7 +186,7 @@ impl Network {
     /// running ones.
     ///
     /// # Errors
-    /// When the images' size or channels are not the network's.
+    /// When there are no images, or their size or channels are not the network's.
     ///
     /// # Panics
     /// When there are drops, but not one for each block.
@@ -272,7 +272,7 @@ impl Network {
     /// Inference with the running statistics: images `[N, H, W, C]` → logits `[N, 1, 1, classes]`.
     ///
     /// # Errors
-    /// When the images' size or channels are not the network's.
+    /// When there are no images, or their size or channels are not the network's.
     pub fn infer(&self, cx: &Context, workspace: &mut Workspace, x: &Tensor) -> Result<Tensor, Error> {
         self.infer_seeing(cx, workspace, x, |_, _| {})
     }
@@ -281,7 +281,7 @@ impl Network {
     /// and the embedding, `[N, 1, 1, C]`.
     ///
     /// # Errors
-    /// When the images' size or channels are not the network's.
+    /// When there are no images, or their size or channels are not the network's.
     pub fn infer_seeing(
         &self,
         cx: &Context,
@@ -369,12 +369,20 @@ mod tests {
     }
 
     #[test]
-    fn images_of_another_size_are_refused() {
+    fn other_images_and_none_are_refused() {
         let cx = Context::new(Level::detect(), 1);
         let arch = Arch::preset("resnet20").unwrap();
-        let network = Network::new(&arch, [32, 32], cx.level(), Initialise::default()).unwrap();
-        let error =
-            network.infer(&cx, &mut Workspace::default(), &Tensor::zeros([1, 32, 31, 3])).unwrap_err();
-        assert!(error.to_string().contains("[1, 32, 31, 3], expected [1, 32, 32, 3]"), "{error}");
+        let mut network = Network::new(&arch, [32, 32], cx.level(), Initialise::default()).unwrap();
+        for (shape, message) in [
+            ([1, 32, 31, 3], "[1, 32, 31, 3], expected [1, 32, 32, 3]"),
+            ([0, 32, 32, 3], "[0, 32, 32, 3], expected [1, 32, 32, 3]"),
+        ] {
+            let mut workspace = Workspace::default();
+            let inferred = network.infer(&cx, &mut workspace, &Tensor::zeros(shape)).unwrap_err();
+            let trained = network.forward(&cx, &mut workspace, Tensor::zeros(shape)).unwrap_err();
+            for error in [inferred, trained] {
+                assert!(error.to_string().contains(message), "{error}");
+            }
+        }
     }
 }
