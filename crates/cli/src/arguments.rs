@@ -225,7 +225,7 @@ pub(crate) struct TrainFlags {
     /// Replace the run in the folder
     #[arg(long, help_heading = "Run", conflicts_with = "resume")]
     pub(crate) overwrite: bool,
-    /// Go on with the run in the folder, to the same bits as if it had not been interrupted
+    /// Go on with the run in the folder, on the same kind of CPU to the same bits as if it had not been interrupted
     #[arg(long, help_heading = "Run", requires = "out")]
     pub(crate) resume: bool,
     #[command(flatten)]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, check_refusal, command, refuse, run, succeed, tiny};
+use common::{Answer, Folder, check_refusal, command, refuse, run, succeed, tiny};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::Path;
@@ -92,6 +92,25 @@ fn an_existing_run_is_refused_replaced_or_resumed() {
 }
 
 #[test]
+fn a_run_that_goes_on_with_other_arithmetic_says_so() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.train("data", "run", &[]);
+    let out = folder.text("run");
+    let arguments = String::from_utf8(folder.read("run/args.yaml")).unwrap();
+    let resume = |epochs: &str, level: Option<&str>| {
+        let mut command = command(&["train", "--resume", "--out", &out, "--epochs", epochs]);
+        let answer: Answer =
+            command.envs(level.map(|level| ("STRIDENET_LEVEL", level))).output().unwrap().into();
+        assert_eq!(answer.code, Some(0), "{answer:?}");
+        answer.stderr.contains("its last bits will differ")
+    };
+    assert!(!resume("2", None), "the same arithmetic");
+    assert_eq!(resume("3", Some("scalar")), !arguments.contains("level: \"scalar\""), "{arguments}");
+    assert!(!resume("4", Some("scalar")), "the same arithmetic as last");
+}
+
+#[test]
 fn a_folder_that_is_no_run_is_not_overwritten() {
     let folder = Folder::new();
     folder.images("data", 10);
@@ -165,7 +184,7 @@ fn interrupt(recipe: &[&str]) {
     wait_for(|| folder.path("run/args.yaml").exists());
     std::thread::sleep(Duration::from_millis(30));
     signal(&child, "-INT");
-    let answer: common::Answer = child.wait_with_output().unwrap().into();
+    let answer: Answer = child.wait_with_output().unwrap().into();
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert!(answer.stdout.contains("--resume"), "{answer:?}");
     let event = last_event(&folder, "run");
@@ -177,7 +196,7 @@ fn interrupt(recipe: &[&str]) {
     wait_for(|| last_event(&folder, "run")["event"] == "epoch");
     std::thread::sleep(Duration::from_millis(20));
     signal(&child, "-INT");
-    let answer: common::Answer = child.wait_with_output().unwrap().into();
+    let answer: Answer = child.wait_with_output().unwrap().into();
     assert_eq!(answer.code, Some(0), "{answer:?}");
     assert_eq!(answer.json()["complete"], false);
     let event = last_event(&folder, "run");
@@ -257,7 +276,8 @@ fn the_number_of_threads_does_not_change_a_bit() {
         "--drop-block",
         "0.2",
     ];
-    let halves = ["--block", "bottleneck", "--widths", "8,16", "--amp", "bf16"];
+    // So wide that every algorithm of training has its part.
+    let halves = ["--block", "bottleneck", "--widths", "64,128", "--amp", "bf16"];
     let singles = &halves[..4];
     let mut first = HashMap::new();
     for (name, shape) in [
@@ -372,6 +392,22 @@ fn a_resumed_run_keeps_its_architecture() {
     folder.train("data", "run", &[]);
     let answer = run(&["train", "--resume", "--out", &folder.text("run"), "--widths", "8,8"]);
     check_refusal(&answer, 2, &["architecture", "resumed"]);
+}
+
+#[test]
+fn a_described_architecture_keeps_its_channels() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    let arch = |run: &str| {
+        let config: Value = serde_json::from_slice(&folder.read(&format!("{run}/best/config.json"))).unwrap();
+        config["stridenet"]["arch"].clone()
+    };
+    folder.train("data", "flag", &["--in-chans", "4"]);
+    assert_eq!(arch("flag")["in_channels"], 4);
+    folder.write("four.json", arch("flag").to_string().as_bytes());
+    let (data, four, out) = (folder.text("data"), folder.text("four.json"), folder.text("described"));
+    succeed(&["train", &data, "--arch", &four, "--out", &out, "--epochs", "1", "--batch-size", "8"]);
+    assert_eq!(arch("described"), arch("flag"));
 }
 
 #[test]

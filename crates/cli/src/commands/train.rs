@@ -19,6 +19,7 @@ use stridenet::model::Model;
 use stridenet::network::Network;
 use stridenet::train::{
     Checkpoint, Control, EpochRow, Event, Existing, Finished, Opt, RunFolder, TrainOptions, Trainer,
+    arithmetic,
 };
 
 /// Trains a network and writes the run's folder.
@@ -98,11 +99,14 @@ fn begin<'a>(
     // The architecture's flags are checked before the data is read.
     let arch = architecture(name, &flags.shape)?;
     options.check_network(&arch).map_err(stridenet::Error::from)?;
-    let [train, val] = open_data(cx, console, &options, flags.shape.in_chans.unwrap_or(3))?;
+    // A description of a network for other than coloured pictures means it.
+    let described = Some(arch.in_channels).filter(|&channels| channels != 3);
+    let in_chans = flags.shape.in_chans.or(described);
+    let [train, val] = open_data(cx, console, &options, in_chans.unwrap_or(3))?;
     let img_size = flags.shape.img_size.or(train.picture_size()).unwrap_or(arch.img_size);
     let changes = Overrides {
         num_classes: Some(train.classes().len()),
-        in_channels: Some(flags.shape.in_chans.unwrap_or(train.channels())),
+        in_channels: Some(in_chans.unwrap_or(train.channels())),
         img_size: Some(img_size),
         ..Overrides::default()
     };
@@ -155,11 +159,22 @@ fn resume<'a>(
     let [train, val] = open_data(cx, console, &options, arch.in_channels)?;
     folder.write_options(&resolved(cx, &arch, &options))?;
     note_bf16(cx, console, options.amp);
+    note_arithmetic(cx, console, &checkpoint, &options);
     let done = checkpoint.progress.epoch;
     let mut trainer = Trainer::new(cx, model, options, [train, val], folder.clone());
     trainer.resume(checkpoint)?;
     console.message(format_args!("resuming {} after {done} epochs", folder.path().display()));
     Ok((trainer, folder))
+}
+
+/// Says so where the run does not come to the bits that it would have come to uninterrupted.
+fn note_arithmetic(cx: &Context, console: &Console, checkpoint: &Checkpoint, options: &TrainOptions) {
+    let here = arithmetic(cx.level(), options);
+    if let Some(before) = checkpoint.arithmetic.as_ref().filter(|before| **before != here) {
+        console.message(format_args!(
+            "the run was computed with {before} and goes on with {here}, which rounds otherwise: its last bits will differ"
+        ));
+    }
 }
 
 /// A resumed run keeps its recipe; only the number of epochs and what changes no result may change: how images are loaded, and

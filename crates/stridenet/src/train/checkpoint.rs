@@ -2,6 +2,7 @@
 
 use super::{Optimizer, TrainError, TrainOptions};
 use crate::Error;
+use crate::kernels::Level;
 use crate::layer::Parameter;
 use crate::network::Network;
 use crate::weights::{
@@ -15,6 +16,7 @@ const MODEL: &str = "model.";
 const AVERAGE: &str = "ema.";
 const PROGRESS: &str = "stridenet.progress";
 const OPTIONS: &str = "stridenet.options";
+const ARITHMETIC: &str = "stridenet.arithmetic";
 
 /// An epoch's results.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -100,6 +102,8 @@ pub struct Checkpoint {
     pub options: TrainOptions,
     /// How far it is.
     pub progress: Progress,
+    /// The [arithmetic](arithmetic) that it was computed with; files of before this was written do not say.
+    pub arithmetic: Option<String>,
     /// The weights, under torch's names.
     pub state: StateDict,
     /// The moving average of the weights, where there is one, under torch's names.
@@ -137,6 +141,7 @@ impl Checkpoint {
         let metadata = BTreeMap::from([
             (PROGRESS.to_owned(), json(serde_json::to_string(progress))?),
             (OPTIONS.to_owned(), json(serde_json::to_string(options))?),
+            (ARITHMETIC.to_owned(), arithmetic(network.level(), options)),
         ]);
         write_safetensors(path, &tensors, &metadata)?;
         Ok(())
@@ -158,6 +163,7 @@ impl Checkpoint {
         };
         let progress: Progress = serde_json::from_str(part(PROGRESS)?).map_err(wrong)?;
         let options: TrainOptions = serde_json::from_str(part(OPTIONS)?).map_err(wrong)?;
+        let arithmetic = metadata.get(ARITHMETIC).cloned();
         let (mut state, mut average, mut optimizer) = (StateDict::new(), StateDict::new(), BTreeMap::new());
         for (name, entry) in tensors.iter() {
             let copy = |name: &str| (name.to_owned(), entry.shape().to_vec(), entry.values().clone());
@@ -171,8 +177,16 @@ impl Checkpoint {
         }
         let has_average = average.iter().next().is_some();
         let average = has_average.then_some(average);
-        Ok(Checkpoint { options, progress, state, average, optimizer })
+        Ok(Checkpoint { options, progress, arithmetic, state, average, optimizer })
     }
+}
+
+/// What decides how a run's sums are rounded, in words: with the same arithmetic it comes to the same bits on every CPU.
+pub fn arithmetic(level: Level, options: &TrainOptions) -> String {
+    let halves = options.amp.is_some() && level.multiplies_bf16();
+    let halves = if halves { " with products of bf16" } else { "" };
+    let threes = if level.adds_beside() { " with additions beside products" } else { "" };
+    format!("{}{halves}{threes}", level.name())
 }
 
 fn resume(path: &Path, reason: String) -> Error {

@@ -8,7 +8,7 @@ mod schedule;
 mod step;
 mod trainer;
 
-pub use checkpoint::{Checkpoint, EpochRow, Progress};
+pub use checkpoint::{Checkpoint, EpochRow, Progress, arithmetic};
 pub use optimizer::{
     AdamWOptions, LambOptions, Opt, Optimizer, OptimizerOptions, Rule, SgdOptions, Update, WeightAverage,
 };
