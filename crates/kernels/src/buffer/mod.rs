@@ -32,11 +32,12 @@ fn stagger(length: usize) -> usize {
 
 /// A vector in which `length` zeros begin a cache line, and the index of the first. They come from the system without being written.
 pub fn zeros_in_lines(length: usize) -> (Vec<f32>, usize) {
-    let line = stagger(length) * LINE;
-    let values = vec![0.0f32; length + line + LINE];
+    // The same room wherever the first value will stand, so that a buffer fits where one of its length was freed.
+    let room = if length < PAGED { 1 } else { PAGE };
+    let values = vec![0.0f32; length + room * LINE];
     let rest = values.as_ptr().align_offset(LINE * size_of::<f32>());
     assert!(rest <= LINE, "a vector's values are aligned to their size");
-    let first = line + rest;
+    let first = stagger(length) * LINE + rest;
     (values, first)
 }
 
@@ -199,8 +200,11 @@ mod tests {
         let lines = [PAGED; 8].map(stagger);
         assert!(lines.iter().all(|&line| line < PAGE));
         assert!(lines.iter().any(|line| line != &lines[0]));
-        let (values, first) = zeros_in_lines(PAGED);
-        assert!(values[first..].len() >= PAGED && values[first..].as_ptr().addr() % 64 == 0);
+        let buffers = [PAGED; 8].map(zeros_in_lines);
+        for (values, first) in &buffers {
+            assert!(values[*first..].len() >= PAGED && values[*first..].as_ptr().addr() % 64 == 0);
+            assert_eq!(values.len(), buffers[0].0.len(), "one fits where another was");
+        }
     }
 
     #[test]
