@@ -262,6 +262,21 @@ fn a_damaged_state_is_not_resumed() {
 }
 
 #[test]
+fn a_state_does_not_write_to_the_terminal() {
+    let folder = Folder::new();
+    folder.images("data", 10);
+    folder.train("data", "run", &[]);
+    let state = "run/state/checkpoint.safetensors";
+    let hostile = edit(&folder.read(state), |header| {
+        header["__metadata__"]["stridenet.arithmetic"] = "\u{1b}[2J\nfingers".into();
+    });
+    folder.write(state, &hostile);
+    let answer = succeed(&["train", "--resume", "--out", &folder.text("run"), "--epochs", "2"]);
+    assert!(answer.stderr.contains("fingers and goes on with"), "{answer:?}");
+    assert!(!answer.stderr.contains('\u{1b}'), "{answer:?}");
+}
+
+#[test]
 fn a_loss_that_is_no_number_stops_the_run() {
     let folder = Folder::new();
     folder.images("data", 20);

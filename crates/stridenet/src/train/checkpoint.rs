@@ -6,7 +6,8 @@ use crate::kernels::Level;
 use crate::layer::Parameter;
 use crate::network::Network;
 use crate::weights::{
-    NamedTensor, NonFinite, StateDict, TensorValues, read_safetensors_with_metadata, write_safetensors,
+    NamedTensor, NonFinite, StateDict, TensorValues, printable, read_safetensors_with_metadata,
+    write_safetensors,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -102,7 +103,7 @@ pub struct Checkpoint {
     pub options: TrainOptions,
     /// How far it is.
     pub progress: Progress,
-    /// The [arithmetic](arithmetic) that it was computed with; files of before this was written do not say.
+    /// The [arithmetic](arithmetic) that it was computed with, fit to be shown; older files do not say.
     pub arithmetic: Option<String>,
     /// The weights, under torch's names.
     pub state: StateDict,
@@ -163,7 +164,7 @@ impl Checkpoint {
         };
         let progress: Progress = serde_json::from_str(part(PROGRESS)?).map_err(wrong)?;
         let options: TrainOptions = serde_json::from_str(part(OPTIONS)?).map_err(wrong)?;
-        let arithmetic = metadata.get(ARITHMETIC).cloned();
+        let arithmetic = metadata.get(ARITHMETIC).map(|text| printable(text));
         let (mut state, mut average, mut optimizer) = (StateDict::new(), StateDict::new(), BTreeMap::new());
         for (name, entry) in tensors.iter() {
             let copy = |name: &str| (name.to_owned(), entry.shape().to_vec(), entry.values().clone());
@@ -181,7 +182,7 @@ impl Checkpoint {
     }
 }
 
-/// What decides how a run's sums are rounded, in words: with the same arithmetic it comes to the same bits on every CPU.
+/// What decides how a run's sums are rounded, in words: with the same arithmetic its weights come to the same bits on every CPU.
 pub fn arithmetic(level: Level, options: &TrainOptions) -> String {
     let halves = options.amp.is_some() && level.multiplies_bf16();
     let halves = if halves { " with products of bf16" } else { "" };
